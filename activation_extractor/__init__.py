@@ -1,0 +1,76 @@
+"""Activations of any PyTorch model: captured faithfully, reduced where they live, stored safely.
+
+The names below are imported when they are first used, so that importing the package imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from activation_extractor._blocks import blocks
+    from activation_extractor._capture import Capture, capture
+    from activation_extractor._extract import extract
+    from activation_extractor._layers import gradients, inputs, outputs
+    from activation_extractor.activations import Activations
+    from activation_extractor.errors import ActivationError
+    from activation_extractor.extractors.intermediateExtractor import IntermediateExtractor
+    from activation_extractor.extractors.intermediateExtractorBase import IntermediateExtractorBase
+    from activation_extractor.reducers import position
+    from activation_extractor.sinks import MemorySink, SafetensorsSink, Sink
+    from activation_extractor.store import Column, Store, open_store
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ActivationError": "errors",
+    "Activations": "activations",
+    "Capture": "_capture",
+    "Column": "store",
+    "IntermediateExtractor": "extractors.intermediateExtractor",
+    "IntermediateExtractorBase": "extractors.intermediateExtractorBase",
+    "MemorySink": "sinks",
+    "SafetensorsSink": "sinks",
+    "Sink": "sinks",
+    "Store": "store",
+    "blocks": "_blocks",
+    "capture": "_capture",
+    "extract": "_extract",
+    "gradients": "_layers",
+    "inputs": "_layers",
+    "open_store": "store",
+    "outputs": "_layers",
+    "position": "reducers",
+}
+
+__all__ = [
+    "ActivationError",
+    "Activations",
+    "Capture",
+    "Column",
+    "IntermediateExtractor",
+    "IntermediateExtractorBase",
+    "MemorySink",
+    "SafetensorsSink",
+    "Sink",
+    "Store",
+    "blocks",
+    "capture",
+    "extract",
+    "gradients",
+    "inputs",
+    "open_store",
+    "outputs",
+    "position",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

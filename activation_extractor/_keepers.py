@@ -1,0 +1,227 @@
+"""What happens to a recorded tensor: copied or reduced where it lives, then kept."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from activation_extractor._kept import Entry, Kept, referenced
+from activation_extractor._layers import Target
+from activation_extractor._layout import has_sequence, sequence_second
+from activation_extractor._masks import CallArguments, Masks
+from activation_extractor._options import Options
+from activation_extractor._root import current_cut
+from activation_extractor._taps import Keep
+from activation_extractor._values import snapshot, storage_bytes
+from activation_extractor.errors import InferenceReferenceError, ReducerError
+from activation_extractor.reducers import Reducer, full, owns_result
+
+
+class Place(Protocol):
+    """Where recorded values go: the recording that a keeper works for."""
+
+    options: Options
+    kept: Kept
+    masks: Masks
+    call: CallArguments | None
+    ran: set[str]
+
+    @property
+    def is_open(self) -> bool: ...
+
+    def check_step(self, target: Target) -> None: ...
+
+    def ran_again(self, target: Target) -> None: ...
+
+
+def keeper(target: Target, place: Place) -> Keep:
+    """What keeps the outputs or inputs of one target, call by call."""
+    if _is_plain(place.options):
+        return _plain_keeper(target, place)
+    keep_value = _value_keeper(target, place)
+
+    def keep(value: Tensor) -> None:
+        place.check_step(target)
+        if target.name in place.ran:
+            place.ran_again(target)
+        place.ran.add(target.name)
+        keep_value(value, place.call, None)
+        _tell_cut(target, place)
+
+    return keep
+
+
+class GradientKeeper:
+    """Keeps the gradients of one target, each at the place of the call that it belongs to.
+
+    Backward visits the calls from the last to the first. Where a checkpoint ran a call without a graph and runs it
+    again in backward, the gradient belongs to the last call that still lacks one.
+
+    Attributes:
+        calls: for each call of the step so far, what the model's own call was given.
+    """
+
+    def __init__(self, target: Target, place: Place) -> None:
+        self.calls: list[CallArguments | None] = []
+        self._lacking: set[int] = set()
+        self._target, self._place = target, place
+        self._keep_value = _value_keeper(target, place)
+
+    def expect(self, is_recomputed: bool) -> Keep:
+        """A place for the gradient of the call that is under way."""
+        if is_recomputed:
+            return self._keep_recomputed
+        self._place.check_step(self._target)
+        calls, index = self.calls, len(self.calls)
+        calls.append(self._place.call)
+        self._lacking.add(index)
+
+        def keep(gradient: Tensor) -> None:
+            if calls is self.calls:  # still the same step
+                self._keep(index, gradient)
+
+        return keep
+
+    def forget(self) -> None:
+        """Begin a new step."""
+        self.calls, self._lacking = [], set()
+
+    @property
+    def lacks(self) -> bool:
+        """Whether a gradient that is wanted has not come."""
+        wanted = {len(self.calls) - 1} if self._place.options.calls == "last" else set(range(len(self.calls)))
+        return bool(wanted & self._lacking)
+
+    def _keep_recomputed(self, gradient: Tensor) -> None:
+        if self._lacking:
+            self._keep(max(self._lacking), gradient)
+
+    def _keep(self, index: int, gradient: Tensor) -> None:
+        self._lacking.discard(index)
+        if self._place.options.calls != "last":
+            self._keep_value(gradient, self.calls[index], index)
+        elif index == len(self.calls) - 1:
+            self._keep_value(gradient, self.calls[index], None)
+
+
+def _is_plain(options: Options) -> bool:
+    """Whether the activation is kept whole and nothing else is asked: the case worth a fast path."""
+    return (
+        list(options.reducers.values()) == [full]
+        and options.calls == "last"
+        and options.detach
+        and options.to is None
+        and options.max_bytes is None
+        and not options.has_sink
+    )
+
+
+def _plain_keeper(target: Target, place: Place) -> Keep:
+    name, values, ran = target.name, place.kept.values, place.ran
+    key = (name, next(iter(place.options.reducers)))
+    entry = _owned if place.options.copy else _borrowed
+
+    def keep(value: Tensor) -> None:
+        if name in ran:
+            place.ran_again(target)
+        ran.add(name)
+        values[key] = entry(value)
+        if (cut := current_cut()) is not None:
+            cut.ran(place, name)
+
+    return keep
+
+
+def _value_keeper(target: Target, place: Place) -> Any:
+    """What reduces and keeps one value: ``(value, the model's call, index of the layer's call)``."""
+    options, kept = place.options, place.kept
+    keeps_parts = options.calls == "join"  # reduced when it is whole
+
+    def keep_value(value: Tensor, call: CallArguments | None, index: int | None) -> None:
+        if options.detach and value.requires_grad:
+            value = value.detach()
+        if keeps_parts:
+            _keep_whole((target.name, "full"), value, call, index)
+            return
+        for name, reducer in options.reducers.items():
+            key = (target.name, name)
+            if reducer is full:
+                _keep_whole(key, value, call, index)
+            else:
+                kept.put(key, _moved(_reduced(target, name, reducer, value, call, place), options), index)
+
+    def _keep_whole(key: tuple[str, str], value: Tensor, call: CallArguments | None, index: int | None) -> None:
+        kept.put(key, _whole(value, options), index)
+        if _needs_mask(value, options):
+            sequence = sequence_second(target.layer, value, options.sequence_axis)
+            kept.put_mask(target.name, place.masks.find(target.layer, sequence, call), index)
+
+    return keep_value
+
+
+def _needs_mask(value: Tensor, options: Options) -> bool:
+    """Whether a value that is kept whole will be reduced, or freed of its padding, later."""
+    if options.calls == "join" and any(reducer is not full for reducer in options.reducers.values()):
+        return True
+    return options.has_sink and has_sequence(value, options.sequence_axis)
+
+
+def _reduced(
+    target: Target, name: str, reducer: Reducer, value: Tensor, call: CallArguments | None, place: Place
+) -> Tensor:
+    sequence = sequence_second(target.layer, value, place.options.sequence_axis)
+    return reduce_sequence(target.layer, name, reducer, sequence, place.masks.find(target.layer, sequence, call))
+
+
+def reduce_sequence(layer: str, name: str, reducer: Reducer, sequence: Tensor, mask: Tensor | None) -> Tensor:
+    """Reduce ``(batch, seq, *features)``; the result owns its memory.
+
+    Raises:
+        ReducerError: the reducer returned something else than a tensor with `batch` rows.
+    """
+    try:
+        result = reducer(sequence, mask)
+    except Exception as error:
+        error.add_note(f"while reducing layer {layer!r} with {name!r}, activation {tuple(sequence.shape)}")
+        raise
+    if not isinstance(result, Tensor):
+        raise ReducerError(name, layer, f"a {type(result).__name__}")
+    if result.dim() == 0 or result.shape[0] != sequence.shape[0]:
+        got = f"shape {tuple(result.shape)} for {sequence.shape[0]} rows"
+        raise ReducerError(name, layer, got)
+    if not owns_result(reducer) and storage_bytes(result)[0] == storage_bytes(sequence)[0]:
+        return result.clone()
+    return result
+
+
+def _moved(value: Tensor, options: Options) -> Tensor:
+    return value if options.to is None else value.to(options.to)
+
+
+def _whole(value: Tensor, options: Options) -> Entry:
+    if not options.copy:
+        return _borrowed(value) if options.detach else _referenced(value)
+    if options.to is not None:
+        return value.to(options.to, copy=True)
+    return value.clone()  # detached already, where that is wanted
+
+
+def _owned(value: Tensor) -> Entry:
+    return snapshot(value)
+
+
+def _borrowed(value: Tensor) -> Entry:
+    return _referenced(value.detach() if value.requires_grad else value)
+
+
+def _referenced(value: Tensor) -> Entry:
+    if value.is_inference():
+        raise InferenceReferenceError
+    return referenced(value)
+
+
+def _tell_cut(target: Target, place: Place) -> None:
+    cut = current_cut()
+    if cut is not None:
+        cut.ran(place, target.name)

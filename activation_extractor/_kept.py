@@ -1,0 +1,143 @@
+"""What one block keeps: the values of its layers, by recorded name and reducer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Literal
+
+from torch import Tensor
+
+from activation_extractor._values import ordinary, storage_bytes
+from activation_extractor.errors import CapacityError, OverwrittenError
+
+Calls = Literal["last", "all", "join"]
+Key = tuple[str, str]  # recorded name, reducer's name
+
+
+class Reference(tuple[Tensor, int]):
+    """A tensor kept without a copy, and its version when the layer returned it."""
+
+    __slots__ = ()
+
+
+def referenced(tensor: Tensor) -> Reference:
+    """The tensor itself, with what tells whether it is written to later."""
+    return Reference((tensor, tensor._version))
+
+
+Entry = Tensor | Reference
+
+
+class Kept:
+    """Values by key; one value a key, or the values of all calls in order.
+
+    Attributes:
+        values: what is kept: an entry, or a list of entries with a None where a gradient is still to come.
+        masks: the masks of the activations that are kept whole, by recorded name, call by call.
+    """
+
+    def __init__(self, calls: Calls, max_bytes: int | None) -> None:
+        self.values: dict[Key, Any] = {}
+        self.masks: dict[str, list[Tensor | None]] = {}
+        self._keeps_all = calls != "last"
+        self._budget = None if max_bytes is None else _Budget(max_bytes)
+
+    def put(self, key: Key, entry: Entry, index: int | None = None) -> None:
+        """Keep the value of a call: the next one, or the one with this index.
+
+        Raises:
+            CapacityError: it does not fit ``max_bytes``.
+        """
+        if not self._keeps_all:
+            self._count(key, entry, self.values.get(key))
+            self.values[key] = entry
+            return
+        entries = self.values.setdefault(key, [])
+        index = len(entries) if index is None else index
+        entries.extend([None] * (index + 1 - len(entries)))
+        self._count(key, entry, entries[index])
+        entries[index] = entry
+
+    def put_mask(self, name: str, mask: Tensor | None, index: int | None = None) -> None:
+        """Keep the mask that belongs to a value that was put at `index`."""
+        if not self._keeps_all:
+            self.masks[name] = [mask]
+            return
+        masks = self.masks.setdefault(name, [])
+        index = len(masks) if index is None else index
+        masks.extend([None] * (index + 1 - len(masks)))
+        masks[index] = mask
+
+    def read(self, key: Key) -> Any:
+        """The tensor of a key, or the list of the tensors of its calls; ordinary tensors, the same ones each time.
+
+        Raises:
+            KeyError: nothing is kept under this key.
+            OverwrittenError: it was kept without a copy and written to since.
+        """
+        entry = self.values[key]
+        if isinstance(entry, list):
+            entry[:] = [one if one is None else _read(key, one) for one in entry]
+            return [_tensor(one) for one in entry if one is not None]
+        self.values[key] = entry = _read(key, entry)
+        return _tensor(entry)
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self.values.clear()
+        self.masks.clear()
+        if self._budget is not None:
+            self._budget = _Budget(self._budget.max_bytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the values keep alive; memory that several share counts once."""
+        storages = {}
+        for value in self.values.values():
+            for entry in value if isinstance(value, list) else [value]:
+                if entry is not None:
+                    identity, size = storage_bytes(_tensor(entry))
+                    storages[identity] = size
+        return sum(storages.values())
+
+    def _count(self, key: Key, new: Entry, old: Entry | None) -> None:
+        if self._budget is not None:
+            self._budget.replace(key[0], _tensor(new), None if old is None else _tensor(old))
+
+
+class _Budget:
+    """A running count of the memory that is kept, by storage."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._users: Counter[int] = Counter()
+        self._kept_bytes = 0
+
+    def replace(self, layer: str, new: Tensor, old: Tensor | None) -> None:
+        identity, size = storage_bytes(new)
+        added = 0 if self._users[identity] else size
+        if self._kept_bytes + added > self.max_bytes:
+            raise CapacityError(self.max_bytes, self._kept_bytes + added, layer)
+        self._users[identity] += 1
+        self._kept_bytes += added
+        if old is not None:
+            self._drop(*storage_bytes(old))
+
+    def _drop(self, identity: int, size: int) -> None:
+        self._users[identity] -= 1
+        if self._users[identity] <= 0:
+            del self._users[identity]
+            self._kept_bytes -= size
+
+
+def _tensor(entry: Entry) -> Tensor:
+    return entry[0] if isinstance(entry, Reference) else entry
+
+
+def _read(key: Key, entry: Entry) -> Entry:
+    if not isinstance(entry, Reference):
+        return ordinary(entry)
+    tensor, version = entry
+    if tensor._version != version:
+        raise OverwrittenError(key[0])
+    return entry

@@ -1,0 +1,235 @@
+"""Which layers are wanted: selections, and their resolution to modules and recorded names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from torch import nn
+
+from activation_extractor._modules import WRAPPER_SEGMENTS, ModuleTree, check_hookable, runs
+from activation_extractor.errors import ArgumentError, ArgumentTypeError, DuplicateLayerError, LayerNotFoundError
+
+Side = Literal["output", "input", "gradient"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Layers together with the side of the call that is wanted; made by `outputs`, `inputs` and `gradients`."""
+
+    layers: Any
+    side: Side
+    select: Any = None
+
+
+def outputs(layers: Any, *, select: Any = None) -> Selection:
+    """Record what the layers return.
+
+    Args:
+        layers: any selection that `capture` takes.
+        select: which part of a structured output: an index, a key (or attribute), or a callable that is given the
+            output and returns the part. Without it the first tensor of the structure is recorded.
+
+    Example:
+        >>> from torch import nn
+        >>> from activation_extractor import capture, outputs
+        >>> attention = nn.MultiheadAttention(8, 2)
+        >>> wrapped = capture(nn.Sequential(attention), outputs("0", select=1))  # the attention weights
+    """
+    return Selection(layers, "output", _check_select(select))
+
+
+def inputs(layers: Any, *, select: Any = None) -> Selection:
+    """Record what the layers are called with, taken before the call; recorded as ``name:input``.
+
+    Args:
+        layers: any selection that `capture` takes.
+        select: which argument: a position, a name of the layer's signature (keyword arguments count too), or a
+            callable that is given the arguments by name. Without it the first tensor is recorded.
+    """
+    return Selection(layers, "input", _check_select(select))
+
+
+def gradients(layers: Any, *, select: Any = None) -> Selection:
+    """Record the gradient that backward brings to the layers' output; recorded as ``name:gradient``.
+
+    Backward has to run inside the block. The gradient is the one for the value that the layer returned, also when a
+    later in-place op changes that value. A second backward over the same call replaces the first one's gradient.
+
+    Args:
+        layers: any selection that `capture` takes.
+        select: which part of a structured output, as for `outputs`.
+    """
+    return Selection(layers, "gradient", _check_select(select))
+
+
+def _check_select(select: Any) -> Any:
+    if select is None or isinstance(select, int | str) or callable(select):
+        return select
+    raise ArgumentTypeError("select", "be an index, a key or a callable", select)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing to record.
+
+    Attributes:
+        name: the recorded name, ``h.0``, ``h.0:input``, ``h.0:gradient`` or the user's own.
+        layer: the layer's plain name.
+        module: the module that is hooked.
+        side: which side of its call.
+        select: which part of a structured value, or None for its first tensor.
+    """
+
+    name: str
+    layer: str
+    module: nn.Module
+    side: Side
+    select: Any
+
+
+def resolve(model: nn.Module, layers: Any) -> tuple[Target, ...]:
+    """The targets that a selection means on this model, in the selection's order, patterns in the model's order."""
+    tree = ModuleTree(model)
+    targets: dict[str, Target] = {}
+    literal: set[str] = set()
+    for target, is_literal in _expand(tree, layers, "output", None):
+        known = targets.setdefault(target.name, target)
+        if (known.module, known.side, known.select) != (target.module, target.side, target.select):
+            reason = f"for two things, of layers {known.layer!r} and {target.layer!r}"
+            raise DuplicateLayerError(target.name, reason, "Give one of them another name: {'new name': selection}.")
+        if is_literal and target.name in literal:
+            raise DuplicateLayerError(target.name, "twice", "Leave one of them out.")
+        if is_literal:
+            literal.add(target.name)
+    if not targets:
+        raise ArgumentError("layers", "select at least one layer", layers, "Try blocks(model) or '**'.")
+    return tuple(targets.values())
+
+
+def _expand(tree: ModuleTree, layers: Any, side: Side, select: Any) -> Iterator[tuple[Target, bool]]:
+    """Yield each target of a selection, and whether it was named one by one rather than by a pattern."""
+    if isinstance(layers, Selection):
+        yield from _expand(tree, layers.layers, layers.side, layers.select)
+    elif isinstance(layers, Mapping):
+        for name, selection in layers.items():
+            yield _renamed(tree, name, selection, side, select), True
+    elif isinstance(layers, Iterable) and not isinstance(layers, str | nn.Module | type):
+        for selection in layers:
+            yield from _expand(tree, selection, side, select)
+    else:
+        names, is_literal = _match(tree, layers)
+        for layer in names:
+            check_hookable(layer, tree.modules[layer])
+            name = layer if side == "output" else f"{layer}:{side}"
+            yield Target(name, layer, tree.modules[layer], side, select), is_literal
+
+
+def _renamed(tree: ModuleTree, name: Any, selection: Any, side: Side, select: Any) -> Target:
+    if not isinstance(name, str):
+        raise ArgumentTypeError("a new name in layers", "be a string", name)
+    found = [target for target, _ in _expand(tree, selection, side, select)]
+    if len(found) != 1:
+        reason = f"for {len(found)} layers selected by {selection!r}"
+        raise DuplicateLayerError(name, reason, "Give each layer a name of its own.")
+    suffix = "" if side == "output" else f":{side}"
+    return replace(found[0], name=name + suffix)
+
+
+def _match(tree: ModuleTree, selection: Any) -> tuple[list[str], bool]:
+    """The plain names that one selection means, and whether it names a layer rather than describing some."""
+    if isinstance(selection, nn.Module):
+        names = tree.names_of(selection)
+        if not names:
+            kind = type(selection).__name__
+            raise LayerNotFoundError(kind, advice="The module given is not part of the model.")
+        return names, True
+    if isinstance(selection, str):
+        exact = _exact(tree, selection)
+        if exact is not None:
+            return [exact], True
+        if not any(character in selection for character in "*?["):
+            raise LayerNotFoundError(selection, _close_matches(tree, selection))
+    names = _described(tree, _matcher(selection))
+    if not names:
+        raise LayerNotFoundError(_shown(selection), _close_matches(tree, selection))
+    return names, False
+
+
+def _described(tree: ModuleTree, matches: Callable[[str, nn.Module], bool]) -> list[str]:
+    """The names of the layers that fit a description, by plain or full name; neither the root nor bare containers."""
+    names: dict[str, None] = {}
+    for full_name, name in tree.plain_names.items():
+        module = tree.modules[name]
+        if name and runs(module) and (matches(name, module) or matches(full_name, module)):
+            names[name] = None
+    return list(names)
+
+
+def _exact(tree: ModuleTree, name: str) -> str | None:
+    if name in tree.modules:
+        return name
+    if name in tree.plain_names:
+        return tree.plain_names[name]
+    plain = _without_wrapper_segments(name)
+    return plain if plain in tree.modules else None
+
+
+def _without_wrapper_segments(name: str) -> str:
+    return ".".join(segment for segment in name.split(".") if segment not in WRAPPER_SEGMENTS)
+
+
+def _matcher(selection: Any) -> Callable[[str, nn.Module], bool]:
+    if isinstance(selection, str):
+        pattern = glob(_without_wrapper_segments(selection))
+        return lambda name, module: pattern.fullmatch(name) is not None
+    if isinstance(selection, re.Pattern):
+        return lambda name, module: selection.fullmatch(name) is not None
+    if isinstance(selection, type):
+        if not issubclass(selection, nn.Module):
+            raise ArgumentTypeError("a type in layers", "be a subclass of torch.nn.Module", selection)
+        return lambda name, module: isinstance(module, selection)
+    if callable(selection):
+        return lambda name, module: bool(selection(name, module))
+    condition = "be a name, pattern, regex, module, module type, predicate, or an iterable or dict of these"
+    raise ArgumentTypeError("layers", condition, selection)
+
+
+def glob(pattern: str) -> re.Pattern[str]:
+    """A layer pattern as a regex: ``*`` and ``?`` within a dotted segment, ``**`` across them, ``[0-3]``.
+
+    A leading or inner ``**`` stands for any number of segments, none included; a trailing one for at least one.
+    """
+    token = re.compile(
+        r"(?P<lead>(?<![^.])\*\*\.)|(?P<any>\*\*)|(?P<star>\*)|(?P<one>\?)|\[(?P<set>!?[^\]]+)\]|(?P<char>.)"
+    )
+    parts = []
+    for match in token.finditer(pattern):
+        if match["lead"]:
+            parts.append(r"(?:.+\.)?")
+        elif match["any"]:
+            parts.append(".+")
+        elif match["star"]:
+            parts.append(r"[^.]*")
+        elif match["one"]:
+            parts.append(r"[^.]")
+        elif match["set"]:
+            parts.append("[" + match["set"].replace("!", "^", 1).replace("\\", "\\\\") + "]")
+        else:
+            parts.append(re.escape(match["char"]))
+    try:
+        return re.compile("".join(parts))
+    except re.error as error:
+        raise ArgumentError("a pattern in layers", "be well formed", pattern, f"In it: {error}.") from error
+
+
+def _close_matches(tree: ModuleTree, selection: Any) -> list[str]:
+    text = selection.pattern if isinstance(selection, re.Pattern) else selection
+    return get_close_matches(text, filter(None, tree.modules), n=3) if isinstance(text, str) else []
+
+
+def _shown(selection: Any) -> Any:
+    return getattr(selection, "__qualname__", selection)

@@ -1,0 +1,60 @@
+"""Where the sequence is in an activation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from activation_extractor.errors import ArgumentError, ArgumentTypeError, SequenceAxisError
+
+SequenceAxis = int | tuple[int, ...] | None
+
+
+def check_sequence_axis(axis: Any) -> SequenceAxis:
+    """`axis` itself when it can be a sequence axis: None, an integer, or a tuple of different integers."""
+    if axis is None or (isinstance(axis, int) and not isinstance(axis, bool)):
+        return axis
+    if not isinstance(axis, tuple | list) or not all(isinstance(one, int) for one in axis):
+        raise ArgumentTypeError("sequence_axis", "be an integer or a tuple of integers", axis)
+    if not axis or len(set(axis)) != len(axis):
+        raise ArgumentError("sequence_axis", "name different axes", axis, "For images it is (2, 3).")
+    return tuple(axis)
+
+
+def has_sequence(activation: Tensor, axis: SequenceAxis) -> bool:
+    """Whether an activation has a known sequence: three axes, or an axis that the user named."""
+    return axis is not None or activation.dim() == 3
+
+
+def single_axis(layer: str, activation: Tensor, axis: SequenceAxis) -> int:
+    """The one axis that is the sequence, counted from 0; 1 for three axes unless the user names another."""
+    return _axes(layer, activation, axis)[0]
+
+
+def sequence_second(layer: str, activation: Tensor, axis: SequenceAxis) -> Tensor:
+    """The activation as ``(batch, seq, *features)``: a view where possible, several sequence axes made one.
+
+    Raises:
+        SequenceAxisError: other than three axes and none named, or one named that it does not have.
+    """
+    axes = _axes(layer, activation, axis)
+    if axes == (1,):
+        return activation
+    moved = activation.movedim(axes, tuple(range(1, 1 + len(axes))))
+    return moved.flatten(1, len(axes)) if len(axes) > 1 else moved
+
+
+def _axes(layer: str, activation: Tensor, axis: SequenceAxis) -> tuple[int, ...]:
+    dim = activation.dim()
+    if axis is None:
+        if dim != 3:
+            advice = "Pass sequence_axis= (for images (2, 3)), or reduce='full'."
+            raise SequenceAxisError(layer, activation.shape, "have shape (batch, seq, features)", advice)
+        return (1,)
+    given = axis if isinstance(axis, tuple) else (axis,)
+    axes = tuple(one + dim if one < 0 else one for one in given)
+    if any(not 0 <= one < dim for one in axes) or len(set(axes)) != len(axes) or dim <= len(axes):
+        condition = f"have the axes sequence_axis={axis!r} and one for the batch"
+        raise SequenceAxisError(layer, activation.shape, condition, "Name axes that it has.")
+    return axes

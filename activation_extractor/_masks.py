@@ -1,0 +1,209 @@
+"""Which positions are real: the mask that a model's own call was given, fitted to a layer's activation."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from activation_extractor._layers import glob
+from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError
+
+MaskPolicy = Any
+_DEFAULT = "attention_mask"
+_DECODER = "decoder_attention_mask"
+# Names under which models take what they keep between decoding steps.
+_CACHE_ARGUMENTS = frozenset(
+    {"past_key_values", "past_key_value", "layer_past", "past", "cache_params", "cache", "mems"}
+)
+
+
+def signature_of(module: nn.Module) -> inspect.Signature | None:
+    """The signature of a module's forward; None when it has none that can be read."""
+    try:
+        return inspect.signature(module.forward)
+    except (TypeError, ValueError):
+        return None
+
+
+def bind(signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, in the signature's order; empty when they do not fit it.
+
+    ``*args`` stay one tuple under their name, ``**kwargs`` are spread out.
+    """
+    if signature is None:
+        return {**{str(index): value for index, value in enumerate(args)}, **kwargs}
+    try:
+        arguments = signature.bind(*args, **kwargs).arguments
+    except TypeError:
+        return {}  # the call itself is about to raise
+    bound: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            bound.update(value)
+        else:
+            bound[name] = value
+    return bound
+
+
+class CallArguments:
+    """What one call of the model was given, as far as masks need it."""
+
+    def __init__(self, signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._call = signature, args, kwargs
+        self.fitted: dict[Any, Tensor] = {}  # masks already checked in this call, by what they were made from
+
+    @cached_property
+    def _arguments(self) -> dict[str, Any]:
+        return bind(*self._call)
+
+    def get(self, name: str) -> Any:
+        """The argument of this name, also from inside a dict of features that is itself an argument."""
+        if name in self._arguments:
+            return self._arguments[name]
+        nested = (value for value in self._arguments.values() if isinstance(value, Mapping))
+        return next((value[name] for value in nested if name in value), None)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the call carries a cache of earlier positions."""
+        return any(self._arguments.get(name) is not None for name in _CACHE_ARGUMENTS)
+
+
+class Masks:
+    """The mask policy of a capture: finds a layer's mask, checks it, and makes it fit.
+
+    Args:
+        policy: what ``mask=`` was given.
+        model: the plain model, whose signature tells which masks it takes.
+    """
+
+    def __init__(self, policy: MaskPolicy, model: nn.Module) -> None:
+        self._policy = policy
+        signature = signature_of(model)
+        self._names = frozenset(signature.parameters if signature else ())
+        self._takes_any = signature is None or _takes_any(signature)
+        self._by_pattern: list[tuple[re.Pattern[str], str | Tensor | None]] = []
+        if isinstance(policy, Mapping):
+            self._by_pattern = [(glob(pattern), source) for pattern, source in policy.items()]
+        for source in self._sources():
+            self._check_name(source)
+
+    def find(self, layer: str, activation: Tensor, call: CallArguments | None) -> Tensor | None:
+        """The mask for an activation ``(batch, seq, *features)``: ``(batch, seq)`` bool on its device, or None.
+
+        Args:
+            layer: the layer's plain name.
+            activation: its value, sequence axis second.
+            call: the model's call that is under way; None when the layer ran outside of one.
+
+        Raises:
+            MaskError: the mask does not fit, or has a row without a real position.
+        """
+        source = self._source(layer)
+        if isinstance(source, str):
+            if call is None:
+                raise MaskError(
+                    f"come from {source!r} of the model's own call",
+                    "a layer that ran outside of one",
+                    "Capture the module that is called, or say mask=None when nothing is padding.",
+                    layer,
+                )
+            source = call.get(source)
+        mask = None if source is None else _cached(layer, source, activation, call)
+        if callable(self._policy):
+            mask = self._policy(layer, activation, mask)
+            mask = None if mask is None else _fitted(layer, mask, activation, is_cached=False)
+        return mask
+
+    def _source(self, layer: str) -> str | Tensor | None:
+        """Where the layer's mask comes from: an argument's name, the mask itself, or nowhere."""
+        for pattern, source in self._by_pattern:
+            if pattern.fullmatch(layer):
+                return source
+        policy = self._policy
+        if policy is None or isinstance(policy, Tensor) or (isinstance(policy, str) and policy != _DEFAULT):
+            named: str | Tensor | None = policy
+            return named
+        in_decoder = "decoder" in layer.split(".") and "encoder" not in layer.split(".")
+        return _DECODER if in_decoder and _DECODER in self._names else _DEFAULT
+
+    def _sources(self) -> list[Any]:
+        return [source for _, source in self._by_pattern] if self._by_pattern else [self._policy]
+
+    def _check_name(self, source: Any) -> None:
+        """An argument name other than the default one has to be an argument of the model."""
+        if isinstance(source, str) and source != _DEFAULT and not self._takes_any and source not in self._names:
+            known = ", ".join(sorted(self._names))
+            raise ArgumentError("mask", f"name an argument of the model ({known})", source)
+
+
+def check_policy(mask: MaskPolicy) -> None:
+    """Refuse what can be no mask policy on any model."""
+    if isinstance(mask, Mapping):
+        for pattern, source in mask.items():
+            if not isinstance(pattern, str) or not (source is None or isinstance(source, str | Tensor)):
+                advice = "Write it as {'decoder.**': 'decoder_attention_mask'}."
+                condition = "map layer patterns to argument names, tensors or None"
+                raise ArgumentTypeError("mask", condition, {pattern: source}, advice)
+    elif isinstance(mask, Tensor):
+        _check_form(mask, None)
+    elif not (mask is None or isinstance(mask, str) or callable(mask)):
+        condition = "be an argument's name, a tensor, a dict, a callable (layer, activation, mask) -> mask, or None"
+        raise ArgumentTypeError("mask", condition, mask)
+
+
+def _takes_any(signature: inspect.Signature) -> bool:
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+
+
+def _check_form(mask: Any, layer: str | None) -> None:
+    """A mask is ``(batch, seq)`` and says yes or no; an additive or 4-D mask is something else."""
+    if not isinstance(mask, Tensor):
+        raise MaskError("be a tensor", type(mask).__name__, "Convert it, or pass mask=None.", layer)
+    if mask.dim() != 2:
+        advice = "Pass the two-dimensional mask that the tokenizer made as mask=."
+        raise MaskError("have shape (batch, seq)", f"shape {tuple(mask.shape)}", advice, layer)
+    if _is_additive(mask):
+        advice = "Pass the mask of zeros and ones that it was made from as mask=."
+        raise MaskError("hold zeros and ones", "an additive mask", advice, layer)
+
+
+def _is_additive(mask: Tensor) -> bool:
+    # Only a float mask can be additive; looking at the values waits for an accelerator, so look at no others.
+    return mask.dtype.is_floating_point and not bool(((mask == 0) | (mask == 1)).all())
+
+
+def _cached(layer: str, mask: Any, activation: Tensor, call: CallArguments | None) -> Tensor:
+    """`_fitted`, done once in a call for all layers of one shape: the checks read the mask's values."""
+    if call is None:
+        return _fitted(layer, mask, activation, is_cached=False)
+    key = (id(mask), activation.shape[:2], activation.device)
+    if key not in call.fitted:
+        call.fitted[key] = _fitted(layer, mask, activation, is_cached=call.is_cached)
+    return call.fitted[key]
+
+
+def _fitted(layer: str, mask: Any, activation: Tensor, *, is_cached: bool) -> Tensor:
+    _check_form(mask, layer)
+    batch, seq = activation.shape[:2]
+    if is_cached and mask.shape[1] > seq:
+        mask = mask[:, -seq:]
+    if tuple(mask.shape) != (batch, seq):
+        advice = "For layers that change the sequence length pass mask=callable(layer, activation, mask) or mask=None."
+        raise MaskError(f"have shape {(batch, seq)}", f"shape {tuple(mask.shape)}", advice, layer)
+    is_real: Tensor = mask.to(activation.device) != 0
+    _check_rows(layer, is_real)
+    return is_real
+
+
+def _check_rows(layer: str, mask: Tensor) -> None:
+    has_real = mask.any(1)
+    if not bool(has_real.all()):
+        row = int((~has_real).nonzero()[0])
+        advice = "Leave empty rows out of the batch, or pass mask=None."
+        raise MaskError("have a real position in every row", f"none in row {row}", advice, layer)

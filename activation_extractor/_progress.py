@@ -1,0 +1,43 @@
+"""A progress bar over batches, from tqdm."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from activation_extractor._tables import human_bytes
+from activation_extractor.errors import ArgumentTypeError, MissingExtraError
+
+
+class Progress:
+    """Iterates over batches and shows how far it is.
+
+    Args:
+        batches: what to iterate over.
+        is_shown: whether to show a bar; None shows one if tqdm is installed.
+
+    Raises:
+        MissingExtraError: a bar is asked for and tqdm is not installed.
+    """
+
+    def __init__(self, batches: Iterable[Any], is_shown: bool | None) -> None:
+        if is_shown is not None and not isinstance(is_shown, bool):
+            raise ArgumentTypeError("progress", "be True, False or None", is_shown)
+        has_tqdm = importlib.util.find_spec("tqdm") is not None
+        if is_shown and not has_tqdm:
+            raise MissingExtraError("progress=True", "cli", "tqdm")
+        self._batches, self._bar = batches, None
+        if is_shown or (is_shown is None and has_tqdm):
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(batches, unit="batch", dynamic_ncols=True)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._batches if self._bar is None else self._bar)
+
+    def show(self, rows: int, nbytes: int, seconds: float) -> None:
+        """Show rows and bytes so far, and rows per second."""
+        if self._bar is not None:
+            rate = f"{rows / seconds:.0f} rows/s" if seconds > 0 else ""
+            self._bar.set_postfix_str(f"{rows} rows, {rate}, {human_bytes(nbytes)}", refresh=False)

@@ -1,0 +1,246 @@
+"""One entered block: its hooks, its steps, and how both end."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from activation_extractor import _context
+from activation_extractor._keepers import GradientKeeper, keeper
+from activation_extractor._kept import Kept
+from activation_extractor._layers import Target
+from activation_extractor._masks import CallArguments, Masks, signature_of
+from activation_extractor._options import Options
+from activation_extractor._results import Results
+from activation_extractor._root import StopForward, unwatch, watch
+from activation_extractor._stance import eager_stance
+from activation_extractor._steps import RowId, make_step
+from activation_extractor._taps import tap, tap_gradient
+from activation_extractor.errors import (
+    GradientNotFoundError,
+    InferenceReferenceError,
+    LayerNotRunError,
+    StepError,
+    StopEarlyError,
+)
+from activation_extractor.sinks import Sink
+
+
+class Recording:
+    """What happens between entering a block and leaving it.
+
+    Args:
+        root: the plain model.
+        targets: what to record on it.
+        options: how.
+        sink: where finished steps go, or None when the whole block is one step.
+    """
+
+    def __init__(self, root: nn.Module, targets: Sequence[Target], options: Options, sink: Sink | None) -> None:
+        self.options, self.is_open = options, False
+        self.kept = Kept(options.calls, options.max_bytes)
+        self.results = Results(targets, options, self.kept)
+        self.masks = Masks(options.mask, root)
+        self.call: CallArguments | None = None
+        self.ran: set[str] = set()  # in the forward that is under way
+        self._root: nn.Module | None = root
+        self._signature = signature_of(root)
+        self._targets = tuple(targets)
+        self._gradients: dict[str, GradientKeeper] = {}
+        self._sink, self._steps = sink, 0
+        self._in_step = sink is None
+        self._groups = False  # whether the open step is a `step` block
+        self._forward_thread: int | None = None
+        self._has_warned = self._was_cut = False
+        self._exits = ExitStack()
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the forward is to be cut short."""
+        return self.options.stop_early
+
+    def open(self) -> None:
+        """Attach everything; on an error nothing stays attached."""
+        if not self.options.copy and torch.is_inference_mode_enabled():
+            raise InferenceReferenceError
+        root = self._root
+        assert root is not None
+        with ExitStack() as exits:
+            for target in self._targets:
+                exits.callback(self._tap(target))
+            watch(root, self)
+            exits.callback(unwatch, root, self)
+            eager_stance.enter()
+            exits.callback(eager_stance.leave)
+            _context.enter(self)
+            exits.callback(_context.leave, self)
+            self.is_open = True
+            self._exits = exits.pop_all()
+
+    def close(self, error: BaseException | None) -> None:
+        """Detach everything; end the step that is the block, unless the body failed.
+
+        Args:
+            error: what the body raised, if anything.
+
+        Raises:
+            LayerNotRunError, GradientNotFoundError: only when the body raised nothing.
+            StopEarlyError: the body failed over the output that `stop_early` left out.
+        """
+        self.is_open = False
+        self._exits.close()
+        self._root = None
+        try:
+            if error is None and self._sink is None:
+                self._check_complete()
+            if error is not None and self._was_cut and "NoneType" in str(error):
+                raise StopEarlyError from error
+        finally:
+            self._targets, self._gradients, self.call = (), {}, None
+            self._close_sink(error)
+
+    def _close_sink(self, error: BaseException | None) -> None:
+        if self._sink is None:
+            return
+        try:
+            self._sink.close()
+        except Exception as sink_error:
+            if error is None:
+                raise
+            error.add_note(f"The sink could not be closed either: {sink_error}")
+
+    def _tap(self, target: Target) -> Any:
+        if target.side != "gradient":
+            return tap(target, self, keeper(target, self))
+        gradients = self._gradients[target.name] = GradientKeeper(target, self)
+        return tap_gradient(target, self, gradients.expect)
+
+    # -- what keepers ask of their place ------------------------------------------------------------------------------
+
+    def check_step(self, target: Target) -> None:
+        """Refuse a call that belongs to no step, so that nothing is recorded that no sink would ever see."""
+        if not self._in_step:
+            raise StepError(
+                "hold every recorded call when there is a sink",
+                f"a call of {target.layer!r} outside the model's own call",
+                "Wrap what belongs together in `with acts.step(): ...`, or capture the module that is called.",
+            )
+        if target.side == "gradient" and self._sink is not None and not self._groups:
+            raise StepError(
+                "hold forward and backward when gradients go to a sink",
+                f"a forward of {target.layer!r} outside a step block",
+                "Wrap both in `with acts.step(): ...`.",
+            )
+
+    def ran_again(self, target: Target) -> None:
+        """Warn, once, that only the last call of several in one forward is kept."""
+        if self.options.calls == "last" and self.call is not None and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"Layer {target.layer!r} ran several times in one forward and its last value is kept. "
+                "Pass calls='all' or calls='join' to keep them all.",
+                stacklevel=2,
+            )
+
+    # -- the model's own calls ----------------------------------------------------------------------------------------
+
+    def awaited(self, members: frozenset[int]) -> set[str]:
+        """The names of what is wanted from the modules with these ids."""
+        return {target.name for target in self._targets if id(target.module) in members}
+
+    @contextmanager
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+        """Span one forward of the model; with a sink, and outside a `step` block, it is a step."""
+        if self.call is not None:
+            self._check_thread()
+            yield  # the model calls itself: part of the outer forward
+            return
+        self._forward_thread = threading.get_ident()
+        self.call = CallArguments(self._signature, args, kwargs)
+        self.ran.clear()
+        try:
+            if self._in_step:
+                yield
+            else:
+                with self._step(None, {}):
+                    yield
+        finally:
+            self.call = None
+            self.ran.clear()
+
+    def note_cut(self) -> None:
+        """Note that a forward was cut short and returned None."""
+        self._was_cut = True
+
+    def _check_thread(self) -> None:
+        if threading.get_ident() != self._forward_thread:
+            raise StepError(
+                "see one forward at a time",
+                "two in different threads of one context",
+                "Enter a capture of its own in each thread.",
+            )
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def step(self, ids: Sequence[RowId] | None, keep: Mapping[str, Tensor]) -> Iterator[None]:
+        """Group what runs inside into one step."""
+        if self._sink is None:
+            raise StepError("have a sink to go to", "none", "Without a sink the whole block is one step.")
+        if not self.is_open or self._in_step:
+            got = "one inside another step" if self.is_open else "one after the block was left"
+            advice = "Begin it in the with-block, between forwards."
+            raise StepError("begin inside the with-block and outside other steps", got, advice)
+        self._groups = True
+        try:
+            with self._step(ids, keep):
+                yield
+        finally:
+            self._groups = False
+
+    @contextmanager
+    def _step(self, ids: Sequence[RowId] | None, keep: Mapping[str, Tensor]) -> Iterator[None]:
+        self._begin_step()
+        try:
+            yield
+        except StopForward:
+            self._end_step(ids, keep)
+            raise
+        finally:
+            self._in_step = False
+        self._end_step(ids, keep)
+
+    def _begin_step(self) -> None:
+        self.results.clear()
+        self._in_step = True
+        for gradients in self._gradients.values():
+            gradients.forget()
+
+    def _end_step(self, ids: Sequence[RowId] | None, keep: Mapping[str, Tensor]) -> None:
+        self._check_complete()
+        columns = self.results.columns()
+        if self._sink is not None and columns:
+            self._sink.write(make_step(self._steps, columns, ids, keep))
+            self._steps += 1
+
+    def _check_complete(self) -> None:
+        """Raise for what was requested and did not come."""
+        if self.options.missing == "skip":
+            return
+        came = {name for name, _ in self.kept.values}
+        outputs = [target.layer for target in self._targets if target.side != "gradient" and target.name not in came]
+        idle = [target.layer for target in self._targets if self._never_ran(target)]
+        if outputs or idle:
+            raise LayerNotRunError(list(dict.fromkeys(outputs + idle)))
+        lacking = [name for name, gradients in self._gradients.items() if gradients.lacks]
+        if lacking:
+            raise GradientNotFoundError(lacking)
+
+    def _never_ran(self, target: Target) -> bool:
+        return target.side == "gradient" and not self._gradients[target.name].calls

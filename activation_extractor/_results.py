@@ -1,0 +1,127 @@
+"""Reading what a block kept: one value a key, joined calls, and a step's columns for a sink."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from activation_extractor._keepers import reduce_sequence
+from activation_extractor._kept import Kept, Key
+from activation_extractor._layers import Target
+from activation_extractor._layout import has_sequence, sequence_second, single_axis
+from activation_extractor._options import Options
+from activation_extractor._steps import Ragged
+from activation_extractor._values import ordinary
+from activation_extractor.reducers import full
+
+
+class Results:
+    """The values of one block, in the form in which they are handed out.
+
+    Args:
+        targets: recorded name to layer name, in order.
+        options: the capture's.
+        kept: what its hooks keep.
+    """
+
+    def __init__(self, targets: Sequence[Target], options: Options, kept: Kept) -> None:
+        self._layers = {target.name: target.layer for target in targets}
+        self._options, self._kept = options, kept
+        self._joined: dict[Key, tuple[int, Tensor]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The recorded names that something is kept for."""
+        return [name for name in self._layers if any(key[0] == name for key in self._kept.values)]
+
+    @property
+    def reducers(self) -> list[str]:
+        """The reducers' names."""
+        return list(self._options.reducers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that is kept."""
+        return self._kept.nbytes
+
+    def read(self, key: Key) -> Tensor | list[Tensor]:
+        """The value of a key; a list with ``calls='all'``.
+
+        Raises:
+            KeyError: nothing is kept under it.
+            OverwrittenError: see `Kept.read`.
+        """
+        if self._options.calls != "join":
+            value: Tensor | list[Tensor] = self._kept.read(key)
+            return value
+        parts = self._kept.read((key[0], "full"))
+        if key[1] not in self._options.reducers:
+            raise KeyError(key)
+        count, joined = self._joined.get(key, (0, None))
+        if joined is None or count != len(parts):
+            joined = self._join(key, parts)
+            self._joined[key] = (len(parts), joined)
+        return joined
+
+    def hand_out(self, key: Key) -> Tensor | list[Tensor]:
+        """The value of a key for the user: a copy where a sink owns the original."""
+        value = self.read(key)
+        if not self._options.has_sink:
+            return value
+        return [one.clone() for one in value] if isinstance(value, list) else value.clone()
+
+    def columns(self) -> dict[Key, Tensor | Ragged]:
+        """What a step hands to a sink: padding left out of whole activations, a column for each call of 'all'."""
+        columns: dict[Key, Tensor | Ragged] = {}
+        for name in self.names:
+            for reducer in self._options.reducers:
+                value = self.read((name, reducer))
+                several = isinstance(value, list)
+                for index, one in enumerate(value if isinstance(value, list) else [value]):
+                    column = (f"{name}#{index}" if several else name, reducer)
+                    columns[column] = self._packed(name, reducer, one, index)
+        return columns
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._kept.clear()
+        self._joined.clear()
+
+    def _join(self, key: Key, parts: list[Tensor]) -> Tensor:
+        name, layer = key[0], self._layers[key[0]]
+        axis = self._options.sequence_axis
+        joined = torch.cat(parts, single_axis(layer, parts[0], axis))
+        reducer = self._options.reducers[key[1]]
+        if reducer is full:
+            return joined
+        sequence = sequence_second(layer, joined, axis)
+        return ordinary(reduce_sequence(layer, key[1], reducer, sequence, self._joined_mask(name, parts)))
+
+    def _joined_mask(self, name: str, parts: list[Tensor]) -> Tensor | None:
+        masks = self._kept.masks.get(name, [])
+        if all(mask is None for mask in masks):
+            return None
+        whole = []
+        for part, mask in zip(parts, masks, strict=True):
+            sequence = sequence_second(self._layers[name], part, self._options.sequence_axis)
+            whole.append(sequence.new_ones(sequence.shape[:2], dtype=torch.bool) if mask is None else mask)
+        return torch.cat(whole, 1)
+
+    def _packed(self, name: str, reducer: str, value: Tensor, index: int) -> Tensor | Ragged:
+        axis = self._options.sequence_axis
+        if self._options.reducers[reducer] is not full or not has_sequence(value, axis):
+            return value
+        sequence = sequence_second(self._layers[name], value, axis)
+        mask = self._mask(name, index)
+        if mask is None:
+            lengths = torch.full((sequence.shape[0],), sequence.shape[1], dtype=torch.int64)
+            return Ragged(sequence.flatten(0, 1), lengths)
+        return Ragged(sequence[mask], mask.sum(1).cpu())
+
+    def _mask(self, name: str, index: int) -> Tensor | None:
+        if self._options.calls == "join":
+            return self._joined_mask(name, self._kept.read((name, "full")))
+        masks = self._kept.masks.get(name, [])
+        return masks[index] if index < len(masks) else None

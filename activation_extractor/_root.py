@@ -1,0 +1,132 @@
+"""The model's own call: where a forward of the whole model begins and ends, and where `stop_early` is caught.
+
+Hooks cannot do this: they neither see every way out of a call nor can they swallow an exception. What can is
+``module.__dict__["_compiled_call_impl"]``, which ``nn.Module.__call__`` prefers over its own and ``__getstate__``
+leaves out of copies and pickles. It is private to torch; the tests of this module watch over it.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager, ExitStack
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from torch import nn
+
+from activation_extractor._context import Owner, open_here
+from activation_extractor._taps import backward_task
+
+_CALL = "_compiled_call_impl"
+_lock = threading.Lock()
+
+
+class Watcher(Owner, Protocol):
+    """What is told of a model's forwards."""
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether it wants the forward to be cut short once everything has run."""
+        ...
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractContextManager[None]:
+        """A context that spans one forward; `StopForward` passing through it is no failure."""
+        ...
+
+    def note_cut(self) -> None:
+        """Told when a forward was cut short, so that the call returned None."""
+        ...
+
+    def awaited(self, members: frozenset[int]) -> set[str]:
+        """The names of what it wants from the modules with these ids."""
+        ...
+
+
+class StopForward(BaseException):
+    """Ends a forward in which everything wanted has run; not an Exception, lest a model's ``except`` swallow it."""
+
+    def __init__(self, cut: Cut) -> None:
+        self.cut = cut
+
+
+class Cut:
+    """What a forward that is to be cut short still has to run."""
+
+    def __init__(self, awaited: dict[Owner, set[str]]) -> None:
+        self._awaited = awaited
+
+    def ran(self, owner: Owner, name: str) -> None:
+        """Note that a layer has run, and end the forward if it was the last one that anyone waits for."""
+        names = self._awaited.get(owner)
+        if names is None or name not in names:
+            return
+        names.discard(name)
+        if not any(self._awaited.values()):
+            raise StopForward(self)
+
+
+_cut: ContextVar[Cut | None] = ContextVar("activation_extractor_cut", default=None)
+
+current_cut = _cut.get
+
+
+def watch(root: nn.Module, watcher: Watcher) -> None:
+    """Tell `watcher` of each forward of `root` in its context, until `unwatch`."""
+    with _lock:
+        call = root.__dict__.get(_CALL)
+        if not isinstance(call, _RootCall):
+            call = root.__dict__[_CALL] = _RootCall(root, call, _CALL in root.__dict__)
+        call.watchers = (*call.watchers, watcher)
+
+
+def unwatch(root: nn.Module, watcher: Watcher) -> None:
+    """Undo `watch`; the last one out puts back what the first one found."""
+    with _lock:
+        call = root.__dict__.get(_CALL)
+        if not isinstance(call, _RootCall):
+            return  # someone compiled the model in place meanwhile: theirs stays
+        call.watchers = tuple(other for other in call.watchers if other is not watcher)
+        if not call.watchers:
+            call.restore()
+
+
+class _RootCall:
+    """Stands in for a model's own call while captures are open on it."""
+
+    def __init__(self, root: nn.Module, previous: Any, was_set: bool) -> None:
+        self._root, self._previous, self._was_set = root, previous, was_set
+        self._members = frozenset(map(id, root.modules()))
+        self.watchers: tuple[Watcher, ...] = ()
+
+    def restore(self) -> None:
+        del self._root.__dict__[_CALL]
+        if self._was_set:
+            self._root.__dict__[_CALL] = self._previous
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = self._previous or self._root._call_impl
+        opened = open_here()
+        watchers = [watcher for watcher in self.watchers if watcher in opened]
+        if not watchers or backward_task() != -1:  # a stranger's call, or checkpointing's recomputation
+            return call(*args, **kwargs)
+        with ExitStack() as stack:
+            for watcher in watchers:
+                stack.enter_context(watcher.forward(args, kwargs))
+            if current_cut() is None and any(watcher.stops_early for watcher in watchers):
+                return self._cut_short(call, args, kwargs, opened)
+            return call(*args, **kwargs)
+
+    def _cut_short(self, call: Any, args: Any, kwargs: Any, opened: tuple[Owner, ...]) -> Any:
+        # Every capture open in this context is served, whether or not it wants to stop early itself.
+        cut = Cut({owner: owner.awaited(self._members) for owner in opened if hasattr(owner, "awaited")})
+        token = _cut.set(cut)
+        try:
+            return call(*args, **kwargs)
+        except StopForward as stop:
+            if stop.cut is not cut:
+                raise
+            for watcher in self.watchers:
+                watcher.note_cut()
+            return None
+        finally:
+            _cut.reset(token)

@@ -1,0 +1,40 @@
+"""Making compiled models run eagerly while anything is captured, so that hooks fire."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+import torch
+
+
+class EagerStance:
+    """A counter over ``torch.compiler.set_stance("force_eager")``.
+
+    The stance is process-wide and its own context manager restores wrongly when uses overlap: here the first user
+    sets it and the last one out restores what the first one found.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._set: Any = None
+
+    def enter(self) -> None:
+        """Hold the stance. Does nothing in a process that has compiled nothing: importing dynamo takes a second."""
+        with self._lock:
+            self._users += 1
+            if self._set is None and "torch._dynamo" in sys.modules:
+                self._set = torch.compiler.set_stance("force_eager")
+
+    def leave(self) -> None:
+        """Let go of the stance."""
+        with self._lock:
+            self._users -= 1
+            if self._users == 0 and self._set is not None:
+                self._set.__exit__(None, None, None)
+                self._set = None
+
+
+eager_stance = EagerStance()

@@ -1,0 +1,112 @@
+"""What a step hands to a sink."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
+
+RowId = int | str
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths, padding left out.
+
+    Attributes:
+        values: ``(positions, *features)``, the rows one behind the other.
+        lengths: ``(rows,)`` int64 on the CPU, how many positions each row has.
+    """
+
+    values: Tensor
+    lengths: Tensor
+
+    def rows(self) -> tuple[Tensor, ...]:
+        """A view ``(positions, *features)`` for each row."""
+        return torch.split(self.values, self.lengths.tolist())
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward of the model, or one ``step`` block.
+
+    Attributes:
+        index: the step's number in its block, from 0.
+        rows: how many samples it has.
+        values: by recorded name and reducer, a tensor with one row for each sample, or `Ragged`. The tensors are the
+            sink's own, detached, on the device where they were reduced.
+        ids: the samples' ids, or None when none were given.
+        keep: further columns of the user's, with one row for each sample.
+    """
+
+    index: int
+    rows: int
+    values: Mapping[tuple[str, str], Tensor | Ragged]
+    ids: Sequence[RowId] | None = None
+    keep: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def check_ids(ids: Any) -> list[RowId] | None:
+    """Row ids as a list of strings or Python integers; None when none are given."""
+    if ids is None:
+        return None
+    if isinstance(ids, Tensor | np.ndarray):
+        ids = ids.tolist()
+    if not isinstance(ids, Iterable) or isinstance(ids, str):
+        raise ArgumentTypeError("ids", "be a sequence of strings or integers, one for each row", ids)
+    checked = [int(one) if isinstance(one, np.integer) else one for one in ids]
+    wrong = [one for one in checked if not isinstance(one, int | str) or isinstance(one, bool)]
+    if wrong or len({type(one) for one in checked}) > 1:
+        raise ArgumentTypeError("ids", "be all strings or all integers", (wrong or checked)[0])
+    return checked
+
+
+def check_keep(keep: Any) -> dict[str, Tensor]:
+    """Further columns as tensors, by name."""
+    if keep is None:
+        return {}
+    if not isinstance(keep, Mapping) or not all(isinstance(name, str) and name for name in keep):
+        raise ArgumentTypeError("keep", "be a dict from names to tensors, arrays or lists of numbers", keep)
+    columns = {}
+    for name, values in keep.items():
+        try:
+            column = torch.as_tensor(values)
+        except (TypeError, ValueError, RuntimeError) as error:
+            condition = f"hold numbers in column {name!r}"
+            raise ArgumentTypeError("keep", condition, type(values).__name__) from error
+        if column.dim() == 0:
+            raise ArgumentError("keep", f"have one row for each sample in column {name!r}", column.item())
+        columns[name] = column.detach().clone()
+    return columns
+
+
+def make_step(
+    index: int,
+    values: Mapping[tuple[str, str], Tensor | Ragged],
+    ids: list[RowId] | None,
+    keep: Mapping[str, Tensor],
+) -> Step:
+    """A step, once all of its parts have been seen to have the same rows.
+
+    Raises:
+        StepError: they have not.
+    """
+    counts = {name: _rows(value) for name, value in values.items()}
+    rows = len(ids) if ids is not None else next(iter(counts.values()))
+    for key, count in (*counts.items(), *((name, len(column)) for name, column in keep.items())):
+        if count != rows:
+            advice = "Group calls that belong together, give an id for each row, or leave that layer out."
+            raise StepError("have the same rows in every column", f"{count} in {key!r} beside {rows}", advice)
+    return Step(index, rows, values, ids, keep)
+
+
+def _rows(value: Tensor | Ragged) -> int:
+    if isinstance(value, Ragged):
+        return len(value.lengths)
+    return value.shape[0] if value.dim() else 0

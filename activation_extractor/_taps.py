@@ -1,0 +1,153 @@
+"""Hooks on one module: is this call ours, which tensor is meant, hand it on.
+
+This is the hot path: a hook runs on every call of its module, by whoever, so it asks the cheapest questions first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from activation_extractor._context import Owner, open_here
+from activation_extractor._foreign import hide_ours, show_all
+from activation_extractor._layers import Target
+from activation_extractor._masks import bind, signature_of
+from activation_extractor._values import main_tensor, select_part
+from activation_extractor.errors import TransformedCallError, ValueNotFoundError
+
+Keep = Callable[[Tensor], None]
+Detach = Callable[[], None]
+
+# Private, 30 ns each, and the only way to know: -1 outside backward, None outside a transform of torch.func.
+backward_task = torch._C._current_graph_task_id
+transform = torch._C._functorch.peek_interpreter_stack
+
+
+def tap(target: Target, owner: Owner, keep: Keep) -> Detach:
+    """Attach a hook that hands each recorded tensor of `target` to `keep`; returns what takes it off again.
+
+    Calls in other contexts than `owner`'s, of copies of the module, and recomputed by checkpointing in backward are
+    left out.
+
+    Raises:
+        TransformedCallError: from the module's call, under ``vmap`` and the like.
+        ValueNotFoundError: from the module's call, when its value holds no tensor.
+    """
+    if target.side == "input":
+        return _before(target.module, _input_hook(target, owner, keep))
+    return _after(target.module, _output_hook(target, owner, keep))
+
+
+def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Keep]) -> Detach:
+    """Attach a hook that asks `expect` for a place for each gradient to come, and fills it in backward.
+
+    Args:
+        target: the layer whose output's gradient is wanted.
+        owner: the recording.
+        expect: called in each call of the layer, with whether it is a recomputation; returns what takes the gradient.
+    """
+    handles: list[RemovableHandle] = []
+    detach = _after(target.module, _gradient_hook(target, owner, expect, handles))
+
+    def detach_all() -> None:
+        detach()
+        for handle in handles:
+            handle.remove()
+
+    return detach_all
+
+
+def _output_hook(target: Target, owner: Owner, keep: Keep) -> Callable[..., None]:
+    module, pick = target.module, _picker(target)
+    is_bare = target.select is None
+
+    def record(called: nn.Module, args: Any, output: Any) -> None:
+        if owner not in open_here() or called is not module or backward_task() != -1:
+            return
+        if transform() is not None:
+            raise TransformedCallError(target.layer)
+        keep(output if is_bare and isinstance(output, Tensor) else pick(output))
+
+    return record
+
+
+def _input_hook(target: Target, owner: Owner, keep: Keep) -> Callable[..., None]:
+    module, pick, signature = target.module, _picker(target), signature_of(target.module)
+
+    # Registration writes the hook before its kwargs flag: another thread's call may come without kwargs.
+    def record_input(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if owner not in open_here() or called is not module or backward_task() != -1:
+            return
+        if transform() is not None:
+            raise TransformedCallError(target.layer)
+        keep(pick(bind(signature, args, kwargs or {})))
+
+    return record_input
+
+
+def _gradient_hook(
+    target: Target, owner: Owner, expect: Callable[[bool], Keep], handles: list[RemovableHandle]
+) -> Callable[..., None]:
+    module, pick = target.module, _picker(target)
+
+    def expect_gradient(called: nn.Module, args: Any, output: Any) -> None:
+        if owner not in open_here() or called is not module:
+            return
+        if transform() is not None:
+            raise TransformedCallError(target.layer)
+        tensor, keep = pick(output), expect(backward_task() != -1)
+        if tensor.requires_grad:
+            handles[:] = [handle for handle in handles if handle.hooks_dict_ref() is not None]
+            handles.append(tensor.register_hook(_while_open(owner, keep)))  # type: ignore[no-untyped-call]
+
+    return expect_gradient
+
+
+def _while_open(owner: Owner, keep: Keep) -> Callable[[Tensor], None]:
+    # Backward runs on other threads, where the context is another: the closure knows whose gradient this is.
+    def record_gradient(gradient: Tensor) -> None:
+        if owner.is_open:
+            keep(gradient)
+
+    return record_gradient
+
+
+def _picker(target: Target) -> Callable[[Any], Tensor]:
+    """What finds the tensor to record in what the layer takes or returns."""
+
+    def pick(value: Any) -> Tensor:
+        part = value if target.select is None else select_part(value, target.select)
+        tensor = main_tensor(part)
+        if tensor is None:
+            raise ValueNotFoundError(target.layer, value, target.select)
+        return tensor
+
+    return pick
+
+
+def _after(module: nn.Module, hook: Callable[..., None]) -> Detach:
+    handle = module.register_forward_hook(hook)
+    hooks = module._forward_hooks
+    hide_ours(hooks)
+
+    def detach() -> None:
+        handle.remove()
+        show_all(hooks)
+
+    return detach
+
+
+def _before(module: nn.Module, hook: Callable[..., None]) -> Detach:
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    hooks, flags = module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
+    hide_ours(hooks, flags)
+
+    def detach() -> None:
+        handle.remove()
+        show_all(hooks, flags)
+
+    return detach

@@ -1,0 +1,354 @@
+"""Every error that the library raises.
+
+Each error derives from `ActivationError` and from the built-in that a stranger would catch::
+
+    ActivationError
+    ├── LayerNotFoundError       LookupError    a selection matches no layer
+    ├── DuplicateLayerError      ValueError     one recorded name for two things
+    ├── UnhookableLayerError     TypeError      a module that hooks cannot reach
+    ├── ArgumentError            ValueError     an argument's value is not usable
+    │   └── ArgumentTypeError    TypeError      ... because of its type
+    ├── LayerNotRunError         RuntimeError   a requested layer did not run in a step
+    ├── GradientNotFoundError    RuntimeError   a requested gradient never came
+    ├── ValueNotFoundError       TypeError      a layer's value holds no tensor to record
+    ├── OverwrittenError         RuntimeError   a `copy=False` value was written to later
+    ├── TransformedCallError     RuntimeError   a layer ran under `vmap` / `torch.func`
+    ├── InferenceReferenceError  RuntimeError   `copy=False` under `inference_mode`
+    ├── MaskError                ValueError     a mask does not fit its activation
+    ├── SequenceAxisError        ValueError     which axis is the sequence is not known
+    ├── PositionError            IndexError     a row is too short for `position(k)`
+    ├── ReducerError             TypeError      a reducer returned something else than a tensor
+    ├── CapacityError            MemoryError    more is kept than `max_bytes`
+    ├── StepError                RuntimeError   a step was begun, or left out, where it may not be
+    ├── StopEarlyError           RuntimeError   an outer caller needed the output that `stop_early` left out
+    ├── ActivationNotFoundError  KeyError       no such entry in activations or a store
+    ├── StoreError               OSError        a folder is not a store, or a damaged one
+    └── MissingExtraError        ImportError    an optional dependency is not installed
+
+An error keeps what it is about as attributes. Texts read
+``<what> must <condition>, got <value>. <What to do.>``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+__all__ = [
+    "ActivationError",
+    "ActivationNotFoundError",
+    "ArgumentError",
+    "ArgumentTypeError",
+    "CapacityError",
+    "DuplicateLayerError",
+    "GradientNotFoundError",
+    "InferenceReferenceError",
+    "LayerNotFoundError",
+    "LayerNotRunError",
+    "MaskError",
+    "MissingExtraError",
+    "OverwrittenError",
+    "PositionError",
+    "ReducerError",
+    "SequenceAxisError",
+    "StepError",
+    "StopEarlyError",
+    "StoreError",
+    "TransformedCallError",
+    "UnhookableLayerError",
+    "ValueNotFoundError",
+]
+
+_EXAMPLES = 3
+
+
+def examples(names: Iterable[object]) -> str:
+    """Up to three of `names`, quoted, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(repr(name) for name in names[:_EXAMPLES])
+    rest = len(names) - _EXAMPLES
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+class ActivationError(Exception):
+    """Base of every error of this library."""
+
+
+class ArgumentError(ActivationError, ValueError):
+    """An argument's value is not usable.
+
+    Attributes:
+        argument: the argument's name.
+        value: what was given.
+    """
+
+    def __init__(self, argument: str, condition: str, value: object, advice: str = "") -> None:
+        self.argument, self.value = argument, value
+        super().__init__(f"{argument} must {condition}, got {value!r}.{advice and ' ' + advice}")
+
+
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument is not of a usable type."""
+
+
+class LayerNotFoundError(ActivationError, LookupError):
+    """A selection matches no layer of the model.
+
+    Attributes:
+        selection: what was asked for.
+        close_matches: names of layers that look like it.
+    """
+
+    def __init__(self, selection: object, close_matches: Sequence[str] = (), advice: str = "") -> None:
+        self.selection, self.close_matches = selection, tuple(close_matches)
+        if close_matches:
+            advice = f"Close matches: {examples(close_matches)}."
+        advice = advice or "`[name for name, _ in model.named_modules()]` lists what there is."
+        super().__init__(f"No layer matches {selection!r}. {advice}")
+
+
+class DuplicateLayerError(ActivationError, ValueError):
+    """One recorded name stands for two things.
+
+    Attributes:
+        name: the recorded name.
+    """
+
+    def __init__(self, name: str, reason: str, advice: str) -> None:
+        self.name = name
+        super().__init__(f"A recorded name must stand for one thing, got {name!r} {reason}. {advice}")
+
+
+class UnhookableLayerError(ActivationError, TypeError):
+    """A selected module cannot be reached by a hook.
+
+    Attributes:
+        layer: the layer's name.
+    """
+
+    def __init__(self, layer: str, reason: str, advice: str) -> None:
+        self.layer = layer
+        super().__init__(f"Layer {layer!r} must be an ordinary module that runs, got {reason}. {advice}")
+
+
+class LayerNotRunError(ActivationError, RuntimeError):
+    """Requested layers did not run in a step.
+
+    Attributes:
+        layers: their names.
+    """
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        self.layers = tuple(layers)
+        super().__init__(
+            f"Every requested layer must run in a step, got no call of {examples(layers)} "
+            "(a branch not taken, `.forward()` called directly, another thread, or a fused path such as "
+            "MultiheadAttention's). Leave out what does not run, or pass missing='skip'."
+        )
+
+
+class GradientNotFoundError(ActivationError, RuntimeError):
+    """Requested gradients never came.
+
+    Attributes:
+        layers: their recorded names.
+    """
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        self.layers = tuple(layers)
+        super().__init__(
+            f"Every requested gradient must arrive before the step ends, got none for {examples(layers)} "
+            "(no backward, grad mode off, or an output that the loss does not depend on). "
+            "Call backward inside the block, or pass missing='skip'."
+        )
+
+
+class ValueNotFoundError(ActivationError, TypeError):
+    """A layer's value holds no tensor to record.
+
+    Attributes:
+        layer: the layer's name.
+        value_type: the name of the value's type.
+    """
+
+    def __init__(self, layer: str, value: object, select: object = None) -> None:
+        self.layer, self.value_type = layer, type(value).__name__
+        where = "" if select is None else f" at select={select!r}"
+        super().__init__(
+            f"What layer {layer!r} is recorded by must hold a tensor{where}, got {self.value_type}. "
+            "Choose the part to record with outputs(..., select=) or inputs(..., select=)."
+        )
+
+
+class OverwrittenError(ActivationError, RuntimeError):
+    """A value kept with ``copy=False`` was written to after its layer returned it.
+
+    Attributes:
+        layer: the layer's name.
+    """
+
+    def __init__(self, layer: str) -> None:
+        self.layer = layer
+        super().__init__(
+            f"A value kept with copy=False must not be written to later, got an in-place write to the value of "
+            f"{layer!r}. Leave copy=False out to keep it as the layer returned it."
+        )
+
+
+class InferenceReferenceError(ActivationError, RuntimeError):
+    """``copy=False`` was used under ``torch.inference_mode``."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "copy=False must be used outside torch.inference_mode, got tensors without version counters, "
+            "whose overwriting cannot be seen. Use torch.no_grad, or leave copy=False out."
+        )
+
+
+class TransformedCallError(ActivationError, RuntimeError):
+    """A layer ran under a transform of ``torch.func``.
+
+    Attributes:
+        layer: the layer's name.
+    """
+
+    def __init__(self, layer: str) -> None:
+        self.layer = layer
+        super().__init__(
+            f"Layer {layer!r} must run outside vmap and the other transforms of torch.func, got a call inside one, "
+            "where a value is a slice of the batch. Capture a plain call of the model instead."
+        )
+
+
+class MaskError(ActivationError, ValueError):
+    """A mask does not fit the activation that it belongs to.
+
+    Attributes:
+        layer: the layer's name, or None when the mask itself is at fault.
+    """
+
+    def __init__(self, condition: str, value: str, advice: str, layer: str | None = None) -> None:
+        self.layer = layer
+        what = "The mask" if layer is None else f"The mask for layer {layer!r}"
+        super().__init__(f"{what} must {condition}, got {value}. {advice}")
+
+
+class SequenceAxisError(ActivationError, ValueError):
+    """It is not known which axis of an activation is the sequence.
+
+    Attributes:
+        layer: the layer's name.
+        shape: the activation's shape.
+    """
+
+    def __init__(self, layer: str, shape: Sequence[int], condition: str, advice: str) -> None:
+        self.layer, self.shape = layer, tuple(shape)
+        super().__init__(f"The activation of layer {layer!r} must {condition}, got shape {self.shape}. {advice}")
+
+
+class PositionError(ActivationError, IndexError):
+    """A row has fewer real positions than ``position(k)`` needs.
+
+    Attributes:
+        row: the row's index in the batch.
+    """
+
+    def __init__(self, position: int, row: int, real: int) -> None:
+        self.row = row
+        super().__init__(
+            f"Every row must reach position({position}), got row {row} with {real} real positions. "
+            "Leave short rows out, or use 'first' or 'last'."
+        )
+
+
+class ReducerError(ActivationError, TypeError):
+    """A reducer returned something else than a tensor with a row for each row of its input.
+
+    Attributes:
+        reducer: the reducer's name.
+        layer: the layer's name.
+    """
+
+    def __init__(self, reducer: str, layer: str, got: str) -> None:
+        self.reducer, self.layer = reducer, layer
+        super().__init__(
+            f"Reducer {reducer!r} must return a tensor, got {got} for layer {layer!r}. "
+            "A reducer is a callable (activation, mask) -> tensor."
+        )
+
+
+class CapacityError(ActivationError, MemoryError):
+    """More is kept than ``max_bytes`` allows.
+
+    Attributes:
+        max_bytes: the cap.
+        kept_bytes: what would be kept.
+        layer: the layer whose value did not fit.
+    """
+
+    def __init__(self, max_bytes: int, kept_bytes: int, layer: str) -> None:
+        self.max_bytes, self.kept_bytes, self.layer = max_bytes, kept_bytes, layer
+        super().__init__(
+            f"What is kept must fit max_bytes={max_bytes}, got {kept_bytes} bytes with layer {layer!r}. "
+            "Reduce in the block, capture fewer layers, write to a sink, or raise max_bytes."
+        )
+
+
+class StepError(ActivationError, RuntimeError):
+    """A step was begun, or left out, where it may not be, or does not hold what it should."""
+
+    def __init__(self, condition: str, got: str, advice: str) -> None:
+        super().__init__(f"A step must {condition}, got {got}. {advice}")
+
+
+class StopEarlyError(ActivationError, RuntimeError):
+    """An outer caller needed the output that ``stop_early`` left out."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "With stop_early the model's own call must be the outermost one, got an outer caller (generate, a "
+            "pipeline, a loss) that needs the output, which is None. Call the model directly and do not use what it "
+            "returns, or leave stop_early out."
+        )
+
+
+class ActivationNotFoundError(ActivationError, KeyError):
+    """No such entry in activations or a store.
+
+    Attributes:
+        key: what was asked for.
+    """
+
+    def __init__(self, key: object, text: str) -> None:
+        self.key, self._text = key, text
+        super().__init__(key)
+
+    def __str__(self) -> str:  # KeyError would show the repr of its text
+        return self._text
+
+
+class StoreError(ActivationError, OSError):
+    """A folder cannot be written as a store, is not one, or is a damaged one.
+
+    Attributes:
+        path: the folder or file.
+    """
+
+    def __init__(self, path: object, condition: str, got: str, advice: str) -> None:
+        self.path = path
+        super().__init__(f"{str(path)!r} must {condition}, got {got}. {advice}")
+
+
+class MissingExtraError(ActivationError, ImportError):
+    """An optional dependency is not installed.
+
+    Attributes:
+        extra: the extra that holds it.
+    """
+
+    def __init__(self, what: str, extra: str, missing: Any = None) -> None:
+        self.extra = extra
+        super().__init__(
+            f"{what} needs the extra {extra!r}, got no {missing or extra}. "
+            f"Install it with: pip install 'activation_extractor[{extra}]'."
+        )

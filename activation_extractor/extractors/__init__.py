@@ -1,0 +1,1 @@
+"""The classes of the original system, under its own dotted names."""
