@@ -32,7 +32,6 @@ An error keeps what it is about as attributes. Texts read
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 __all__ = [
     "ActivationError",
@@ -60,6 +59,8 @@ __all__ = [
 ]
 
 _EXAMPLES = 3
+_LONGEST = 100  # characters of a value that are shown whole
+_EXCERPT = 40
 
 
 def examples(names: Iterable[object]) -> str:
@@ -68,6 +69,14 @@ def examples(names: Iterable[object]) -> str:
     shown = ", ".join(repr(name) for name in names[:_EXAMPLES])
     rest = len(names) - _EXAMPLES
     return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def shown(value: object) -> str:
+    """A value as an error text shows it: what the user typed, but no dump of data."""
+    text = repr(value)
+    if len(text) <= _LONGEST and "\n" not in text:
+        return text
+    return f"a {type(value).__name__} ({' '.join(text.split())[:_EXCERPT]} ...)"
 
 
 class ActivationError(Exception):
@@ -84,7 +93,7 @@ class ArgumentError(ActivationError, ValueError):
 
     def __init__(self, argument: str, condition: str, value: object, advice: str = "") -> None:
         self.argument, self.value = argument, value
-        super().__init__(f"{argument} must {condition}, got {value!r}.{advice and ' ' + advice}")
+        super().__init__(f"{argument} must {condition}, got {shown(value)}.{advice and ' ' + advice}")
 
 
 class ArgumentTypeError(ArgumentError, TypeError):
@@ -104,7 +113,7 @@ class LayerNotFoundError(ActivationError, LookupError):
         if close_matches:
             advice = f"Close matches: {examples(close_matches)}."
         advice = advice or "`[name for name, _ in model.named_modules()]` lists what there is."
-        super().__init__(f"No layer matches {selection!r}. {advice}")
+        super().__init__(f"No layer matches {shown(selection)}. {advice}")
 
 
 class DuplicateLayerError(ActivationError, ValueError):
@@ -346,9 +355,7 @@ class MissingExtraError(ActivationError, ImportError):
         extra: the extra that holds it.
     """
 
-    def __init__(self, what: str, extra: str, missing: Any = None) -> None:
+    def __init__(self, what: str, extra: str, missing: str, advice: str | None = None) -> None:
         self.extra = extra
-        super().__init__(
-            f"{what} needs the extra {extra!r}, got no {missing or extra}. "
-            f"Install it with: pip install 'activation_extractor[{extra}]'."
-        )
+        advice = advice or f"Install it with: pip install 'activation_extractor[{extra}]'"
+        super().__init__(f"{what} must have the extra {extra!r} installed, got no {missing}. {advice}")

