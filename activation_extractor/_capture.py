@@ -226,8 +226,8 @@ class Capture:
                 raise StepError(
                     "end with the block it began in", "one exit too many", "Use capture in a with-statement."
                 )
-            self._entered.remove(candidates[-1])
-            return candidates[-1]
+            self._entered.remove(recording := candidates[-1])
+            return recording
 
 
 class _Block:

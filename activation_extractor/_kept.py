@@ -114,18 +114,17 @@ class _Budget:
         self._kept_bytes = 0
 
     def replace(self, layer: str, new: Tensor, old: Tensor | None) -> None:
-        identity, size = storage_bytes(new)
-        added = 0 if self._users[identity] else size
-        if self._kept_bytes + added > self.max_bytes:
-            raise CapacityError(self.max_bytes, self._kept_bytes + added, layer)
-        self._users[identity] += 1
-        self._kept_bytes += added
         if old is not None:
             self._drop(*storage_bytes(old))
+        identity, size = storage_bytes(new)
+        self._users[identity] += 1
+        self._kept_bytes += size if self._users[identity] == 1 else 0
+        if self._kept_bytes > self.max_bytes:
+            raise CapacityError(self.max_bytes, self._kept_bytes, layer)
 
     def _drop(self, identity: int, size: int) -> None:
         self._users[identity] -= 1
-        if self._users[identity] <= 0:
+        if not self._users[identity]:
             del self._users[identity]
             self._kept_bytes -= size
 

@@ -12,9 +12,11 @@ from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from activation_extractor._context import Owner, open_here
+from activation_extractor._stance import eager_stance
 from activation_extractor._taps import backward_task
 
 _CALL = "_compiled_call_impl"
@@ -104,6 +106,13 @@ class _RootCall:
             self._root.__dict__[_CALL] = self._previous
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if eager_stance.catch_up():
+            return torch.compiler.disable(self._call)(*args, **kwargs)
+        return self._call(*args, **kwargs)
+
+    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
         call = self._previous or self._root._call_impl
         opened = open_here()
         watchers = [watcher for watcher in self.watchers if watcher in opened]

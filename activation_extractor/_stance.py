@@ -25,15 +25,25 @@ class EagerStance:
         """Hold the stance. Does nothing in a process that has compiled nothing: importing dynamo takes a second."""
         with self._lock:
             self._users += 1
-            if self._set is None and "torch._dynamo" in sys.modules:
-                self._set = torch.compiler.set_stance("force_eager")
+        self.catch_up()
+
+    def catch_up(self) -> bool:
+        """Take the stance if dynamo was imported after the first user came; returns whether it was just taken."""
+        if self._set is not None or "torch._dynamo" not in sys.modules:
+            return False
+        with self._lock:
+            if self._set is not None or not self._users:
+                return False
+            # `disable`: torch refuses to change the stance from within a compiled call, which is where we may learn of it.
+            self._set = torch.compiler.disable(torch.compiler.set_stance)("force_eager")
+            return True
 
     def leave(self) -> None:
         """Let go of the stance."""
         with self._lock:
             self._users -= 1
             if self._users == 0 and self._set is not None:
-                self._set.__exit__(None, None, None)
+                torch.compiler.disable(self._set.__exit__)(None, None, None)
                 self._set = None
 
 

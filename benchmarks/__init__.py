@@ -1,0 +1,1 @@
+"""What capturing costs, measured: ``python -m benchmarks``. See README.md beside this file."""

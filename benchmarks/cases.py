@@ -1,0 +1,203 @@
+"""What is measured: each function yields cases, and `CASES` lists the functions.
+
+A new group is a new function here, or in a module beside this one that is added to `CASES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from activation_extractor import Capture, capture
+from benchmarks.measure import Case, Run, System
+
+Store = dict[str, Tensor]
+Hook = Callable[[Store, str, nn.Module, Any, Tensor], None]
+Mode = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much work a case is.
+
+    Attributes:
+        layers: of the model that shows pure overhead.
+        set_up_layers: the numbers of layers for which entering and leaving is measured.
+        loops: runs of 200 small layers in one timing; other cases scale it to about the same time.
+    """
+
+    layers: int = 200
+    set_up_layers: tuple[int, ...] = (10, 200, 1000)
+    loops: int = 20
+
+
+SMALLEST = Size(layers=3, set_up_layers=(3,), loops=1)
+
+
+def all_cases(size: Size) -> list[Case]:
+    """Every case, in the order in which they are shown."""
+    return [case for cases in CASES for case in cases(size)]
+
+
+def captured_calls(size: Size) -> Iterator[Case]:
+    """What a captured call adds to a layer that does next to nothing, beside a hook that keeps the same."""
+    model, x = small_layers(size.layers), torch.randn(4, 16)
+    for name, mode, copy, hook in _CAPTURED:
+        yield Case(
+            name=f"captured_call.{name}",
+            about=f"one captured call, {'copied' if copy else 'by reference'}",
+            ours=partial(captured, model, x, mode, copy=copy),
+            reference=partial(hooked, model, x, mode, hook),
+            floor=partial(bare, model, x, mode),
+            calls=size.layers,
+            loops=size.loops,
+            target=1.2 if copy else 1.35,
+            goal=1.1 if copy else 1.2,
+        )
+
+
+def pooled_calls(size: Size) -> Iterator[Case]:
+    """What pooling in the hook adds, beside the same reduction in a bare hook: 4 x 128 positions of 256 features."""
+    model, x = nn.Sequential(*(nn.Linear(256, 256) for _ in range(4))), torch.randn(4, 128, 256)
+    for name, mode in _MODES.items():
+        yield Case(
+            name=f"pooled_call.{name}",
+            about="one captured call, reduced to its mean",
+            ours=partial(captured, model, x, mode, reduce="mean"),
+            reference=partial(hooked, model, x, mode, store_mean),
+            floor=partial(bare, model, x, mode),
+            calls=len(model),
+            loops=max(1, size.loops // 2),
+            target=1.15,
+            goal=1.15,
+        )
+
+
+def set_ups(size: Size) -> Iterator[Case]:
+    """What entering and leaving a block costs a layer, beside attaching and removing bare hooks."""
+    for layers in size.set_up_layers:
+        model, x = small_layers(layers), torch.randn(4, 16)
+        # An empty block is an error by default, since nothing ran in it.
+        prepared = capture(model, "*", missing="skip")
+        whole = capture(model, "*")
+        loops = max(1, size.loops * size.layers // layers)
+        yield Case(
+            name=f"set_up.{layers}_layers",
+            about="entering and leaving an empty block",
+            ours=partial(_timed, partial(enter_and_leave, prepared)),
+            reference=partial(_timed, partial(attach_and_remove, model)),
+            floor=None,
+            calls=layers,
+            loops=loops,
+            target=3.0,
+            goal=2.0,
+        )
+        yield Case(
+            name=f"block.{layers}_layers",
+            about="a block around one forward",
+            ours=partial(_timed, partial(enter_and_leave, whole, partial(model, x)), torch.inference_mode),
+            reference=partial(_timed, partial(attach_and_remove, model, partial(model, x)), torch.inference_mode),
+            floor=partial(bare, model, x, torch.inference_mode),
+            calls=layers,
+            loops=loops,
+            target=2.0,
+            goal=1.5,
+        )
+
+
+CASES: list[Callable[[Size], Iterator[Case]]] = [captured_calls, pooled_calls, set_ups]
+
+
+# -- models and systems -----------------------------------------------------------------------------------------------
+
+
+def small_layers(layers: int) -> nn.Sequential:
+    """Layers that compute next to nothing, so that what is added to a call is seen."""
+    return nn.Sequential(*(nn.Linear(16, 16) for _ in range(layers)))
+
+
+@contextmanager
+def bare(model: nn.Module, x: Tensor, mode: Mode) -> Iterator[Run]:
+    """The model alone."""
+    with mode():
+        yield partial(model, x)
+
+
+@contextmanager
+def hooked(model: nn.Module, x: Tensor, mode: Mode, hook: Hook) -> Iterator[Run]:
+    """The model with a bare forward hook on each child, as one would write it by hand."""
+    store: Store = {}
+    with mode(), ExitStack() as handles:
+        for name, module in model.named_children():
+            handles.enter_context(module.register_forward_hook(partial(hook, store, name)))
+        yield partial(model, x)
+
+
+@contextmanager
+def captured(model: nn.Module, x: Tensor, mode: Mode, **options: Any) -> Iterator[Run]:
+    """The model inside of a block that captures its children."""
+    with mode(), capture(model, "*", **options) as acts:
+        model(x)
+        yield partial(model, x)
+        acts.clear()
+        model(x)
+
+
+@contextmanager
+def _timed(run: Run, mode: Mode = torch.enable_grad) -> Iterator[Run]:
+    with mode():
+        yield run
+
+
+def enter_and_leave(prepared: Capture, body: Run | None = None) -> None:
+    """One block."""
+    with prepared:
+        if body is not None:
+            body()
+
+
+def attach_and_remove(model: nn.Sequential, body: Run | None = None) -> None:
+    """The hooks of one block, by hand."""
+    store: Store = {}
+    handles = [
+        module.register_forward_hook(partial(store_clone, store, name)) for name, module in model.named_children()
+    ]
+    if body is not None:
+        body()
+    for handle in handles:
+        handle.remove()
+
+
+def store_clone(store: Store, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    """Keep a copy, where no graph is built."""
+    store[name] = output.clone()
+
+
+def store_detached_clone(store: Store, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    """Keep a copy, outside of the graph."""
+    store[name] = output.detach().clone()
+
+
+def store_itself(store: Store, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    """Keep the output."""
+    store[name] = output
+
+
+def store_mean(store: Store, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    """Keep the mean over the sequence."""
+    store[name] = output.detach().mean(1)
+
+
+_MODES: dict[str, Mode] = {"inference_mode": torch.inference_mode, "autograd": torch.enable_grad}
+_CAPTURED: list[tuple[str, Mode, bool, Hook]] = [
+    ("inference_mode", torch.inference_mode, True, store_clone),
+    ("autograd", torch.enable_grad, True, store_detached_clone),
+    ("no_copy.no_grad", torch.no_grad, False, store_itself),
+    ("no_copy.autograd", torch.enable_grad, False, store_itself),
+]

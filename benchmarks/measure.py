@@ -1,0 +1,146 @@
+"""Measuring: systems interleaved in one run, and the median of their ratios with its interval."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+from torch.utils.benchmark import Timer
+from torch.utils.benchmark.utils.timer import timer as wall_clock  # waits for an accelerator
+
+Run = Callable[[], object]
+System = Callable[[], AbstractContextManager[Run]]  # entering prepares, what it yields is timed, leaving cleans up
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question: how much more one system costs than another.
+
+    Attributes:
+        name: dotted, its group first.
+        about: the question in a few words.
+        ours: what is measured.
+        reference: what it is compared with, the cheapest thing that does the job by hand.
+        floor: what both do anyway and what is subtracted from both; None when there is nothing to subtract.
+        calls: how many captured calls (or layers) one run holds; times are given for one of them.
+        loops: how many runs one timing holds.
+        target: the ratio that is demanded now.
+        goal: the ratio that is demanded later.
+    """
+
+    name: str
+    about: str
+    ours: System
+    reference: System
+    floor: System | None
+    calls: int
+    loops: int
+    target: float
+    goal: float
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """The time of one run, by the clock on the wall and in this process's threads."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median and the interval that holds the true one with 95 % confidence."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass
+class Rounds:
+    """What one case took, round by round; each list has one entry a round."""
+
+    floor: list[Seconds] = field(default_factory=list)
+    reference: list[Seconds] = field(default_factory=list)
+    ours: list[Seconds] = field(default_factory=list)
+
+    def ratios(self, clock: str) -> list[float]:
+        """(ours - floor) / (reference - floor), each from the timings of one round."""
+        return [_divide(ours, reference) for ours, reference in zip(*self._added(clock), strict=True)]
+
+    def added(self, system: str, clock: str) -> list[float]:
+        """Seconds that ``"ours"`` or ``"reference"`` adds to the floor in one run."""
+        ours, reference = self._added(clock)
+        return ours if system == "ours" else reference
+
+    def _added(self, clock: str) -> tuple[list[float], list[float]]:
+        floor = [getattr(one, clock) for one in self.floor] or [0.0] * len(self.ours)
+        ours = [getattr(one, clock) - least for one, least in zip(self.ours, floor, strict=True)]
+        reference = [getattr(one, clock) - least for one, least in zip(self.reference, floor, strict=True)]
+        return ours, reference
+
+
+def measure(case: Case, rounds: int) -> Rounds:
+    """Time the systems of a case in turn, `rounds` times; the order is reversed from round to round."""
+    systems = {"floor": case.floor, "reference": case.reference, "ours": case.ours}
+    order = [(name, system) for name, system in systems.items() if system is not None]
+    result = Rounds()
+    for name, system in order:  # once for nothing: allocators, caches, lazy imports
+        time_system(system, case.loops)
+    for number in range(rounds):
+        for name, system in order if number % 2 == 0 else reversed(order):
+            getattr(result, name).append(time_system(system, case.loops))
+    return result
+
+
+def time_system(system: System, loops: int) -> Seconds:
+    """The mean time of a run, over `loops` runs."""
+    with system() as run:
+        clocks = _Clocks()
+        measured = Timer("run()", globals={"run": run}, timer=clocks).timeit(loops)
+    return Seconds(measured.median, clocks.cpu / loops)
+
+
+def median_interval(values: Sequence[float]) -> Spread:
+    """The median with its distribution-free interval, between two order statistics.
+
+    The k-th smallest and the k-th greatest value enclose the true median with a probability of
+    ``1 - 2 * P(Binomial(n, 1/2) < k)``. The interval is the narrowest that has 95 %; six values are the fewest that
+    have one, and fewer give their whole range.
+    """
+    if not values:
+        raise ValueError("A median must be of at least one value, got none.")
+    ordered, count = sorted(values), len(values)
+    outside, rank = 0.0, 0
+    while True:
+        outside += 2 * math.comb(count, rank) / 2**count
+        if outside > 1 - CONFIDENCE:
+            break
+        rank += 1
+    rank = max(rank, 1)
+    return Spread(statistics.median(ordered), ordered[rank - 1], ordered[-rank])
+
+
+class _Clocks:
+    """A clock for `Timer` that notes the CPU time of the interval that it measured last."""
+
+    def __init__(self) -> None:
+        self._stamps = [0.0, 0.0]
+
+    def __call__(self) -> float:
+        now = wall_clock()  # type: ignore[no-untyped-call]
+        self._stamps = [self._stamps[1], time.process_time()]
+        return float(now)
+
+    @property
+    def cpu(self) -> float:
+        return self._stamps[1] - self._stamps[0]
+
+
+def _divide(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator > 0 else math.nan

@@ -1,0 +1,233 @@
+"""Models in wrappers, and modules that hooks cannot reach."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from models import Block, BlockStack
+from torch import distributed, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+from activation_extractor import capture
+from activation_extractor._layers import resolve
+from activation_extractor._modules import ModuleTree, check_model, runs, unwrap
+from activation_extractor.errors import ArgumentTypeError, LayerNotFoundError, UnhookableLayerError
+
+
+class FullyShared(nn.Module):
+    """Keeps what it wraps as FSDP does."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._fsdp_wrapped_module = module
+
+    def forward(self, *args, **kwargs):
+        return self._fsdp_wrapped_module(*args, **kwargs)
+
+
+def distributed_data_parallel(module: nn.Module) -> nn.Module:
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        return nn.parallel.DistributedDataParallel(module)
+    finally:
+        distributed.destroy_process_group()
+
+
+def compiled(module: nn.Module) -> nn.Module:
+    return torch.compile(module, backend="eager")
+
+
+WRAPPERS = {
+    "module": nn.DataParallel,
+    "_fsdp_wrapped_module": FullyShared,
+    "_checkpoint_wrapped_module": checkpoint_wrapper,
+    "_orig_mod": compiled,
+}
+
+
+def modules(model: nn.Module, layers: object) -> list[nn.Module]:
+    return [target.module for target in resolve(model, layers)]
+
+
+@pytest.mark.parametrize("segment", WRAPPERS)
+@pytest.mark.parametrize("layers", ["h.1", "h.[1]", "**.1"])
+def test_the_prefix_of_a_wrapped_model_may_be_left_out_or_given(stack, segment, layers):
+    wrapped = WRAPPERS[segment](stack)
+    assert modules(wrapped, layers) == [stack.h[1]]
+    (given,) = resolve(wrapped, f"{segment}.{layers}")
+    assert (given.name, given.module) == ("h.1", stack.h[1])
+
+
+@pytest.mark.parametrize("segment", WRAPPERS)
+def test_the_segment_of_a_wrapped_layer_may_be_left_out_or_given(stack, segment):
+    block = stack.h[1]
+    stack.h[1] = WRAPPERS[segment](block)
+    for name in ("h.1", f"h.1.{segment}"):
+        (target,) = resolve(stack, name)
+        assert (target.name, target.module) == ("h.1", block)
+    for name in ("h.1.mlp", f"h.1.{segment}.mlp"):
+        assert modules(stack, name) == [block.mlp]
+    assert resolve(stack, stack.h[1])[0].module is block  # the wrapper stands for what it wraps
+
+
+def test_names_of_distributed_data_parallel_are_those_of_the_plain_model(stack):
+    wrapped = distributed_data_parallel(stack)
+    assert [target.name for target in resolve(wrapped, "**")] == [target.name for target in resolve(stack, "**")]
+    assert modules(wrapped, "module.h.1") == modules(wrapped, "h.1") == [stack.h[1]]
+
+
+def test_wrappers_in_wrappers_come_off(stack):
+    wrapped = nn.DataParallel(FullyShared(checkpoint_wrapper(stack)))
+    assert unwrap(wrapped) is stack
+    assert ModuleTree(wrapped).root is stack
+    assert ModuleTree(wrapped).modules[""] is stack
+    assert modules(wrapped, "module._fsdp_wrapped_module._checkpoint_wrapped_module.h.1") == [stack.h[1]]
+
+
+@pytest.mark.parametrize("segment", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_a_wrapper_segment_may_be_given_for_a_model_that_is_not_wrapped(stack, segment):
+    assert modules(stack, f"{segment}.h.1") == modules(stack, f"h.1.{segment}") == [stack.h[1]]
+
+
+@pytest.mark.xfail(strict=True, reason="patterns are also tried on full names, whose wrapper segments count there")
+@pytest.mark.parametrize("layers", ["h.*.*", lambda name, module: name.count(".") == 2])
+def test_a_pattern_selects_the_same_layers_with_and_without_wrappers(layers):
+    wrapped = BlockStack()
+    for index in range(4):
+        wrapped.h[index] = checkpoint_wrapper(wrapped.h[index])
+    assert {target.name for target in resolve(wrapped, layers)} == {
+        target.name for target in resolve(BlockStack(), layers)
+    }
+
+
+@pytest.mark.parametrize("segment", WRAPPERS)
+@torch.no_grad()
+def test_a_wrapped_model_is_captured_under_plain_names(stack, tokens, segment):
+    with capture(stack, "h.*") as plain:
+        expected = stack(tokens)
+    wrapped = WRAPPERS[segment](stack)
+    with capture(wrapped, "h.*") as acts:
+        assert torch.equal(wrapped(tokens), expected)
+    assert list(acts) == list(plain)
+    assert all(torch.equal(acts[name], plain[name]) for name in plain)
+
+
+@torch.no_grad()
+def test_a_compiled_layer_is_captured_under_its_plain_name_also_after_it_ran(stack, tokens):
+    with capture(stack, ["h.1", "h.1.mlp"]) as plain:
+        stack(tokens)
+    stack.h[1] = compiled(stack.h[1])
+    stack(tokens)
+    with capture(stack, ["h.1", "h.1.mlp"]) as acts:
+        stack(tokens)
+    assert all(torch.equal(acts[name], plain[name]) for name in ("h.1", "h.1.mlp"))
+
+
+def test_a_child_called_module_is_no_wrapper():
+    model = nn.Module()
+    model.module = nn.Sequential(nn.Linear(2, 2))
+    assert unwrap(model) is model
+    assert list(ModuleTree(model).modules) == ["", "module", "module.0"]
+
+
+def test_data_parallel_over_devices_is_refused_wherever_it_is(stack):
+    parallel = nn.DataParallel(stack)
+    parallel.device_ids = [0, 1]
+    with pytest.raises(UnhookableLayerError) as caught:
+        capture(nn.Sequential(parallel), "0.h.1")
+    assert str(caught.value) == (
+        "Layer '0' must be an ordinary module that runs, got DataParallel over 2 devices. "
+        "Capture its `.module` on one device, or use DistributedDataParallel with a capture per process."
+    )
+    assert caught.value.layer == "0"
+    assert modules(check_model(parallel.module), "h.1") == [stack.h[1]]
+
+
+def test_tied_modules_are_reachable_under_each_of_their_names(tokens):
+    model = BlockStack(2)
+    model.h[1] = model.alias = model.h[0]
+    for name in ("h.0", "h.1", "alias"):
+        (target,) = resolve(model, name)
+        assert (target.name, target.module) == (name, model.h[0])
+    assert [target.name for target in resolve(model, Block)] == ["h.0", "h.1", "alias"]
+    assert [target.name for target in resolve(model, model.h[0])] == ["h.0", "h.1", "alias"]
+    assert modules(model, "alias.mlp") == [model.h[0].mlp]
+
+
+def test_a_place_without_a_module_is_no_layer(stack):
+    stack.head = None
+    stack.h[1].mlp = None
+    assert not {"head", "h.1.mlp"} & ModuleTree(stack).modules.keys()
+    with pytest.raises(LayerNotFoundError):
+        resolve(stack, "h.1.mlp")
+
+
+# -- refused ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_module_list_is_refused_and_its_advice_works(stack):
+    with pytest.raises(UnhookableLayerError) as caught:
+        resolve(stack, "h")
+    assert str(caught.value) == (
+        "Layer 'h' must be an ordinary module that runs, got a ModuleList, which has no forward of its own. "
+        "Select what is in it: 'h.*'."
+    )
+    assert modules(stack, "h.*") == list(stack.h)
+
+
+def test_a_root_without_a_forward_is_refused():
+    model = nn.ModuleList([nn.Linear(2, 2)])
+    with pytest.raises(UnhookableLayerError, match=r"got a ModuleList, .+\. Select its layers\.$"):
+        resolve(model, "")
+    assert modules(model, "0") == [model[0]]
+
+
+@pytest.mark.parametrize("place", ["", "0", "**"])
+@pytest.mark.xfail(strict=True, reason="KeyError: 0, since a ScriptModule's _modules cannot be iterated")
+def test_a_script_module_is_refused_with_advice(place):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        scripted = torch.jit.script(nn.Linear(2, 2))
+    with pytest.raises(UnhookableLayerError, match=r"got a TorchScript module.+\. Capture the Python model\.$"):
+        resolve(nn.Sequential(scripted) if place else scripted, place)
+
+
+@pytest.mark.xfail(strict=True, reason="KeyError: 0, since a ScriptModule's _modules cannot be iterated")
+def test_layers_beside_a_script_module_can_be_named_even_so():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2)))
+    assert modules(model, "0") == [model[0]]
+
+
+@pytest.mark.parametrize(("given", "shown"), [(None, "None"), ("gpt2", "'gpt2'")])
+def test_what_is_no_model_is_refused(given, shown):
+    with pytest.raises(ArgumentTypeError) as caught:
+        check_model(given)
+    text = f"model must be a torch.nn.Module or a function that returns one, got {shown}. Load the model first."
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (nn.Linear(2, 2), True),
+        (nn.Sequential(), True),
+        (nn.ModuleList(), False),
+        (nn.ModuleDict(), False),
+        (nn.ParameterList(), False),
+        (nn.Module(), False),
+    ],
+)
+def test_a_module_runs_if_it_has_a_forward(module, expected):
+    assert runs(module) is expected
+
+
+def test_a_forward_set_on_the_instance_counts():
+    module = nn.Module()
+    module.forward = lambda x: x
+    assert runs(module)
