@@ -95,7 +95,7 @@ def neighbour_rows(column: Column, sentences: Sequence[dict[str, str]], wanted: 
     """Table rows of the nearest neighbours of some citations: sentence, its neighbour, similarity."""
     embeddings = column.torch()
     citations = [sentence["citation"] for sentence in sentences]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for citation in wanted:
         row = citations.index(citation)
         for index, value in nearest(embeddings, row, 2):

@@ -189,7 +189,7 @@ class Recording:
     # -- steps --------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def step(self, ids: Sequence[RowId] | None, keep: Mapping[str, Tensor]) -> Iterator[None]:
+    def step(self, ids: list[RowId] | None, keep: Mapping[str, Tensor]) -> Iterator[None]:
         """Group what runs inside into one step."""
         if self._sink is None:
             raise StepError("have a sink to go to", "none", "Without a sink the whole block is one step.")
@@ -205,7 +205,7 @@ class Recording:
             self._groups = False
 
     @contextmanager
-    def _step(self, ids: Sequence[RowId] | None, keep: Mapping[str, Tensor]) -> Iterator[None]:
+    def _step(self, ids: list[RowId] | None, keep: Mapping[str, Tensor]) -> Iterator[None]:
         self._begin_step()
         try:
             yield
@@ -222,7 +222,7 @@ class Recording:
         for gradients in self._gradients.values():
             gradients.forget()
 
-    def _end_step(self, ids: Sequence[RowId] | None, keep: Mapping[str, Tensor]) -> None:
+    def _end_step(self, ids: list[RowId] | None, keep: Mapping[str, Tensor]) -> None:
         self._check_complete()
         columns = self.results.columns()
         if self._sink is not None and columns:

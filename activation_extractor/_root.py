@@ -12,11 +12,10 @@ from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from activation_extractor._context import Owner, open_here
-from activation_extractor._stance import eager_stance
+from activation_extractor._stance import eager_stance, outside_compilation
 from activation_extractor._taps import backward_task
 
 _CALL = "_compiled_call_impl"
@@ -107,7 +106,7 @@ class _RootCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if eager_stance.catch_up():
-            return torch.compiler.disable(self._call)(*args, **kwargs)
+            return outside_compilation(self._call)(*args, **kwargs)
         return self._call(*args, **kwargs)
 
     __call__._torchdynamo_disable = True  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,8 +35,7 @@ class EagerStance:
         with self._lock:
             if self._set is not None or not self._users:
                 return False
-            # `disable`: torch refuses to change the stance from within a compiled call, which is where we may learn of it.
-            self._set = torch.compiler.disable(torch.compiler.set_stance)("force_eager")
+            self._set = outside_compilation(torch.compiler.set_stance)("force_eager")
             return True
 
     def leave(self) -> None:
@@ -43,8 +43,17 @@ class EagerStance:
         with self._lock:
             self._users -= 1
             if self._users == 0 and self._set is not None:
-                torch.compiler.disable(self._set.__exit__)(None, None, None)
+                outside_compilation(self._set.__exit__)(None, None, None)
                 self._set = None
+
+
+def outside_compilation(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, run eagerly with all that it calls, also when a compiled call is what calls it.
+
+    torch refuses to change the stance within a compiled call, which is where we may learn that there is one.
+    """
+    disabled: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return disabled
 
 
 eager_stance = EagerStance()

@@ -67,7 +67,7 @@ def copied(value: Any) -> Any:
         members = [copied(member) for member in value]
         return type(value)(*members) if hasattr(value, "_fields") else type(value)(members)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        twin = copy.copy(value)  # type: ignore[type-var]
+        twin = copy.copy(value)
         for field in dataclasses.fields(value):
             object.__setattr__(twin, field.name, copied(getattr(value, field.name)))
         return twin

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -37,7 +37,9 @@ class Checkpointed(nn.Module):
         return checkpoint(lambda x: self.second(x).tanh(), x, use_reentrant=self.use_reentrant)
 
 
-Pair = collections.namedtuple("Pair", "hidden weights")
+class Pair(NamedTuple):
+    hidden: torch.Tensor
+    weights: torch.Tensor | None
 
 
 @dataclasses.dataclass

@@ -21,8 +21,8 @@ def step(values, ids=None, keep=None, index=0) -> Step:
     return Step(index, rows, values, ids, keep or {})
 
 
-def dense(rows: int, start: float = 0.0) -> dict:
-    return {("h.0", "mean"): torch.arange(start, start + rows * 2).reshape(rows, 2)}
+def dense(rows: int, start: int = 0) -> dict:
+    return {("h.0", "mean"): torch.arange(start, start + rows * 2, dtype=torch.float32).reshape(rows, 2)}
 
 
 @pytest.fixture

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -14,8 +15,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from activation_extractor._values import copied, main_tensor, select_part, snapshot
 
-Pair = namedtuple("Pair", "left right")
 A, B = torch.tensor([1.0, 2.0]), torch.tensor([3.0])
+
+
+class Pair(NamedTuple):
+    """A tuple with names."""
+
+    left: object
+    right: object
 
 
 @dataclass

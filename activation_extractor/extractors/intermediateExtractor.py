@@ -155,7 +155,8 @@ def _value(layer: str, output: Any) -> np.ndarray[Any, Any] | Tensor:
 
 
 def _check_formats(emb_formats: Any, custom_position: int | None) -> list[EmbeddingFormat]:
-    formats: list[EmbeddingFormat] = [emb_formats] if isinstance(emb_formats, str) else list(emb_formats)
+    given: Any = [emb_formats] if isinstance(emb_formats, str) else emb_formats
+    formats: list[EmbeddingFormat] = list(given)
     if not formats:
         raise ArgumentError("emb_formats", f"name at least one of {', '.join(_FORMATS)}", emb_formats)
     for emb_format in formats:

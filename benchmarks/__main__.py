@@ -1,0 +1,51 @@
+"""``python -m benchmarks``: run the cases, show a table, store the results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+
+from benchmarks.cases import Size, all_cases
+from benchmarks.measure import measure
+from benchmarks.report import table
+from benchmarks.results import describe_case, document, write_json
+
+ROUNDS, QUICK_ROUNDS = 101, 15  # 15 pairs are the fewest that a ratio is given for
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the command line asks for."""
+    options = parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    size = Size(loops=2) if options.quick else Size()
+    cases = [case for case in all_cases(size) if fnmatchcase(case.name, options.only)]
+    if not cases:
+        sys.exit(f"--only must match a case, got {options.only!r}. Try --only 'captured_call.*'.")
+    results = []
+    for case in cases:
+        print(f"{case.name}: {case.about}", file=sys.stderr)
+        results.append(describe_case(case, measure(case, QUICK_ROUNDS if options.quick else ROUNDS)))
+    found = document(results, quick=options.quick)
+    print(table(found))
+    if options.json is not None:
+        write_json(options.json, found)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What capturing costs, beside hooks.")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and shorter timings: a first impression")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="store the results here")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="only the cases of these names: 'set_up.*'")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch's threads (1)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""What was measured, as JSON: the machine, the versions, and each case with its spread. No host name, no path."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import activation_extractor
+from benchmarks.measure import Case, Rounds, Seconds, Spread, median_interval
+
+CLOCKS = ("wall", "cpu")
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the figures depend on, beside the versions."""
+    return {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "load": round(os.getloadavg()[0], 2),
+        "device": "cpu",
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """The versions that the figures belong to."""
+    return {
+        "activation_extractor": activation_extractor.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def describe_case(case: Case, rounds: Rounds) -> dict[str, Any]:
+    """One case: the ratio, what is added by a call, and the time of a run of each system, by both clocks."""
+    added = ("reference", "ours")
+    ran = {name: getattr(rounds, name) for name in ("floor", "reference", "ours") if getattr(rounds, name)}
+    ratio = {clock: median_interval(rounds.ratios(clock)) for clock in CLOCKS}
+    return {
+        "name": case.name,
+        "about": case.about,
+        "target": case.target,
+        "goal": case.goal,
+        "is_met": None if case.target is None else ratio["wall"].low <= case.target,
+        "calls_per_run": case.calls,
+        "runs_per_timing": case.loops,
+        "rounds": len(rounds.ours),
+        "ratio": {clock: _plain(spread) for clock, spread in ratio.items()},
+        "added_us_per_call": {name: _added(rounds, name, case.calls) for name in added},
+        "run_us": {name: _run(timings) for name, timings in ran.items()},
+    }
+
+
+def document(results: list[dict[str, Any]], *, quick: bool) -> dict[str, Any]:
+    """Everything that one invocation found; an infinite ratio, where the reference added nothing, is None."""
+    about = {"format": 1, "quick": quick, "machine": describe_machine(), "versions": describe_versions()}
+    return {**about, "results": _finite(results)}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a document."""
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def processor_name() -> str:
+    """The processor's model, as the system calls it."""
+    return next(_model_names(), platform.processor() or platform.machine())
+
+
+def _model_names() -> Iterator[str]:
+    listing = Path("/proc/cpuinfo")
+    for line in listing.read_text(encoding="utf-8").splitlines() if listing.exists() else ():
+        if line.startswith("model name"):
+            yield line.partition(":")[2].strip()
+
+
+def _added(rounds: Rounds, system: str, calls: int) -> dict[str, Any]:
+    return {clock: _plain(_microseconds(rounds.added(system, clock), calls)) for clock in CLOCKS}
+
+
+def _run(timings: list[Seconds]) -> dict[str, Any]:
+    return {clock: _plain(_microseconds([getattr(one, clock) for one in timings], 1)) for clock in CLOCKS}
+
+
+def _microseconds(seconds: list[float], calls: int) -> Spread:
+    return median_interval([1e6 * one / calls for one in seconds])
+
+
+def _plain(spread: Spread) -> dict[str, float]:
+    return {name: float(f"{value:.4g}") for name, value in vars(spread).items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [_finite(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,332 @@
+"""`open_store`: columns, ids and names come back as they went in; what is no store is refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+
+from activation_extractor import SafetensorsSink, Store, capture, extract, open_store
+from activation_extractor._steps import Step
+from activation_extractor.errors import ActivationNotFoundError, StoreError
+
+
+def written(folder: Path, values: dict, *, ids=None, keep=None, rows_per_unit=None, steps=1) -> Store:
+    """A store of the given columns, cut into steps of equal rows."""
+    sink = SafetensorsSink(folder / "out", rows_per_unit=rows_per_unit)
+    rows = len(next(iter(values.values()))) // steps
+    for index in range(steps):
+        part = slice(index * rows, (index + 1) * rows)
+        kept = {name: column[part] for name, column in (keep or {}).items()}
+        columns = {key: value[part] for key, value in values.items()}
+        sink.write(Step(index, rows, columns, None if ids is None else ids[part], kept))
+    sink.close()
+    return open_store(folder / "out")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    values = {(name, reducer): torch.randn(6, 3) for name in ("h.0", "h.1") for reducer in ("mean", "last")}
+    keep = {"label": torch.arange(6), "weight": torch.randn(6, 2)}
+    return written(tmp_path, values, ids=list("abcdef"), keep=keep, rows_per_unit=2, steps=3)
+
+
+def test_a_store_is_a_mapping_of_columns(store):
+    assert (store.names, store.reducers, store.rows) == (["h.0", "h.1"], ["mean", "last"], 6)
+    assert list(store) == [("h.0", "mean"), ("h.0", "last"), ("h.1", "mean"), ("h.1", "last")]
+    assert len(store) == 4
+    assert all(store[key].shape == (6, 3) for key in store)
+    assert ("h.0", "max") not in store
+    assert "h.0" not in store  # which reducer?
+    assert store["h.0", "LT"].numpy().tolist() == store["h.0", "last"].numpy().tolist()
+
+
+def test_columns_ids_and_kept_columns_are_what_the_shards_hold(store):
+    shards = [load_file(path) for path in sorted(store.path.glob("shards/*"))]
+    assert len(shards) == 3
+    for layer, reducer in store:
+        assert torch.equal(store[layer, reducer].torch(), torch.cat([shard[f"{layer}:{reducer}"] for shard in shards]))
+    assert store.ids == list("abcdef")
+    assert store.keep["label"].torch().tolist() == [0, 1, 2, 3, 4, 5]
+    assert store.keep["weight"].shape == (6, 2)
+    assert store.nbytes == sum(path.stat().st_size for path in store.path.glob("shards/*"))
+
+
+def test_one_reducer_need_not_be_said(tmp_path):
+    store = written(tmp_path, {("h.0", "mean"): torch.zeros(2, 3), ("h.1", "mean"): torch.ones(2, 3)})
+    assert list(store) == ["h.0", "h.1"]
+    assert store["h.1"].numpy().tolist() == store["h.1", "mean"].numpy().tolist() == [[1, 1, 1]] * 2
+    assert store.ids == [0, 1]  # row numbers where none were given
+    assert store.keep == {}
+
+
+def test_an_integer_id_comes_back_as_an_integer(tmp_path):
+    store = written(tmp_path, {("a", "mean"): torch.zeros(4, 1)}, ids=[7, -3, 2**63 - 1, 0], steps=2, rows_per_unit=2)
+    assert store.ids == [7, -3, 2**63 - 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        (("h.O", "mean"), r"Nothing is recorded under 'h\.O'\. Close matches: '"),
+        ("zebra", r"Nothing is recorded under 'zebra'\. There is 'h\.0', 'h\.1'\."),
+        ("h.0", r"A key must say which reducer is meant \('mean', 'last'\), got 'h\.0'\. Write \['h\.0', 'mean'\]\."),
+        (("h.0", "max"), r"A reducer in a key must be one of 'mean', 'last', got 'max'\."),
+        (3, "Nothing is recorded under 3"),
+    ],
+)
+def test_a_key_that_is_not_there_is_an_error_with_advice(store, key, text):
+    with pytest.raises(ActivationNotFoundError, match=text) as caught:
+        store[key]
+    assert isinstance(caught.value, KeyError)
+    assert store["h.0", "mean"].shape == (6, 3)  # as the text advises
+
+
+def test_a_repr_shows_columns_and_rows(store):
+    text = repr(store)
+    assert "of 6 rows" in text
+    assert "h.1  last  (6, 3)  float32" in text
+
+
+HOSTILE = [
+    "ünïcödé.日本.🙂",
+    "../../etc/passwd",
+    "/absolute",
+    "a:b#c%d\\e",
+    "%3A",
+    "name:input",
+    "x#0",
+    "__metadata__",
+    "#ids",
+    "#keep:label",
+    "a\nb\tc",
+    "nul\0l",
+    '"quoted"',
+    " ",
+    "long" * 200,
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_comes_back_as_it_went_in_and_makes_no_path(tmp_path, name):
+    keep = {name: torch.tensor([3, 4])}
+    store = written(tmp_path, {(name, name): torch.tensor([[1.0], [2.0]])}, ids=[name, name + "2"], keep=keep)
+    assert store.names == [name]
+    assert store.reducers == [name]
+    assert store.ids == [name, name + "2"]
+    assert store[name, name].numpy().tolist() == [[1], [2]]
+    assert {key: column.numpy().tolist() for key, column in store.keep.items()} == {name: [3, 4]}
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {"out/manifest.json", "out/shards/00000000.safetensors"}
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.text(), min_size=1, max_size=4, unique=True), st.lists(st.text(), min_size=2, max_size=2, unique=True)
+)
+def test_any_names_and_ids_come_back(names, ids):
+    with tempfile.TemporaryDirectory() as folder:
+        values = {(name, "mean"): torch.full((2, 1), float(index)) for index, name in enumerate(names)}
+        store = written(Path(folder), values, ids=ids)
+        assert store.names == names
+        assert store.ids == ids
+        assert [store[name].numpy()[0, 0] for name in names] == list(range(len(names)))
+
+
+@pytest.mark.xfail(strict=True, reason="a lone surrogate fails late and bare, as UnicodeEncodeError")
+def test_an_id_that_is_no_text_is_a_clear_error(tmp_path):
+    with pytest.raises((StoreError, ValueError), match="id"):
+        written(tmp_path, {("a", "mean"): torch.zeros(1, 1)}, ids=["\ud800"])
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64]
+)
+def test_a_column_keeps_its_dtype(tmp_path, dtype):
+    values = torch.tensor([[1, 0], [0, 1], [1, 1]]).to(dtype)
+    column = written(tmp_path, {("a", "full"): values})["a"]
+    (shard,) = (tmp_path / "out").glob("shards/*")
+    assert load_file(shard)["a:full"].dtype == dtype
+    for part in (column.torch(), column[0:3], column[[0, 1, 2]]):
+        assert part.dtype == dtype
+        assert part.to(torch.complex64).tolist() == values.to(torch.complex64).tolist()
+    has_numpy = dtype not in (torch.bfloat16, torch.float8_e4m3fn)
+    assert np.asarray(column).dtype == (values.numpy().dtype if has_numpy else np.float32)
+    assert column.dtype == dtype
+
+
+def test_a_bf16_model_gives_a_bf16_store(stack, tokens, tmp_path):
+    model = stack.bfloat16()
+    with capture(model, "h.3", reduce=["mean", "last"], sink=tmp_path / "out"):
+        result = model(tokens)
+    store = open_store(tmp_path / "out")
+    assert store["h.3", "last"].dtype == torch.bfloat16
+    assert torch.equal(store["h.3", "last"].torch(), result[:, -1])
+    assert store["h.3", "last"].numpy().dtype == np.float32
+
+
+def test_a_short_column_carries_the_rows_that_it_has(tmp_path):
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.always, self.rarely = nn.Identity(), nn.Identity()
+
+        def forward(self, x: torch.Tensor, is_rare: bool) -> torch.Tensor:
+            return self.rarely(self.always(x)) if is_rare else self.always(x)
+
+    model = Sometimes()
+    sink = SafetensorsSink(tmp_path / "out", rows_per_unit=4)
+    with capture(model, "*", sink=sink, missing="skip") as acts:
+        for number, is_rare in enumerate([False, True, False, False, True, True, True]):
+            with acts.step(ids=[2 * number, 2 * number + 1]):
+                model(torch.full((2, 3), float(number)), is_rare)
+    store = open_store(tmp_path / "out")
+    column = store["rarely"]
+    assert column.rows.tolist() == [2, 3, 8, 9, 10, 11, 12, 13]
+    assert [store.ids[row] for row in column.rows] == column.rows.tolist()
+    assert column.torch()[:, 0].tolist() == [1, 1, 4, 4, 5, 5, 6, 6]
+    assert store["always"].rows.tolist() == list(range(14))
+    assert store.rows == 14
+    shards = [load_file(path) for path in sorted(store.path.glob("shards/*"))]
+    assert ["rarely:full#rows" in shard for shard in shards] == [True, False, False, False]
+    assert ["rarely:full" in shard for shard in shards] == [True, False, True, True]
+
+
+def test_calls_that_differ_in_number_become_columns_with_their_rows(stack, tokens, tmp_path):
+    with capture(stack, "h.3", reduce="last", calls="all", sink=tmp_path / "out") as acts:
+        for calls in (1, 3, 2):
+            with acts.step():
+                for _ in range(calls):
+                    stack(tokens)
+    store = open_store(tmp_path / "out")
+    assert store.names == ["h.3#0", "h.3#1", "h.3#2"]
+    assert [store[name].rows.tolist() for name in store.names] == [[0, 1, 2, 3, 4, 5], [2, 3, 4, 5], [2, 3]]
+
+
+def test_what_is_still_being_written_opens_to_its_finished_units(tmp_path):
+    sink = SafetensorsSink(tmp_path / "out", rows_per_unit=2)
+    for index in range(3):
+        sink.write(Step(index, 1, {("a", "mean"): torch.full((1, 1), float(index))}, [index], {}))
+    (tmp_path / "out/shards/.00000001.safetensors.tmp").write_bytes(b"half")
+    assert open_store(tmp_path / "out").ids == [0, 1]
+    sink.close()
+    assert open_store(tmp_path / "out").ids == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_may_be_text_or_a_path(store, kind):
+    assert open_store(kind(store.path)).ids == store.ids
+
+
+def test_what_is_no_store_is_an_error(tmp_path):
+    with pytest.raises(
+        StoreError, match=r"must be a store, got no such folder\. Give the folder that was given as out="
+    ):
+        open_store(tmp_path / "missing")
+    with pytest.raises(StoreError, match=r"must be a store, got a folder without manifest\.json\.") as caught:
+        open_store(tmp_path)
+    assert caught.value.path == tmp_path
+    assert isinstance(caught.value, OSError)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("{not json", r"must be a readable manifest, got JSONDecodeError\. Restore it from a copy\."),
+        ("\udcff", r"must be a readable manifest, got UnicodeDecodeError\."),
+        ("[]", r"must be the manifest of a store, got something else\."),
+        ('{"format": "another"}', r"must be the manifest of a store, got something else\."),
+        ('{"format": "activation_extractor store", "version": 2}', r"must be of version 1, got version 2\. Update"),
+        ('{"format": "activation_extractor store"}', r"must be of version 1, got version None\."),
+    ],
+)
+def test_another_manifest_is_an_error_that_names_the_file(tmp_path, content, text):
+    (tmp_path / "manifest.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(StoreError, match=text) as caught:
+        open_store(tmp_path)
+    assert caught.value.path == tmp_path / "manifest.json"
+
+
+@pytest.mark.xfail(strict=True, reason="a bare KeyError: 'columns'")
+def test_a_manifest_without_columns_is_an_error(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": "activation_extractor store", "version": 1}))
+    with pytest.raises(StoreError):
+        open_store(tmp_path)
+
+
+@pytest.mark.xfail(strict=True, reason="the text speaks of a manifest.json below the file, which nobody gave")
+def test_a_file_is_no_store(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError, match="must be a store"):
+        open_store(tmp_path / "file")
+
+
+def _header(shard: bytes) -> tuple[int, dict]:
+    size = struct.unpack("<Q", shard[:8])[0]
+    return size, json.loads(shard[8 : 8 + size])
+
+
+def _without_metadata(shard: bytes) -> bytes:
+    size, header = _header(shard)
+    del header["__metadata__"]
+    return shard[:8] + json.dumps(header).encode().ljust(size) + shard[8 + size :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda shard: shard[:-1],
+        lambda shard: shard[:50],
+        lambda shard: b"",
+        lambda shard: b"\xff" * len(shard),
+        lambda shard: shard + b"more",
+        lambda shard: shard.replace(b'"F32"', b'"Q32"'),
+        _without_metadata,
+    ],
+    ids=["short", "header_only", "empty", "garbage", "long", "unknown_dtype", "no_metadata"],
+)
+def test_a_damaged_shard_is_an_error_that_names_it(store, damage):
+    path = store.path / "shards/00000001.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(
+        StoreError, match=r"00000001\.safetensors' must be a readable shard, got .*\. Restore it"
+    ) as caught:
+        open_store(store.path)
+    assert caught.value.path == path
+
+
+def test_a_shard_that_vanishes_later_is_an_error_when_it_is_read(store):
+    column = store["h.0", "mean"]
+    (store.path / "shards/00000001.safetensors").unlink()
+    assert column[0:2].shape == (2, 3)
+    with pytest.raises(StoreError, match=r"00000001\.safetensors' must be a readable shard, got "):
+        column.torch()
+
+
+@pytest.mark.xfail(strict=True, reason="the rows of a missing unit are left out without a word")
+def test_a_shard_missing_between_others_is_an_error(store):
+    (store.path / "shards/00000001.safetensors").unlink()
+    with pytest.raises(StoreError):
+        open_store(store.path)
+
+
+@pytest.mark.parametrize("advice", ["delete it and extract again"])
+def test_a_damaged_shard_may_be_deleted_and_the_data_extracted_again(tmp_path, advice):
+    model, batches = nn.Sequential(nn.Linear(2, 2)), [torch.randn(2, 2)]
+    extract(model, batches, "0", out=tmp_path / "out", progress=False)
+    shard = tmp_path / "out/shards/00000000.safetensors"
+    shard.write_bytes(b"")
+    with pytest.raises(StoreError, match=advice):
+        open_store(tmp_path / "out")
+    shard.unlink()
+    assert open_store(tmp_path / "out").rows == 0
+    extract(model, batches, "0", out=tmp_path / "again", progress=False)

@@ -1,0 +1,80 @@
+"""The public API as a type checker sees it; mypy checks this file and nobody runs it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, assert_type
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from activation_extractor import (
+    Activations,
+    Capture,
+    Column,
+    IntermediateExtractor,
+    MemorySink,
+    SafetensorsSink,
+    Sink,
+    Store,
+    blocks,
+    capture,
+    extract,
+    gradients,
+    inputs,
+    open_store,
+    outputs,
+    position,
+)
+from activation_extractor.reducers import Reducer
+from activation_extractor.sinks import Step
+
+model = nn.Linear(2, 2)
+
+assert_type(capture(model, "h.*"), Capture)
+assert_type(blocks(model), list[str])
+assert_type(position(3), Reducer)
+
+with capture(model, ["h.0", nn.Linear, re.compile("h"), model, lambda name, module: True]) as acts:
+    assert_type(acts, Activations)
+    with acts.step(ids=["a"], keep={"label": [1]}):
+        model(torch.zeros(2))
+assert_type(acts.nbytes, int)
+acts.save(Path("acts.npz"))
+
+capture(model, {"x": outputs("h.0", select=0), "y": inputs("h.1"), "z": gradients("h.2")}, calls="join")
+capture(lambda self: self.model, "h.0", sequence_axis=(2, 3), missing="skip", max_bytes=1, to="cpu", mask=None)
+capture(model, "h", calls="first")  # type: ignore[arg-type]
+capture(model, "h", "mean")  # type: ignore[call-arg]
+
+
+@capture(model, "h", reduce=["mean", position(1)])
+def predict(batch: Tensor, *, acts: Activations) -> Tensor:
+    return batch
+
+
+predict(torch.zeros(2))
+
+
+class Counting(Sink):
+    def write(self, step: Step) -> None:
+        assert_type(step.rows, int)
+
+
+capture(model, "h", sink=Counting())
+capture(model, "h", sink=MemorySink())
+capture(model, "h", sink=SafetensorsSink("out"))
+
+store = extract(model, [{"input": torch.zeros(2)}], "h", out="out", ids="id", keep=["label"], progress=False)
+assert_type(store, Store)
+assert_type(open_store("out"), Store)
+assert_type(store["h"], Column)
+assert_type(store["h"].torch(), Tensor)
+assert_type(store["h"].numpy(), np.ndarray[Any, Any])
+assert_type(store.ids, list[int | str])
+
+extractor = IntermediateExtractor(model, ["h"])
+extractor.save_outputs("folder", "id", emb_formats=["mean", "LT"], save_method="numpy")
+assert_type(extractor.get_outputs(), dict[str, Any])
