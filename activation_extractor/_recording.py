@@ -172,7 +172,6 @@ class Recording:
                     yield
         finally:
             self.call = None
-            self.ran.clear()
 
     def note_cut(self) -> None:
         """Note that a forward was cut short and returned None."""

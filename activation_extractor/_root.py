@@ -46,9 +46,6 @@ class Watcher(Owner, Protocol):
 class StopForward(BaseException):
     """Ends a forward in which everything wanted has run; not an Exception, lest a model's ``except`` swallow it."""
 
-    def __init__(self, cut: Cut) -> None:
-        self.cut = cut
-
 
 class Cut:
     """What a forward that is to be cut short still has to run."""
@@ -63,7 +60,7 @@ class Cut:
             return
         names.discard(name)
         if not any(self._awaited.values()):
-            raise StopForward(self)
+            raise StopForward
 
 
 _cut: ContextVar[Cut | None] = ContextVar("activation_extractor_cut", default=None)
@@ -130,9 +127,7 @@ class _RootCall:
         token = _cut.set(cut)
         try:
             return call(*args, **kwargs)
-        except StopForward as stop:
-            if stop.cut is not cut:
-                raise
+        except StopForward:
             for watcher in self.watchers:
                 watcher.note_cut()
             return None

@@ -99,21 +99,13 @@ def _gradient_hook(
             return
         if transform() is not None:
             raise TransformedCallError(target.layer)
+        # Backward runs on other threads, where the context is another: `keep` knows whose gradient this is.
         tensor, keep = pick(output), expect(backward_task() != -1)
         if tensor.requires_grad:
             handles[:] = [handle for handle in handles if handle.hooks_dict_ref() is not None]
-            handles.append(tensor.register_hook(_while_open(owner, keep)))  # type: ignore[no-untyped-call]
+            handles.append(tensor.register_hook(keep))  # type: ignore[no-untyped-call]
 
     return expect_gradient
-
-
-def _while_open(owner: Owner, keep: Keep) -> Callable[[Tensor], None]:
-    # Backward runs on other threads, where the context is another: the closure knows whose gradient this is.
-    def record_gradient(gradient: Tensor) -> None:
-        if owner.is_open:
-            keep(gradient)
-
-    return record_gradient
 
 
 def _picker(target: Target) -> Callable[[Any], Tensor]:

@@ -114,6 +114,15 @@ def test_blocks_in_wrappers_are_found(stack):
     assert blocks(stack) == numbered("h", 4)
 
 
+def test_the_stages_of_a_residual_network_are_stacks_of_blocks():
+    model = nn.Sequential()
+    model.add_module("conv", nn.Conv2d(3, 4, 3))
+    for stage in ("layer1", "layer2"):
+        model.add_module(stage, nn.Sequential(Block(), Block()))
+    model.add_module("norm", nn.BatchNorm2d(4))
+    assert blocks(model) == numbered("layer1", 2) + numbered("layer2", 2)
+
+
 def test_stacks_inside_blocks_do_not_count():
     nested = nn.Sequential(*(nn.Sequential(Block(), Block()) for _ in range(2)))
     assert blocks(nested) == ["0", "1"]

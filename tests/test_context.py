@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -134,6 +135,18 @@ def test_interleaved_generators_keep_their_own(stack):
     assert len(second["h.0"]) == 2
     assert len(first["h.0"]) == 2  # one context: a generator has none of its own, so the open outer block records too
     assert count_hooks(stack) == 0
+
+
+def test_a_block_that_ended_in_another_context_is_forgotten_by_the_next_entry(stack):
+    from activation_extractor._context import open_here
+
+    first, second = capture(stack, "h.0", missing="skip"), capture(stack, "h.1", missing="skip")
+    context = contextvars.copy_context()
+    context.run(first.__enter__)
+    first.__exit__(None, None, None)
+    context.run(second.__enter__)
+    assert len(context.run(open_here)) == 1
+    context.run(second.__exit__, None, None, None)
 
 
 def test_entering_and_leaving_thousands_of_blocks_leaves_nothing_in_the_context(stack):

@@ -306,6 +306,27 @@ def test_gradients_go_to_a_sink_inside_a_step_block_only(stack, tokens):
             stack(tokens).sum().backward()
 
 
+def test_a_gradient_that_comes_in_a_later_step_does_not_belong_there(stack, tokens):
+    sink = MemorySink()
+    with capture(stack, gradients("h.3"), sink=sink, missing="skip") as acts:
+        with acts.step():
+            early = stack(tokens).sum()
+        with acts.step():
+            late = stack(tokens[:1]).sum()
+            (late * 2).backward()
+            early.backward()
+    assert torch.equal(sink["h.3:gradient", "full"][0], torch.full((5, 8), 2.0))
+    assert len(sink.steps) == 1
+
+
+def test_a_gradient_of_an_earlier_step_does_not_count_for_a_later_one(stack, tokens):
+    with pytest.raises(LayerNotRunError, match=r"'h.3'"), capture(stack, gradients("h.3"), sink=MemorySink()) as acts:
+        with acts.step():
+            stack(tokens).sum().backward()
+        with acts.step():
+            pass
+
+
 def test_a_sink_that_cannot_be_closed_does_not_hide_the_error_of_the_body(stack):
     class Stuck(MemorySink):
         def close(self):

@@ -68,6 +68,22 @@ def test_a_stop_in_a_model_inside_a_captured_one_ends_the_inner_one_alone():
     torch.testing.assert_close(outer["head"], model.head(torch.ones(8)).detach())
 
 
+def test_a_stop_that_passes_through_a_captured_part_ends_its_step_well(tokens):
+    model, sink = nn.Sequential(BlockStack()), MemorySink()
+    with capture(model[0], "h.0", sink=sink), capture(model, "0.h.1", stop_early=True):
+        assert model(tokens) is None
+    assert [step.rows for step in sink.steps] == [2]
+
+
+def test_a_checkpointed_model_is_one_step_although_backward_runs_it_again(stack, tokens):
+    from torch.utils.checkpoint import checkpoint
+
+    sink = MemorySink()
+    with capture(stack, "h.0", sink=sink):
+        checkpoint(stack, tokens, use_reentrant=False).sum().backward()
+    assert len(sink.steps) == 1
+
+
 def test_each_stopped_forward_is_a_step(stack, tokens):
     sink = MemorySink()
     with capture(stack, "h.0", stop_early=True, sink=sink):

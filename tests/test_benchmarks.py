@@ -1,0 +1,205 @@
+"""The benchmark suite, at its smallest size: that it runs, what it stores, and its statistics. No timing is asserted."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import count_hooks
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the suite is beside the package, and not installed with it
+
+from benchmarks import __main__ as command
+from benchmarks import cases as benchmark_cases
+from benchmarks.cases import SMALLEST, all_cases
+from benchmarks.measure import Case, Rounds, Seconds, measure, median_interval, time_system
+from benchmarks.report import table
+from benchmarks.results import describe_case, document
+
+CASES = {case.name: case for case in all_cases(SMALLEST)}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_case_runs_once_at_its_smallest_size(case: Case) -> None:
+    rounds = measure(case, 1)
+    assert len(rounds.ours) == len(rounds.reference) == 1
+    assert len(rounds.floor) == (case.floor is not None)
+    assert min(timing.wall for timing in [*rounds.ours, *rounds.reference, *rounds.floor]) > 0
+    assert set(describe_case(case, rounds)["ratio"]) == {"wall", "cpu"}
+
+
+def test_cases_have_names_of_their_own() -> None:
+    assert len(CASES) == len(all_cases(SMALLEST))
+
+
+@pytest.mark.parametrize("name", ["hooked", "captured"])
+def test_systems_leave_the_model_as_it_was(name: str) -> None:
+    model, x = benchmark_cases.small_layers(3), torch.randn(4, 16)
+    options: Any = {"make_hook": benchmark_cases.store_itself} if name == "hooked" else {"copy": True}
+    with getattr(benchmark_cases, name)(model, x, torch.no_grad, **options) as run:
+        assert torch.equal(run(), model(x))
+        assert count_hooks(model) >= 3
+    assert count_hooks(model) == 0
+
+
+def test_both_systems_of_a_captured_call_keep_the_same_values() -> None:
+    model, x = benchmark_cases.small_layers(3), torch.randn(4, 16)
+    store: dict[str, torch.Tensor] = {}
+    handles = [
+        module.register_forward_hook(benchmark_cases.store_detached_clone(store, name))
+        for name, module in model.named_children()
+    ]
+    with benchmark_cases.capture(model, "*") as acts:
+        model(x)
+    for handle in handles:
+        handle.remove()
+    assert list(acts) == list(store)
+    assert all(torch.equal(acts[name], value) and not value.requires_grad for name, value in store.items())
+
+
+# -- statistics -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"),
+    # ranks as in tables of the sign test at 5 %, two-sided
+    [(6, 1, 6), (9, 2, 8), (15, 4, 12), (17, 5, 13), (25, 8, 18), (31, 10, 22), (101, 41, 61)],
+)
+def test_the_interval_of_a_median_is_between_the_ranks_of_the_sign_test(count: int, low: int, high: int) -> None:
+    values = [float(value) for value in range(count, 0, -1)]
+    spread = median_interval(values)
+    assert (spread.median, spread.low, spread.high) == ((count + 1) / 2, low, high)
+
+
+def test_few_values_give_their_whole_range() -> None:
+    assert median_interval([2.0]) == median_interval([2.0, 2.0, 2.0])
+    spread = median_interval([3.0, 1.0, 2.0])
+    assert (spread.median, spread.low, spread.high) == (2.0, 1.0, 3.0)
+
+
+def test_the_interval_holds_the_true_median_as_often_as_it_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(2000, 15, generator=generator).exp() - 1  # skewed; its median is 0
+    spreads = [median_interval(sample.tolist()) for sample in samples]
+    held = sum(spread.low <= 0 <= spread.high for spread in spreads) / len(spreads)
+    assert 0.95 <= held <= 0.98
+
+
+def test_a_median_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one value"):
+        median_interval([])
+
+
+def test_ratios_are_those_of_what_is_added_to_the_floor_of_the_same_round() -> None:
+    rounds = Rounds(
+        floor=[Seconds(1.0, 10.0), Seconds(2.0, 10.0)],
+        reference=[Seconds(2.0, 12.0), Seconds(4.0, 14.0)],
+        ours=[Seconds(4.0, 13.0), Seconds(5.0, 12.0)],
+    )
+    assert rounds.ratios("wall") == [3.0, 1.5]
+    assert rounds.ratios("cpu") == [1.5, 0.5]
+    assert rounds.added("ours", "wall") == [3.0, 3.0]
+
+
+def test_without_a_floor_whole_times_are_compared() -> None:
+    rounds = Rounds(reference=[Seconds(2.0, 2.0)], ours=[Seconds(5.0, 3.0)])
+    assert (rounds.ratios("wall"), rounds.ratios("cpu")) == ([2.5], [1.5])
+
+
+def test_a_reference_that_noise_swallowed_counts_against_us() -> None:
+    rounds = Rounds([Seconds(2.0, 2.0)], [Seconds(1.0, 1.0)], [Seconds(3.0, 3.0)])
+    assert rounds.ratios("wall") == [math.inf]
+
+
+def test_systems_take_turns_and_the_order_is_reversed_each_round() -> None:
+    seen: list[str] = []
+    case = made_of(*(noted(name, seen) for name in ("ours", "reference", "floor")))
+    measure(case, 3)
+    warm_up, first, second, third = (seen[start : start + 3] for start in range(0, 12, 3))
+    assert first == third == warm_up == ["floor", "reference", "ours"]
+    assert second == ["ours", "reference", "floor"]
+
+
+def test_cpu_time_is_that_of_the_timed_runs_alone() -> None:
+    @contextmanager
+    def sleeping_outside() -> Iterator[Any]:
+        sum(range(3_000_000))
+        yield lambda: None
+
+    assert time_system(sleeping_outside, 10).cpu < 1e-3
+
+
+# -- what is stored and shown -----------------------------------------------------------------------------------------
+
+
+def test_the_command_stores_json_with_machine_versions_and_spread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "Size", lambda loops=1: SMALLEST)
+    monkeypatch.setattr(command, "QUICK_ROUNDS", 2)
+    file = tmp_path / "results.json"
+    command.main(["--quick", "--json", str(file), "--only", "captured_call.*"])
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    assert set(stored) == {"format", "quick", "machine", "versions", "results"}
+    assert stored["machine"]["cores"] >= 1
+    assert stored["machine"]["processor"]
+    assert set(stored["versions"]) == {"activation_extractor", "python", "torch"}
+    assert [result["name"] for result in stored["results"]] == [name for name in CASES if name.startswith("captured")]
+    for result in stored["results"]:
+        assert result["rounds"] == 2
+        assert set(result["run_us"]) == {"floor", "reference", "ours"}
+        for spread in [*result["ratio"].values(), *result["run_us"]["ours"].values()]:
+            assert set(spread) == {"median", "low", "high"}
+    assert table(stored) in capsys.readouterr().out  # the table needs nothing that was not stored
+
+
+def test_results_name_neither_the_host_nor_a_path() -> None:
+    found = document([], quick=True)
+    del found["machine"]["processor"]  # may hold a slash of its own
+    content = json.dumps(found)
+    assert "/" not in content
+    assert f'"{platform.node()}"' not in content
+
+
+def test_an_infinite_ratio_is_stored_as_null_and_shown() -> None:
+    rounds = Rounds([Seconds(2.0, 2.0)], [Seconds(1.0, 1.0)], [Seconds(3.0, 3.0)])
+    found = document([describe_case(made_of(None, None, None), rounds)], quick=True)
+    assert found["results"][0]["ratio"]["wall"]["median"] is None
+    assert "inf [inf, inf]" in table(found)
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_demand_is_met_when_the_lower_end_of_the_interval_is_within_it() -> None:
+    def is_met(*ratios: float) -> bool:
+        ours = [Seconds(ratio, ratio) for ratio in ratios]
+        rounds = Rounds(reference=[Seconds(1.0, 1.0)] * len(ratios), ours=ours)
+        return bool(describe_case(made_of(None, None, None), rounds)["is_met"])
+
+    assert is_met(1.1, 1.3, 1.3)  # the demand is 1.2
+    assert not is_met(1.21, 1.3, 1.3)
+
+
+def test_a_pattern_that_matches_no_case_says_so() -> None:
+    with pytest.raises(SystemExit, match="must match a case, got 'nothing'"):
+        command.main(["--only", "nothing"])
+
+
+def made_of(ours: Any, reference: Any, floor: Any) -> Case:
+    return Case("case", "about", ours, reference, floor, calls=1, loops=2, target=1.2, goal=1.1)
+
+
+def noted(name: str, seen: list[str]) -> Any:
+    @contextmanager
+    def system() -> Iterator[Any]:
+        seen.append(name)
+        yield int
+
+    return system

@@ -1,0 +1,53 @@
+"""The progress bar."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from activation_extractor._progress import Progress
+from activation_extractor.errors import ArgumentTypeError, MissingExtraError
+
+
+@pytest.mark.parametrize("is_shown", [True, False, None])
+def test_batches_pass_through_in_order(is_shown, capsys):
+    bar = Progress([1, 2, 3], is_shown)
+    seen = []
+    for batch in bar:
+        seen.append(batch)
+        bar.show(rows=10 * batch, nbytes=2048, seconds=2.0)
+    assert seen == [1, 2, 3]
+    assert ("3/3" in capsys.readouterr().err) == (is_shown is not False)
+
+
+def test_the_bar_shows_rows_their_rate_and_bytes(capsys):
+    bar = Progress([1], True)
+    for _ in bar:
+        bar.show(rows=10, nbytes=2048, seconds=2.0)
+    assert "10 rows, 5 rows/s, 2.0 KiB" in capsys.readouterr().err
+
+
+def test_no_time_passed_is_no_error(capsys):
+    bar = Progress([1], True)
+    for _ in bar:
+        bar.show(rows=0, nbytes=0, seconds=0.0)
+    assert "0 rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_shown", ["yes", 1, 0])
+def test_progress_must_be_true_false_or_none(is_shown):
+    with pytest.raises(ArgumentTypeError, match="progress must be True, False or None, got "):
+        Progress([], is_shown)
+
+
+def test_without_tqdm_a_bar_that_was_asked_for_is_an_error_and_otherwise_there_is_none(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(
+        MissingExtraError, match=r"progress=True must have the extra 'cli' installed, got no tqdm\."
+    ) as caught:
+        Progress([], True)
+    assert caught.value.extra == "cli"
+    assert isinstance(caught.value, ImportError)
+    assert list(Progress([1, 2], None)) == [1, 2]
+    assert capsys.readouterr().err == ""
