@@ -6,6 +6,7 @@ dictionary. One that hands on the foreign hooks alone makes a copy that carries 
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -16,17 +17,23 @@ Hooks = dict[int, Callable[..., Any]]
 Flags = dict[int, bool]
 
 
+_lock = threading.Lock()
+
+
 def hide_ours(hooks: Hooks, flags: Flags | None = None) -> None:
     """Leave our hooks out when this dictionary, and the flags that belong to it, are copied or pickled."""
-    if "__reduce_ex__" not in hooks.__dict__:
-        hooks.__dict__["__reduce_ex__"] = partial(_reduce_foreign, hooks, hooks)
-    if flags is not None and "__reduce_ex__" not in flags.__dict__:
-        flags.__dict__["__reduce_ex__"] = partial(_reduce_foreign, flags, hooks)
+    with _lock:
+        if "__reduce_ex__" not in hooks.__dict__:
+            hooks.__dict__["__reduce_ex__"] = partial(_reduce_foreign, hooks, hooks)
+        if flags is not None and "__reduce_ex__" not in flags.__dict__:
+            flags.__dict__["__reduce_ex__"] = partial(_reduce_foreign, flags, hooks)
 
 
 def show_all(hooks: Hooks, flags: Flags | None = None) -> None:
     """Undo `hide_ours` once the dictionary holds none of our hooks."""
-    if not any(map(is_ours, hooks.values())):
+    with _lock:
+        if any(map(is_ours, _entries(hooks).values())):
+            return
         hooks.__dict__.pop("__reduce_ex__", None)
         if flags is not None:
             flags.__dict__.pop("__reduce_ex__", None)
@@ -38,8 +45,18 @@ def is_ours(hook: Callable[..., Any]) -> bool:
 
 
 def _reduce_foreign(entries: dict[int, Any], hooks: Hooks, protocol: Any) -> Any:
-    foreign = ((key, entry) for key, entry in entries.items() if key not in hooks or not is_ours(hooks[key]))
+    attached = _entries(hooks)
+    foreign = ((key, entry) for key, entry in _entries(entries).items() if not is_ours(attached.get(key, _nobodys)))
     return OrderedDict(foreign).__reduce_ex__(protocol)
+
+
+def _entries(entries: dict[int, Any]) -> dict[int, Any]:
+    """The dictionary as it is at one moment: other threads attach and take off hooks meanwhile."""
+    return dict([*entries.items()])  # unpacking runs no Python code, so no other thread either
+
+
+def _nobodys() -> None:
+    """Stands for the hook of a flag that has none."""
 
 
 _OURS = "activation_extractor._taps"

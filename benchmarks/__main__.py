@@ -13,7 +13,7 @@ import torch
 from benchmarks.cases import Size, all_cases
 from benchmarks.measure import measure
 from benchmarks.report import table
-from benchmarks.results import describe_case, document, write_json
+from benchmarks.results import describe_case, describe_machine, document, write_json
 
 ROUNDS, QUICK_ROUNDS = 101, 15  # 15 pairs are the fewest that a ratio is given for
 
@@ -27,11 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases = [case for case in all_cases(size) if fnmatchcase(case.name, options.only)]
     if not cases:
         sys.exit(f"--only must match a case, got {options.only!r}. Try --only 'captured_call.*'.")
-    results = []
+    machine, results = describe_machine(), []
     for case in cases:
         print(f"{case.name}: {case.about}", file=sys.stderr)
         results.append(describe_case(case, measure(case, QUICK_ROUNDS if options.quick else ROUNDS)))
-    found = document(results, quick=options.quick)
+    found = document(results, machine, quick=options.quick)
     print(table(found))
     if options.json is not None:
         write_json(options.json, found)

@@ -19,7 +19,7 @@ CLOCKS = ("wall", "cpu")
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the figures depend on, beside the versions."""
+    """What the figures depend on, beside the versions; asked before measuring, for the load is that of others."""
     return {
         "processor": processor_name(),
         "cores": os.cpu_count(),
@@ -59,9 +59,9 @@ def describe_case(case: Case, rounds: Rounds) -> dict[str, Any]:
     }
 
 
-def document(results: list[dict[str, Any]], *, quick: bool) -> dict[str, Any]:
+def document(results: list[dict[str, Any]], machine: dict[str, Any], *, quick: bool) -> dict[str, Any]:
     """Everything that one invocation found; an infinite ratio, where the reference added nothing, is None."""
-    about = {"format": 1, "quick": quick, "machine": describe_machine(), "versions": describe_versions()}
+    about = {"format": 1, "quick": quick, "machine": machine, "versions": describe_versions()}
     return {**about, "results": _finite(results)}
 
 

@@ -1,4 +1,4 @@
-"""The benchmark suite, at its smallest size: that it runs, what it stores, and its statistics. No timing is asserted."""
+"""The benchmark suite at its smallest size: that it runs, what it stores, its statistics. No timing is asserted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks import cases as benchmark_cases
 from benchmarks.cases import SMALLEST, all_cases
 from benchmarks.measure import Case, Rounds, Seconds, measure, median_interval, time_system
 from benchmarks.report import table
-from benchmarks.results import describe_case, document
+from benchmarks.results import describe_case, describe_machine, document
 
 CASES = {case.name: case for case in all_cases(SMALLEST)}
 
@@ -162,7 +162,7 @@ def test_the_command_stores_json_with_machine_versions_and_spread(
 
 
 def test_results_name_neither_the_host_nor_a_path() -> None:
-    found = document([], quick=True)
+    found = document([], describe_machine(), quick=True)
     del found["machine"]["processor"]  # may hold a slash of its own
     content = json.dumps(found)
     assert "/" not in content
@@ -171,7 +171,7 @@ def test_results_name_neither_the_host_nor_a_path() -> None:
 
 def test_an_infinite_ratio_is_stored_as_null_and_shown() -> None:
     rounds = Rounds([Seconds(2.0, 2.0)], [Seconds(1.0, 1.0)], [Seconds(3.0, 3.0)])
-    found = document([describe_case(made_of(None, None, None), rounds)], quick=True)
+    found = document([describe_case(made_of(None, None, None), rounds)], describe_machine(), quick=True)
     assert found["results"][0]["ratio"]["wall"]["median"] is None
     assert "inf [inf, inf]" in table(found)
     json.dumps(found, allow_nan=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from models import BlockStack, count_hooks
 
-from activation_extractor import MemorySink, capture, gradients
+from activation_extractor import MemorySink, capture, gradients, inputs
 from activation_extractor.errors import LayerNotRunError, StepError
 
 
@@ -46,6 +48,26 @@ def test_threads_with_a_capture_each_get_their_own(stack):
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(serve, range(32)))
     assert count_hooks(stack) == 0
+
+
+def test_threads_that_enter_and_leave_at_once_do_not_disturb_each_other(stack):
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    recorded = capture(stack, ["h.*", inputs("h.*")], missing="skip")
+
+    def serve(number):
+        for _ in range(100):
+            with recorded:
+                copy.deepcopy(stack.h[0])
+        return True
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(serve, range(16)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert count_hooks(stack) == 0
+    assert all(not block._forward_hooks.__dict__ for block in stack.h)
 
 
 def test_gradients_of_two_threads_are_not_mixed(stack):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import BlockStack, count_hooks
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from activation_extractor import MemorySink, capture, inputs
 from activation_extractor.errors import StopEarlyError
@@ -75,12 +76,11 @@ def test_a_stop_that_passes_through_a_captured_part_ends_its_step_well(tokens):
     assert [step.rows for step in sink.steps] == [2]
 
 
-def test_a_checkpointed_model_is_one_step_although_backward_runs_it_again(stack, tokens):
-    from torch.utils.checkpoint import checkpoint
-
-    sink = MemorySink()
-    with capture(stack, "h.0", sink=sink):
-        checkpoint(stack, tokens, use_reentrant=False).sum().backward()
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_checkpointed_model_is_one_step_although_backward_runs_it_again(stack, use_reentrant):
+    block, sink, x = stack.h[0], MemorySink(), torch.randn(2, 5, 8, requires_grad=True)
+    with capture(block, "mlp", sink=sink):
+        checkpoint(block, x, use_reentrant=use_reentrant).sum().backward()
     assert len(sink.steps) == 1
 
 
