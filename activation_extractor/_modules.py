@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 from torch.jit import ScriptModule
@@ -18,7 +18,7 @@ def wrapped_segment(module: nn.Module) -> str | None:
     """The attribute under which `module` keeps the module that it wraps; None for an ordinary module."""
     if isinstance(module, DataParallel | DistributedDataParallel):
         return "module"
-    return next((name for name in module._modules if name in WRAPPER_SEGMENTS), None)
+    return next((name for name, _ in _children(module) if name in WRAPPER_SEGMENTS), None)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -83,10 +83,15 @@ class ModuleTree:
 def _walk(module: nn.Module, full_name: str, name: str) -> Iterator[tuple[str, str, nn.Module]]:
     yield full_name, name, module
     wrapped = wrapped_segment(module)
-    for segment, child in module._modules.items():
+    for segment, child in _children(module):
         if child is not None:
             child_name = name if segment == wrapped else _join(name, segment)
             yield from _walk(child, _join(full_name, segment), child_name)
+
+
+def _children(module: nn.Module) -> Iterable[tuple[str, nn.Module | None]]:
+    # named_children() leaves out the second name of a tied child; a TorchScript module's _modules is no dictionary.
+    return module.named_children() if isinstance(module, ScriptModule) else module._modules.items()
 
 
 def _join(name: str, segment: str) -> str:

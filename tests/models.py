@@ -48,6 +48,17 @@ class BlockStack(nn.Module):
         return x
 
 
+class Repeating(nn.Module):
+    """Runs one layer three times in a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.layer(self.layer(x)))
+
+
 def count_hooks(model: nn.Module) -> int:
     """All hooks of all kinds on all modules, and stand-ins for a module's call."""
     kinds = ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"]
