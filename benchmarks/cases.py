@@ -66,7 +66,7 @@ def captured_calls(size: Size) -> Iterator[Case]:
 def pooled_calls(size: Size) -> Iterator[Case]:
     """What pooling in the hook adds, beside the same reduction in a bare hook: 4 x 128 positions of 256 features."""
     # Layers that hand on what they are given: the time of a Linear would drown what is added to it in noise.
-    model, x = nn.Sequential(*(nn.Identity() for _ in range(8))), torch.randn(4, 128, 256, requires_grad=True)
+    model, x = nn.Sequential(*(nn.Identity() for _ in range(24))), torch.randn(4, 128, 256, requires_grad=True)
     for name, mode in _MODES.items():
         yield Case(
             name=f"pooled_call.{name}",
@@ -75,7 +75,7 @@ def pooled_calls(size: Size) -> Iterator[Case]:
             reference=partial(hooked, model, x, mode, store_mean),
             floor=partial(bare, model, x, mode),
             calls=len(model),
-            loops=max(1, size.loops),
+            loops=size.loops,
             target=1.15,
             goal=1.15,
         )

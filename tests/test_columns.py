@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from activation_extractor import Column, SafetensorsSink, open_store
@@ -57,6 +57,10 @@ indices = st.one_of(
 
 @settings(deadline=None, max_examples=40)
 @given(index=indices)
+@example(index=slice(1, 3))
+@example(index=slice(4, 9))
+@example(index=slice(9, 2))
+@example(index=slice(9, None, -2))
 def test_any_index_gives_what_numpy_gives(columns, index):
     dense, _, _ = columns
     expected = (
@@ -71,6 +75,10 @@ def test_any_index_gives_what_numpy_gives(columns, index):
 
 @settings(deadline=None, max_examples=40)
 @given(index=indices)
+@example(index=slice(1, 3))
+@example(index=slice(4, 9))
+@example(index=slice(9, 2))
+@example(index=slice(9, None, -2))
 def test_any_index_gives_the_rows_of_a_ragged_column(columns, index):
     _, ragged, tokens = columns
     wanted = np.arange(ROWS)[

@@ -40,7 +40,7 @@ def assert_mean_over(mask: torch.Tensor, values: tuple[torch.Tensor, torch.Tenso
 # -- the default ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mask", [RIGHT, LEFT, RIGHT.bool(), RIGHT.float(), RIGHT.to(torch.uint8)])
+@pytest.mark.parametrize("mask", [RIGHT, LEFT, RIGHT.bool(), RIGHT.float(), RIGHT.to(torch.uint8), 2 * RIGHT])
 def test_by_default_the_mask_is_the_attention_mask_of_the_call(stack, tokens, mask):
     assert_mean_over(mask, mean_by(stack, "h.2", "attention_mask", tokens, attention_mask=mask))
     assert_mean_over(mask, mean_by(stack, "h.2", "attention_mask", tokens, mask))

@@ -90,7 +90,8 @@ def test_wrappers_in_wrappers_come_off(stack):
 
 @pytest.mark.parametrize("segment", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
 def test_a_wrapper_segment_may_be_given_for_a_model_that_is_not_wrapped(stack, segment):
-    assert modules(stack, f"{segment}.h.1") == modules(stack, f"h.1.{segment}") == [stack.h[1]]
+    for layers in (f"{segment}.h.1", f"h.1.{segment}", f"{segment}.h.[1]"):
+        assert modules(stack, layers) == [stack.h[1]]
 
 
 @pytest.mark.xfail(strict=True, reason="patterns are also tried on full names, whose wrapper segments count there")
@@ -187,7 +188,6 @@ def test_a_root_without_a_forward_is_refused():
 
 
 @pytest.mark.parametrize("place", ["", "0", "**"])
-@pytest.mark.xfail(strict=True, reason="KeyError: 0, since a ScriptModule's _modules cannot be iterated")
 def test_a_script_module_is_refused_with_advice(place):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated
@@ -196,7 +196,6 @@ def test_a_script_module_is_refused_with_advice(place):
         resolve(nn.Sequential(scripted) if place else scripted, place)
 
 
-@pytest.mark.xfail(strict=True, reason="KeyError: 0, since a ScriptModule's _modules cannot be iterated")
 def test_layers_beside_a_script_module_can_be_named_even_so():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

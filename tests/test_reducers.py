@@ -163,6 +163,13 @@ def test_a_nan_at_a_real_position_shows(reducer, mask):
     assert reducer(torch.tensor([[[math.nan], [1.0]]]), mask).isnan().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_greatest_may_be_the_least_that_there_is(dtype):
+    least = False if dtype == torch.bool else -math.inf if dtype.is_floating_point else torch.iinfo(dtype).min
+    activation = torch.tensor([[[least], [1]]], dtype=dtype)
+    assert max(activation, torch.tensor([[True, False]])).item() == least
+
+
 def test_full_is_the_activation_itself():
     activation = torch.ones(1, 2, 3)
     assert full(activation, None) is activation

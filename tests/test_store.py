@@ -67,6 +67,12 @@ def test_one_reducer_need_not_be_said(tmp_path):
     assert store.keep == {}
 
 
+def test_rows_without_ids_are_numbered_through_all_shards(tmp_path):
+    store = written(tmp_path, {("a", "mean"): torch.zeros(6, 1)}, steps=3, rows_per_unit=2)
+    assert len(list(store.path.glob("shards/*"))) == 3
+    assert store.ids == [0, 1, 2, 3, 4, 5]
+
+
 def test_an_integer_id_comes_back_as_an_integer(tmp_path):
     store = written(tmp_path, {("a", "mean"): torch.zeros(4, 1)}, ids=[7, -3, 2**63 - 1, 0], steps=2, rows_per_unit=2)
     assert store.ids == [7, -3, 2**63 - 1, 0]
@@ -214,7 +220,8 @@ def test_what_is_still_being_written_opens_to_its_finished_units(tmp_path):
     sink = SafetensorsSink(tmp_path / "out", rows_per_unit=2)
     for index in range(3):
         sink.write(Step(index, 1, {("a", "mean"): torch.full((1, 1), float(index))}, [index], {}))
-    (tmp_path / "out/shards/.00000001.safetensors.tmp").write_bytes(b"half")
+    for stray in (".00000001.safetensors.tmp", "._00000000.safetensors", "notes.txt"):
+        (tmp_path / "out/shards" / stray).write_bytes(b"half")
     assert open_store(tmp_path / "out").ids == [0, 1]
     sink.close()
     assert open_store(tmp_path / "out").ids == [0, 1, 2]

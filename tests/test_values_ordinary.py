@@ -94,6 +94,16 @@ def test_a_parameter_made_under_inference_mode_becomes_ordinary():
     assert torch.equal(plain, torch.ones(2))
 
 
+class Named(torch.Tensor):
+    """A tensor of a type of its own."""
+
+
+def test_a_tensor_of_another_type_keeps_it():
+    plain = ordinary(made_under_inference(lambda: torch.ones(2).as_subclass(Named)))
+    assert not plain.is_inference()
+    assert type(plain) is Named
+
+
 LAZY = [lambda: torch.tensor([1 + 2j]).conj(), lambda: torch.tensor([1 + 2j]).conj().imag]
 
 
