@@ -125,7 +125,7 @@ class Capture:
         self._model, self._layers, self._options = model, layers, options
         self._root: nn.Module | None = None
         if isinstance(model, nn.Module) or not callable(model):
-            self._root, self._targets = self._resolve(check_model(model))
+            self._root, self._targets, self._masks = self._resolve(check_model(model))
         about = {"model": type(self._root).__name__ if self._root else None, "reducers": list(options.reducers)}
         self._sink = open_sink(sink, about)  # last, so that a mistake above touches no folder
         self._entered: list[Recording] = []
@@ -142,7 +142,7 @@ class Capture:
         if self._root is None:
             advice = "Use it as a decorator, or pass the module."
             raise ArgumentTypeError("model", "be a module in a with-block", self._model, advice)
-        recording = self._record(self._root, self._targets)
+        recording = self._record(self._root, self._targets, self._masks)
         with self._lock:
             self._entered.append(recording)
         return Activations(recording)
@@ -200,20 +200,20 @@ class Capture:
     def _begin(self, args: tuple[Any, ...]) -> Recording:
         """A recording on the model, which may depend on the decorated function's arguments."""
         if self._root is not None:
-            return self._record(self._root, self._targets)
+            return self._record(self._root, self._targets, self._masks)
         takes_argument = bool(inspect.signature(self._model).parameters)
         return self._record(*self._resolve(check_model(self._model(*args[:takes_argument]))))
 
-    def _resolve(self, model: nn.Module) -> tuple[nn.Module, tuple[Target, ...]]:
+    def _resolve(self, model: nn.Module) -> tuple[nn.Module, tuple[Target, ...], Masks]:
         root, targets = unwrap(model), resolve(model, self._layers)
-        Masks(self._options.mask, root)  # its checks belong to the door
+        masks = Masks(self._options.mask, root)  # its checks belong to the door
         if self._options.stop_early and any(target.side == "gradient" for target in targets):
             advice = "Backward needs the whole forward."
             raise ArgumentError("stop_early", "be False when gradients are recorded", True, advice)
-        return root, targets
+        return root, targets, masks
 
-    def _record(self, root: nn.Module, targets: tuple[Target, ...]) -> Recording:
-        recording = Recording(root, targets, self._options, self._sink)
+    def _record(self, root: nn.Module, targets: tuple[Target, ...], masks: Masks) -> Recording:
+        recording = Recording(root, targets, self._options, masks, self._sink)
         recording.open()
         return recording
 

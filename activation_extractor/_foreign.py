@@ -32,7 +32,7 @@ def hide_ours(hooks: Hooks, flags: Flags | None = None) -> None:
 def show_all(hooks: Hooks, flags: Flags | None = None) -> None:
     """Undo `hide_ours` once the dictionary holds none of our hooks."""
     with _lock:
-        if any(map(is_ours, _entries(hooks).values())):
+        if hooks and any(map(is_ours, _entries(hooks).values())):
             return
         hooks.__dict__.pop("__reduce_ex__", None)
         if flags is not None:
@@ -41,7 +41,7 @@ def show_all(hooks: Hooks, flags: Flags | None = None) -> None:
 
 def is_ours(hook: Callable[..., Any]) -> bool:
     """Whether a hook was attached by this library's captures."""
-    return getattr(hook, "__module__", None) == _OURS
+    return getattr(hook, "__module__", None) in _OURS
 
 
 def _reduce_foreign(entries: dict[int, Any], hooks: Hooks, protocol: Any) -> Any:
@@ -59,4 +59,4 @@ def _nobodys() -> None:
     """Stands for the hook of a flag that has none."""
 
 
-_OURS = "activation_extractor._taps"
+_OURS = frozenset({"activation_extractor._taps", "activation_extractor._plain"})

@@ -13,7 +13,7 @@ from activation_extractor._masks import CallArguments, Masks
 from activation_extractor._options import Options
 from activation_extractor._root import current_cut
 from activation_extractor._taps import Keep
-from activation_extractor._values import snapshot, storage_bytes
+from activation_extractor._values import storage_bytes
 from activation_extractor.errors import InferenceReferenceError, ReducerError
 from activation_extractor.reducers import Reducer, full, owns_result
 
@@ -37,8 +37,6 @@ class Place(Protocol):
 
 def keeper(target: Target, place: Place) -> Keep:
     """What keeps the outputs or inputs of one target, call by call."""
-    if _is_plain(place.options):
-        return _plain_keeper(target, place)
     keep_value = _value_keeper(target, place)
 
     def keep(value: Tensor) -> None:
@@ -105,38 +103,11 @@ class GradientKeeper:
             self._keep_value(gradient, self.calls[index], None)
 
 
-def _is_plain(options: Options) -> bool:
-    """Whether the activation is kept whole and nothing else is asked: the case worth a fast path."""
-    return (
-        list(options.reducers.values()) == [full]
-        and options.calls == "last"
-        and options.detach
-        and options.to is None
-        and options.max_bytes is None
-        and not options.has_sink
-    )
-
-
-def _plain_keeper(target: Target, place: Place) -> Keep:
-    name, values, ran = target.name, place.kept.values, place.ran
-    key = (name, next(iter(place.options.reducers)))
-    entry = _owned if place.options.copy else _borrowed
-
-    def keep(value: Tensor) -> None:
-        if name in ran:
-            place.ran_again(target)
-        ran.add(name)
-        values[key] = entry(value)
-        if (cut := current_cut()) is not None:
-            cut.ran(place, name)
-
-    return keep
-
-
 def _value_keeper(target: Target, place: Place) -> Any:
     """What reduces and keeps one value: ``(value, the model's call, index of the layer's call)``."""
     options, kept = place.options, place.kept
     keeps_parts = options.calls == "join"  # reduced when it is whole
+    reducers = [((target.name, name), name, reducer) for name, reducer in options.reducers.items()]
 
     def keep_value(value: Tensor, call: CallArguments | None, index: int | None) -> None:
         if options.detach and value.requires_grad:
@@ -144,8 +115,7 @@ def _value_keeper(target: Target, place: Place) -> Any:
         if keeps_parts:
             _keep_whole((target.name, "full"), value, call, index)
             return
-        for name, reducer in options.reducers.items():
-            key = (target.name, name)
+        for key, name, reducer in reducers:
             if reducer is full:
                 _keep_whole(key, value, call, index)
             else:
@@ -185,12 +155,14 @@ def reduce_sequence(layer: str, name: str, reducer: Reducer, sequence: Tensor, m
     except Exception as error:
         error.add_note(f"while reducing layer {layer!r} with {name!r}, activation {tuple(sequence.shape)}")
         raise
+    if owns_result(reducer):
+        return result  # built in: a tensor of its own with a row for each of the batch
     if not isinstance(result, Tensor):
         raise ReducerError(name, layer, f"a {type(result).__name__}")
     if result.dim() == 0 or result.shape[0] != sequence.shape[0]:
         got = f"shape {tuple(result.shape)} for {sequence.shape[0]} rows"
         raise ReducerError(name, layer, got)
-    if not owns_result(reducer) and storage_bytes(result)[0] == storage_bytes(sequence)[0]:
+    if storage_bytes(result)[0] == storage_bytes(sequence)[0]:
         return result.clone()
     return result
 
@@ -201,18 +173,10 @@ def _moved(value: Tensor, options: Options) -> Tensor:
 
 def _whole(value: Tensor, options: Options) -> Entry:
     if not options.copy:
-        return _borrowed(value) if options.detach else _referenced(value)
+        return _referenced(value)
     if options.to is not None:
         return value.to(options.to, copy=True)
     return value.clone()  # detached already, where that is wanted
-
-
-def _owned(value: Tensor) -> Entry:
-    return snapshot(value)
-
-
-def _borrowed(value: Tensor) -> Entry:
-    return _referenced(value.detach() if value.requires_grad else value)
 
 
 def _referenced(value: Tensor) -> Entry:

@@ -14,15 +14,12 @@ Calls = Literal["last", "all", "join"]
 Key = tuple[str, str]  # recorded name, reducer's name
 
 
-class Reference(tuple[Tensor, int]):
-    """A tensor kept without a copy, and its version when the layer returned it."""
-
-    __slots__ = ()
+Reference = tuple[Tensor, int]  # a tensor kept without a copy, and its version when the layer returned it
 
 
 def referenced(tensor: Tensor) -> Reference:
     """The tensor itself, with what tells whether it is written to later."""
-    return Reference((tensor, tensor._version))
+    return tensor, tensor._version
 
 
 Entry = Tensor | Reference
@@ -36,10 +33,10 @@ class Kept:
         masks: the masks of the activations that are kept whole, by recorded name, call by call.
     """
 
-    def __init__(self, calls: Calls, max_bytes: int | None) -> None:
+    def __init__(self, calls: Calls, max_bytes: int | None, *, detach: bool = True) -> None:
         self.values: dict[Key, Any] = {}
         self.masks: dict[str, list[Tensor | None]] = {}
-        self._keeps_all = calls != "last"
+        self._keeps_all, self._detach = calls != "last", detach
         self._budget = None if max_bytes is None else _Budget(max_bytes)
 
     def put(self, key: Key, entry: Entry, index: int | None = None) -> None:
@@ -75,12 +72,20 @@ class Kept:
             KeyError: nothing is kept under this key.
             OverwrittenError: it was kept without a copy and written to since.
         """
-        entry = self.values[key]
-        if isinstance(entry, list):
-            entry[:] = [one if one is None else _read(key, one) for one in entry]
-            return [_tensor(one) for one in entry if one is not None]
-        self.values[key] = entry = _read(key, entry)
+        value = self.values[key]
+        if isinstance(value, list):
+            value[:] = [entry if entry is None else self._read(key, entry) for entry in value]
+            return [_tensor(entry) for entry in value if entry is not None]
+        self.values[key] = entry = self._read(key, value)
         return _tensor(entry)
+
+    def close(self) -> None:
+        """Let go of the graphs that references hold, unless they are wanted."""
+        for key, value in self.values.items():
+            if isinstance(value, list):
+                value[:] = [self._detached(entry) for entry in value]
+            else:
+                self.values[key] = self._detached(value)
 
     def clear(self) -> None:
         """Let go of everything."""
@@ -99,6 +104,20 @@ class Kept:
                     identity, size = storage_bytes(_tensor(entry))
                     storages[identity] = size
         return sum(storages.values())
+
+    def _read(self, key: Key, entry: Entry) -> Entry:
+        if not isinstance(entry, tuple):
+            return ordinary(entry)
+        tensor, version = entry
+        if tensor._version != version:
+            raise OverwrittenError(key[0])
+        read: Entry = self._detached(entry)
+        return read
+
+    def _detached(self, entry: Any) -> Any:
+        if self._detach and isinstance(entry, tuple) and entry[0].requires_grad:
+            return entry[0].detach(), entry[1]  # shares the version counter
+        return entry
 
     def _count(self, key: Key, new: Entry, old: Entry | None) -> None:
         if self._budget is not None:
@@ -130,13 +149,4 @@ class _Budget:
 
 
 def _tensor(entry: Entry) -> Tensor:
-    return entry[0] if isinstance(entry, Reference) else entry
-
-
-def _read(key: Key, entry: Entry) -> Entry:
-    if not isinstance(entry, Reference):
-        return ordinary(entry)
-    tensor, version = entry
-    if tensor._version != version:
-        raise OverwrittenError(key[0])
-    return entry
+    return entry[0] if isinstance(entry, tuple) else entry

@@ -55,6 +55,7 @@ class CallArguments:
 
     def __init__(self, signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._call = signature, args, kwargs
+        self._found: dict[str, Any] = {}
         self.fitted: dict[Any, Tensor] = {}  # masks already checked in this call, by what they were made from
 
     @cached_property
@@ -63,6 +64,14 @@ class CallArguments:
 
     def get(self, name: str) -> Any:
         """The argument of this name, also from inside a dict of features that is itself an argument."""
+        if name not in self._found:
+            self._found[name] = self._find(name)
+        return self._found[name]
+
+    def _find(self, name: str) -> Any:
+        keywords = self._call[2]
+        if name in keywords:  # binding the others costs as much as a small reduction
+            return keywords[name]
         if name in self._arguments:
             return self._arguments[name]
         nested = (value for value in self._arguments.values() if isinstance(value, Mapping))
@@ -80,11 +89,15 @@ class Masks:
     Args:
         policy: what ``mask=`` was given.
         model: the plain model, whose signature tells which masks it takes.
+
+    Attributes:
+        signature: the signature of the model's forward, if it has one.
     """
 
     def __init__(self, policy: MaskPolicy, model: nn.Module) -> None:
         self._policy = policy
-        signature = signature_of(model)
+        self.signature = signature = signature_of(model)
+        self._known_sources: dict[str, str | Tensor | None] = {}
         self._names = frozenset(signature.parameters if signature else ())
         self._takes_any = signature is None or _takes_any(signature)
         self._by_pattern: list[tuple[re.Pattern[str], str | Tensor | None]] = []
@@ -104,7 +117,9 @@ class Masks:
         Raises:
             MaskError: the mask does not fit, or has a row without a real position.
         """
-        source = self._source(layer)
+        if layer not in self._known_sources:
+            self._known_sources[layer] = self._source(layer)
+        source = self._known_sources[layer]
         if isinstance(source, str):
             if call is None:
                 raise MaskError(

@@ -15,13 +15,14 @@ from activation_extractor import _context
 from activation_extractor._keepers import GradientKeeper, keeper
 from activation_extractor._kept import Kept
 from activation_extractor._layers import Target
-from activation_extractor._masks import CallArguments, Masks, signature_of
+from activation_extractor._masks import CallArguments, Masks
 from activation_extractor._options import Options
+from activation_extractor._plain import is_plain, plain_hook
 from activation_extractor._results import Results
 from activation_extractor._root import StopForward, unwatch, watch
 from activation_extractor._stance import eager_stance
 from activation_extractor._steps import RowId, make_step
-from activation_extractor._taps import tap, tap_gradient
+from activation_extractor._taps import Detach, attach, tap, tap_gradient
 from activation_extractor.errors import (
     GradientNotFoundError,
     InferenceReferenceError,
@@ -39,18 +40,20 @@ class Recording:
         root: the plain model.
         targets: what to record on it.
         options: how.
+        masks: how to find a layer's mask.
         sink: where finished steps go, or None when the whole block is one step.
     """
 
-    def __init__(self, root: nn.Module, targets: Sequence[Target], options: Options, sink: Sink | None) -> None:
+    def __init__(
+        self, root: nn.Module, targets: Sequence[Target], options: Options, masks: Masks, sink: Sink | None
+    ) -> None:
         self.options, self.is_open = options, False
-        self.kept = Kept(options.calls, options.max_bytes)
+        self.kept = Kept(options.calls, options.max_bytes, detach=options.detach)
         self.results = Results(targets, options, self.kept)
-        self.masks = Masks(options.mask, root)
+        self.masks = masks
         self.call: CallArguments | None = None
         self.ran: set[str] = set()  # in the forward that is under way
         self._root: nn.Module | None = root
-        self._signature = signature_of(root)
         self._targets = tuple(targets)
         self._gradients: dict[str, GradientKeeper] = {}
         self._sink, self._steps = sink, 0
@@ -72,8 +75,9 @@ class Recording:
         root = self._root
         assert root is not None
         with ExitStack() as exits:
-            for target in self._targets:
-                exits.callback(self._tap(target))
+            detaches: list[Detach] = []
+            exits.callback(_call_all, detaches)
+            detaches.extend(map(self._tap, self._targets))
             watch(root, self)
             exits.callback(unwatch, root, self)
             eager_stance.enter()
@@ -95,11 +99,12 @@ class Recording:
         """
         self.is_open = False
         self._exits.close()
+        self.kept.close()
         self._root = None
         try:
             if error is None and self._sink is None:
                 self._check_complete()
-            if error is not None and self._was_cut and "NoneType" in str(error):
+            if self._was_cut and isinstance(error, AttributeError | TypeError) and "NoneType" in str(error):
                 raise StopEarlyError from error
         finally:
             self._targets, self._gradients, self.call = (), {}, None
@@ -115,7 +120,9 @@ class Recording:
                 raise
             error.add_note(f"The sink could not be closed either: {sink_error}")
 
-    def _tap(self, target: Target) -> Any:
+    def _tap(self, target: Target) -> Detach:
+        if is_plain(target, self.options):
+            return attach(target.module, plain_hook(target, self))
         if target.side != "gradient":
             return tap(target, self, keeper(target, self))
         gradients = self._gradients[target.name] = GradientKeeper(target, self)
@@ -162,7 +169,7 @@ class Recording:
             yield  # the model calls itself: part of the outer forward
             return
         self._forward_thread = threading.get_ident()
-        self.call = CallArguments(self._signature, args, kwargs)
+        self.call = CallArguments(self.masks.signature, args, kwargs)
         self.ran.clear()
         try:
             if self._in_step:
@@ -175,7 +182,7 @@ class Recording:
 
     def note_cut(self) -> None:
         """Note that a forward was cut short and returned None."""
-        self._was_cut = True
+        self._was_cut = self.stops_early
 
     def _check_thread(self) -> None:
         if threading.get_ident() != self._forward_thread:
@@ -243,3 +250,13 @@ class Recording:
 
     def _never_ran(self, target: Target) -> bool:
         return target.side == "gradient" and not self._gradients[target.name].calls
+
+
+def _call_all(detaches: list[Detach]) -> None:
+    """Take off every hook, the last one first, also when interrupted in the middle."""
+    try:
+        while detaches:
+            detaches.pop()()
+    finally:
+        if detaches:
+            _call_all(detaches)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import nn
@@ -93,8 +94,11 @@ class _RootCall:
 
     def __init__(self, root: nn.Module, previous: Any, was_set: bool) -> None:
         self._root, self._previous, self._was_set = root, previous, was_set
-        self._members = frozenset(map(id, root.modules()))
         self.watchers: tuple[Watcher, ...] = ()
+
+    @cached_property
+    def _members(self) -> frozenset[int]:
+        return frozenset(map(id, self._root.modules()))
 
     def restore(self) -> None:
         del self._root.__dict__[_CALL]
@@ -118,17 +122,17 @@ class _RootCall:
             for watcher in watchers:
                 stack.enter_context(watcher.forward(args, kwargs))
             if current_cut() is None and any(watcher.stops_early for watcher in watchers):
-                return self._cut_short(call, args, kwargs, opened)
+                return self._cut_short(call, args, kwargs, opened, watchers)
             return call(*args, **kwargs)
 
-    def _cut_short(self, call: Any, args: Any, kwargs: Any, opened: tuple[Owner, ...]) -> Any:
+    def _cut_short(self, call: Any, args: Any, kwargs: Any, opened: tuple[Owner, ...], watchers: list[Watcher]) -> Any:
         # Every capture open in this context is served, whether or not it wants to stop early itself.
         cut = Cut({owner: owner.awaited(self._members) for owner in opened if hasattr(owner, "awaited")})
         token = _cut.set(cut)
         try:
             return call(*args, **kwargs)
         except StopForward:
-            for watcher in self.watchers:
+            for watcher in watchers:
                 watcher.note_cut()
             return None
         finally:

@@ -39,7 +39,7 @@ def tap(target: Target, owner: Owner, keep: Keep) -> Detach:
     """
     if target.side == "input":
         return _before(target.module, _input_hook(target, owner, keep))
-    return _after(target.module, _output_hook(target, owner, keep))
+    return attach(target.module, _output_hook(target, owner, keep))
 
 
 def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Keep]) -> Detach:
@@ -51,7 +51,7 @@ def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Keep]) -
         expect: called in each call of the layer, with whether it is a recomputation; returns what takes the gradient.
     """
     handles: list[RemovableHandle] = []
-    detach = _after(target.module, _gradient_hook(target, owner, expect, handles))
+    detach = attach(target.module, _gradient_hook(target, owner, expect, handles))
 
     def detach_all() -> None:
         detach()
@@ -62,7 +62,7 @@ def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Keep]) -
 
 
 def _output_hook(target: Target, owner: Owner, keep: Keep) -> Callable[..., None]:
-    module, pick = target.module, _picker(target)
+    module, pick = target.module, picker(target)
     is_bare = target.select is None
 
     def record(called: nn.Module, args: Any, output: Any) -> None:
@@ -76,7 +76,7 @@ def _output_hook(target: Target, owner: Owner, keep: Keep) -> Callable[..., None
 
 
 def _input_hook(target: Target, owner: Owner, keep: Keep) -> Callable[..., None]:
-    module, pick, signature = target.module, _picker(target), signature_of(target.module)
+    module, pick, signature = target.module, picker(target), signature_of(target.module)
 
     # Registration writes the hook before its kwargs flag: another thread's call may come without kwargs.
     def record_input(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
@@ -92,7 +92,7 @@ def _input_hook(target: Target, owner: Owner, keep: Keep) -> Callable[..., None]
 def _gradient_hook(
     target: Target, owner: Owner, expect: Callable[[bool], Keep], handles: list[RemovableHandle]
 ) -> Callable[..., None]:
-    module, pick = target.module, _picker(target)
+    module, pick = target.module, picker(target)
 
     def expect_gradient(called: nn.Module, args: Any, output: Any) -> None:
         if owner not in open_here() or called is not module:
@@ -108,8 +108,8 @@ def _gradient_hook(
     return expect_gradient
 
 
-def _picker(target: Target) -> Callable[[Any], Tensor]:
-    """What finds the tensor to record in what the layer takes or returns."""
+def picker(target: Target) -> Callable[[Any], Tensor]:
+    """What finds the tensor to record in what the layer takes or returns; ValueNotFoundError when there is none."""
 
     def pick(value: Any) -> Tensor:
         part = value if target.select is None else select_part(value, target.select)
@@ -121,13 +121,14 @@ def _picker(target: Target) -> Callable[[Any], Tensor]:
     return pick
 
 
-def _after(module: nn.Module, hook: Callable[..., None]) -> Detach:
-    handle = module.register_forward_hook(hook)
+def attach(module: nn.Module, hook: Callable[..., None]) -> Detach:
+    """Attach a forward hook of ours; returns what takes it off again, twice without harm."""
+    hook_id = module.register_forward_hook(hook).id
     hooks = module._forward_hooks
     hide_ours(hooks)
 
     def detach() -> None:
-        handle.remove()
+        hooks.pop(hook_id, None)
         show_all(hooks)
 
     return detach

@@ -34,6 +34,8 @@ def mean(activation: Tensor, mask: Tensor | None) -> Tensor:
     Accumulated in at least float32 and returned in the activation's dtype; integers and bools give float32.
     Whatever stands in a padded slot, NaN included, changes nothing.
     """
+    if mask is None and activation.dtype in _SUMMED_AS_THEY_ARE:
+        return activation.mean(1)
     dtype = _sum_dtype(activation.dtype)
     result_dtype = activation.dtype if _is_inexact(activation.dtype) else dtype
     if mask is None:
@@ -97,6 +99,8 @@ def position(k: int) -> Reducer:
     at_position.__name__ = at_position.__qualname__ = f"position({k})"
     return at_position
 
+
+_SUMMED_AS_THEY_ARE = frozenset({torch.float32, torch.float64})
 
 _BUILT_IN: dict[str, Reducer] = {"full": full, "mean": mean, "first": first, "last": last, "max": max}
 _ALIASES = {"FT": "first", "LT": "last"}  # the words of the original system

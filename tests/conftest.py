@@ -13,6 +13,8 @@ from torch import nn
 
 torch.set_num_threads(1)
 
+collect_ignore = ["typing"]  # for mypy alone
+
 
 @pytest.fixture
 def cnn() -> nn.Module:
