@@ -6,8 +6,8 @@ from collections import Counter
 
 from torch import nn
 
-from activation_extractor._modules import ModuleTree, check_model
-from activation_extractor.errors import LayerNotFoundError
+from activation_extractor._modules import ModuleTree, check_model, unwrap
+from activation_extractor.errors import ArgumentError
 
 _MAIN_SHARE = 0.1  # of the parameters of the largest group of stacks
 
@@ -25,7 +25,7 @@ def blocks(model: nn.Module) -> list[str]:
 
     Raises:
         ArgumentTypeError: `model` is not a module.
-        LayerNotFoundError: nothing repeats in it.
+        ArgumentError: nothing repeats in it.
 
     Example:
         >>> from torch import nn
@@ -37,13 +37,19 @@ def blocks(model: nn.Module) -> list[str]:
     tree = ModuleTree(check_model(model))
     stacks = _outermost(tree, composite=True) or _outermost(tree, composite=False)
     if not stacks:
-        raise LayerNotFoundError("a repeated block stack", advice="Name the layers, or select them by type.")
+        kind, advice = type(tree.root).__name__, "Name the layers, or select them by type."
+        raise ArgumentError("model", "hold a stack of repeated blocks", kind, advice)
     sizes: Counter[str] = Counter()
     for stack in stacks:
         sizes[_parent(stack)] += 1 + sum(p.numel() for p in tree.modules[stack].parameters())
     smallest = _MAIN_SHARE * max(sizes.values())
     kept = [stack for stack in stacks if sizes[_parent(stack)] >= smallest]
-    return [f"{stack}.{child}" if stack else child for stack in kept for child in tree.modules[stack]._modules]
+    return [name for stack in kept for name in _children(tree, stack)]
+
+
+def _children(tree: ModuleTree, stack: str) -> list[str]:
+    children = tree.modules[stack]._modules.items()
+    return [f"{stack}.{segment}" if stack else segment for segment, child in children if child is not None]
 
 
 def _outermost(tree: ModuleTree, *, composite: bool) -> list[str]:
@@ -56,13 +62,14 @@ def _outermost(tree: ModuleTree, *, composite: bool) -> list[str]:
 
 
 def _is_stack(module: nn.Module, *, composite: bool) -> bool:
-    """Whether a list or sequence repeats itself: at least two children, each type in at least two on average."""
-    children = [child for child in module._modules.values() if child is not None]
+    """Whether a list or sequence repeats itself: a sequence needs every type twice on average, a list any one."""
+    children = [unwrap(child) for child in module._modules.values() if child is not None]
     if not isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential) or len(children) < 2:
         return False
     if composite and not all(any(True for _ in child.children()) for child in children):
         return False
-    return 2 * len({type(child) for child in children}) <= len(children)
+    types = len({type(child) for child in children})
+    return types < len(children) if isinstance(module, nn.ModuleList) else 2 * types <= len(children)
 
 
 def _parent(name: str) -> str:

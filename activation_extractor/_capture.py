@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -75,7 +75,8 @@ def capture(
         stop_early: leave out the rest of each forward once everything wanted has run; the model's call returns None.
         detach: keep values outside the autograd graph.
         copy: keep a copy of each value, safe from later in-place writes. False keeps a reference: free, and reading
-            raises if it was overwritten.
+            raises if it was overwritten; writes that torch does not count (through ``.data`` or a numpy view) are not
+            seen. References hold the graph of the latest forward until they are read or the block ends.
         to: a device to move what is kept to.
         max_bytes: raise when more memory than this is kept, counted by storage.
         missing: raise (``"error"``) or go on (``"skip"``) when a requested layer did not run in a step.
@@ -122,7 +123,8 @@ class Capture:
     """
 
     def __init__(self, model: Model, layers: Any, options: Options, sink: Any) -> None:
-        self._model, self._layers, self._options = model, layers, options
+        self._model, self._options = model, options
+        self._layers = list(layers) if isinstance(layers, Iterator) else layers  # it may be resolved more than once
         self._root: nn.Module | None = None
         if isinstance(model, nn.Module) or not callable(model):
             self._root, self._targets, self._masks = self._resolve(check_model(model))

@@ -88,8 +88,10 @@ class Column:
         """A row for an integer; rows for a slice, a sequence of integers or a boolean mask."""
         if isinstance(index, slice):
             return self._rows_of(range(len(self))[index])
-        if isinstance(index, int | np.integer):
+        if isinstance(index, int | np.integer) and not isinstance(index, bool):
             return self._row(self._checked(int(index)))
+        if isinstance(index, np.ndarray | Tensor) and not index.ndim and index.dtype not in (np.bool_, torch.bool):
+            return self[index.item()]
         return self._rows_of([self._checked(one) for one in self._integers(index)])
 
     def torch(self) -> Tensor:
@@ -116,14 +118,21 @@ class Column:
 
     def flat(self) -> Tensor:
         """The positions of all rows of a ragged column one behind the other, ``(positions, *features)``."""
+        self._check_ragged()
         return torch.cat([read_entry(part.path, part.entry) for part in self._parts])
 
     def lengths(self) -> Tensor:
         """How many positions each row of a ragged column has, ``(rows,)`` int64."""
+        self._check_ragged()
         return torch.cat([read_entry(part.path, part.offsets).diff() for part in self._parts if part.offsets])
 
+    def _check_ragged(self) -> None:
+        if not self.is_ragged:
+            advice = "Read it with column[...] or column.torch()."
+            raise StoreError(self._name, "be ragged to have positions", "a column of rows of one shape", advice)
+
     def _integers(self, index: Any) -> list[int]:
-        array = np.asarray(index)
+        array = np.asarray(None if isinstance(index, tuple) else index)
         if array.dtype == bool and array.shape == (len(self),):
             return [int(one) for one in np.flatnonzero(array)]
         if array.ndim != 1 or not (np.issubdtype(array.dtype, np.integer) or array.size == 0):

@@ -35,7 +35,7 @@ def demo(out: Annotated[Path, typer.Option(help="A new or empty folder for the s
         Console(stderr=True, soft_wrap=True).print(str(error), style="red", highlight=False, markup=False)
         raise typer.Exit(2) from None
     last_block = store.names[-1]
-    console.print(repr(store), highlight=False, markup=False)
+    console.print(repr(store), highlight=False, markup=False, soft_wrap=True)
     table = Table("sentence", "is nearest to", "cosine", title=f"Nearest by the mean of {last_block}", show_lines=True)
     for row in neighbour_rows(store[last_block, "mean"], read_sentences(), _SHOWN_CITATIONS):
         table.add_row(*row)

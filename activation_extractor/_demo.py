@@ -15,6 +15,7 @@ from torch import Tensor
 
 from activation_extractor._blocks import blocks
 from activation_extractor._extract import extract
+from activation_extractor._units import check_free
 from activation_extractor.errors import MissingExtraError
 from activation_extractor.store import Column, Store
 
@@ -35,6 +36,7 @@ def run_demo(out: Path, *, progress: bool | None = None) -> Store:
         MissingExtraError: transformers or the package with the model is not installed.
         StoreError: the folder holds something.
     """
+    check_free(out)  # before the model is loaded
     tokenizer, model = load_minilm()
     batches = list(_batches(tokenizer, read_sentences()))
     return extract(

@@ -81,7 +81,8 @@ def extract(
         (2, 8)
     """
     taken = _check_entries(ids, keep)
-    bar = Progress(batches, progress)
+    if not isinstance(batches, Iterable):
+        raise ArgumentTypeError("batches", "be an iterable of batches", batches)
     sink = SafetensorsSink(out, about={"model": type(model).__name__}, rows_per_unit=rows_per_unit)
     recorded = capture(
         model,
@@ -94,6 +95,7 @@ def extract(
         stop_early=stop_early,
         missing=missing,
     )
+    bar = Progress(batches, progress)
     if device is not None:
         model.to(device)
     start = time.monotonic()
@@ -112,7 +114,7 @@ def extract(
 def _check_entries(ids: Any, keep: Any) -> list[str]:
     if ids is not None and not isinstance(ids, str):
         raise ArgumentTypeError("ids", "name an entry of the batches", ids)
-    names = [keep] if isinstance(keep, str) else list(keep)
+    names = [keep] if isinstance(keep, str) else list(keep) if isinstance(keep, Iterable) else [keep]
     if not all(isinstance(name, str) for name in names):
         raise ArgumentTypeError("keep", "name entries of the batches", keep)
     return [*([ids] if ids is not None else []), *names]

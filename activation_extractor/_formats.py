@@ -11,8 +11,9 @@ import json
 import os
 import struct
 import uuid
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,6 +39,9 @@ _DTYPE_NAMES = {
     torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
     torch.bool: "BOOL",
 }
 
@@ -78,8 +82,11 @@ def write_safetensors(
 
 def write_npz(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write an uncompressed npz file, likewise; bfloat16 and float8 become float32."""
-    with replacing(path) as file:
-        np.savez(file, allow_pickle=False, **{name: to_numpy(tensor) for name, tensor in tensors.items()})
+    # Not np.savez, which takes no entry that is called as one of its own arguments.
+    with replacing(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+        for name, tensor in tensors.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, to_numpy(tensor), allow_pickle=False)
 
 
 def stream_safetensors(
@@ -105,6 +112,19 @@ def stream_safetensors(
         file.write(_bytes(chunk))
 
 
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it, with the process's umask; harmless when it is there.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise StoreError(folder, "be a folder that can be written to", got, "Choose another folder.") from error
+
+
 def sync_folder(folder: Path) -> None:
     """Make what was just added to a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -121,7 +141,7 @@ def temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     Raises:
         StoreError: it cannot be written.
     """
-    draft = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.tmp")
+    draft = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with open(draft, "xb") as file:
             yield file, draft
@@ -131,7 +151,8 @@ def temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
         advice = "Check the folder, its permissions and the room on the disk."
         raise StoreError(path, "be writable", error.strerror or str(error), advice) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -145,12 +166,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    host = ordinary(tensor.detach()).cpu().resolve_conj().resolve_neg().contiguous()
+    host = ordinary(tensor.detach()).cpu().contiguous()
     return memoryview(host.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _dtype_name(tensor: Tensor) -> str:
-    if tensor.dtype not in _DTYPE_NAMES:
-        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPE_NAMES)
-        raise ArgumentError("the dtype of a stored tensor", f"be one of {known}", tensor.dtype)
+    check_dtype(tensor.dtype)
     return _DTYPE_NAMES[tensor.dtype]
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Refuse a dtype that safetensors does not have."""
+    if dtype not in _DTYPE_NAMES:
+        known = ", ".join(str(known).removeprefix("torch.") for known in _DTYPE_NAMES)
+        raise ArgumentError("the dtype of a stored tensor", f"be one of {known}", dtype, "Convert it in a reducer.")

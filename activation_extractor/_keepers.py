@@ -153,7 +153,8 @@ def reduce_sequence(layer: str, name: str, reducer: Reducer, sequence: Tensor, m
     try:
         result = reducer(sequence, mask)
     except Exception as error:
-        error.add_note(f"while reducing layer {layer!r} with {name!r}, activation {tuple(sequence.shape)}")
+        shape = "nested" if sequence.is_nested else tuple(sequence.shape)
+        error.add_note(f"while reducing layer {layer!r} with {name!r}, activation {shape}")
         raise
     if owns_result(reducer):
         return result  # built in: a tensor of its own with a row for each of the batch

@@ -11,7 +11,13 @@ from typing import Any, Literal
 from torch import nn
 
 from activation_extractor._modules import WRAPPER_SEGMENTS, ModuleTree, check_hookable, runs
-from activation_extractor.errors import ArgumentError, ArgumentTypeError, DuplicateLayerError, LayerNotFoundError
+from activation_extractor.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DuplicateLayerError,
+    LayerNotFoundError,
+    shown,
+)
 
 Side = Literal["output", "input", "gradient"]
 
@@ -117,7 +123,7 @@ def _expand(tree: ModuleTree, layers: Any, side: Side, select: Any) -> Iterator[
     elif isinstance(layers, Mapping):
         for name, selection in layers.items():
             yield _renamed(tree, name, selection, side, select), True
-    elif isinstance(layers, Iterable) and not isinstance(layers, str | nn.Module | type):
+    elif isinstance(layers, Iterable) and not isinstance(layers, str | bytes | nn.Module | type):
         for selection in layers:
             yield from _expand(tree, selection, side, select)
     else:
@@ -133,7 +139,7 @@ def _renamed(tree: ModuleTree, name: Any, selection: Any, side: Side, select: An
         raise ArgumentTypeError("a new name in layers", "be a string", name)
     found = [target for target, _ in _expand(tree, selection, side, select)]
     if len(found) != 1:
-        reason = f"for {len(found)} layers selected by {selection!r}"
+        reason = f"for {len(found)} layers selected by {shown(selection)}"
         raise DuplicateLayerError(name, reason, "Give each layer a name of its own.")
     suffix = "" if side == "output" else f":{side}"
     return replace(found[0], name=name + suffix)
@@ -153,20 +159,29 @@ def _match(tree: ModuleTree, selection: Any) -> tuple[list[str], bool]:
             return [exact], True
         if not any(character in selection for character in "*?["):
             raise LayerNotFoundError(selection, _close_matches(tree, selection))
-    names = _described(tree, _matcher(selection))
+    names = _described(tree, tree.modules, _matcher(selection))
+    if not names and _names_wrappers(selection):
+        names = _described(tree, tree.plain_names, _matcher(selection))
     if not names:
         raise LayerNotFoundError(_shown(selection), _close_matches(tree, selection))
     return names, False
 
 
-def _described(tree: ModuleTree, matches: Callable[[str, nn.Module], bool]) -> list[str]:
-    """The names of the layers that fit a description, by plain or full name; neither the root nor bare containers."""
-    names: dict[str, None] = {}
-    for full_name, name in tree.plain_names.items():
+def _described(tree: ModuleTree, names: Iterable[str], matches: Callable[[str, nn.Module], bool]) -> list[str]:
+    """The plain names of the layers whose names fit a description; neither the root nor bare containers."""
+    found: dict[str, None] = {}
+    for given_name in names:
+        name = tree.plain_names.get(given_name, given_name)
         module = tree.modules[name]
-        if name and runs(module) and (matches(name, module) or matches(full_name, module)):
-            names[name] = None
-    return list(names)
+        if name and runs(module) and matches(given_name, module):
+            found[name] = None
+    return list(found)
+
+
+def _names_wrappers(selection: Any) -> bool:
+    """Whether a pattern or regex speaks of the segments that wrappers add."""
+    text = selection.pattern if isinstance(selection, re.Pattern) else selection
+    return isinstance(text, str) and any(word in text for word in ("module", *WRAPPER_SEGMENTS))
 
 
 def _exact(tree: ModuleTree, name: str) -> str | None:
@@ -217,13 +232,18 @@ def glob(pattern: str) -> re.Pattern[str]:
         elif match["one"]:
             parts.append(r"[^.]")
         elif match["set"]:
-            parts.append("[" + match["set"].replace("!", "^", 1).replace("\\", "\\\\") + "]")
+            parts.append(_character_set(match["set"]))
         else:
             parts.append(re.escape(match["char"]))
     try:
         return re.compile("".join(parts))
     except re.error as error:
         raise ArgumentError("a pattern in layers", "be well formed", pattern, f"In it: {error}.") from error
+
+
+def _character_set(inside: str) -> str:
+    escaped = re.sub(r"([\\\[\]^&~|])", r"\\\1", inside.removeprefix("!"))
+    return f"[^.{escaped}]" if inside.startswith("!") else f"[{escaped}]"
 
 
 def _close_matches(tree: ModuleTree, selection: Any) -> list[str]:

@@ -15,7 +15,9 @@ def check_sequence_axis(axis: Any) -> SequenceAxis:
     """`axis` itself when it can be a sequence axis: None, an integer, or a tuple of different integers."""
     if axis is None or (isinstance(axis, int) and not isinstance(axis, bool)):
         return axis
-    if not isinstance(axis, tuple | list) or not all(isinstance(one, int) for one in axis):
+    if not isinstance(axis, tuple | list) or not all(
+        isinstance(one, int) and not isinstance(one, bool) for one in axis
+    ):
         raise ArgumentTypeError("sequence_axis", "be an integer or a tuple of integers", axis)
     if not axis or len(set(axis)) != len(axis):
         raise ArgumentError("sequence_axis", "name different axes", axis, "For images it is (2, 3).")

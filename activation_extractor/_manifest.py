@@ -47,9 +47,25 @@ def column_key(entry: str) -> tuple[str, str] | None:
     return unescape(layer), unescape(reducer)
 
 
+def shard_name(number: int) -> str:
+    """What the shard of a unit is called, by the unit's place in the store."""
+    return f"{number:08d}{SUFFIX}"
+
+
 def shards_of(folder: Path) -> list[Path]:
-    """The shards of a store, in order of their names."""
-    return sorted(path for path in (folder / SHARDS).glob(f"*{SUFFIX}") if not path.name.startswith("."))
+    """The shards of a store, in order.
+
+    Raises:
+        StoreError: one is missing between others, so that rows would be left out.
+    """
+    shards = sorted(path for path in (folder / SHARDS).glob(f"*{SUFFIX}") if not path.name.startswith("."))
+    for number, shard in enumerate(shards):
+        if shard.name != shard_name(number):
+            got = f"{shard.name!r} in place of {shard_name(number)!r}"
+            raise StoreError(
+                folder, "hold every shard up to its last", got, "Restore it from a copy, or extract again."
+            )
+    return shards
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any], columns: list[dict[str, Any]]) -> None:
@@ -97,8 +113,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        got = "a folder without manifest.json" if folder.is_dir() else "no such folder"
+    except (FileNotFoundError, NotADirectoryError) as error:
+        got = "a folder without manifest.json" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
         raise StoreError(folder, "be a store", got, "Give the folder that was given as out= or sink=.") from error
     except (OSError, ValueError) as error:
         raise StoreError(path, "be a readable manifest", type(error).__name__, "Restore it from a copy.") from error
@@ -107,4 +123,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("version") != VERSION:
         got = f"version {manifest.get('version')!r}"
         raise StoreError(path, f"be of version {VERSION}", got, "Update activation_extractor.")
+    columns = manifest.get("columns")
+    if not isinstance(columns, list) or not all(_is_column(column) for column in columns):
+        raise StoreError(path, "list its columns", "something else", "Restore it from a copy.")
     return manifest
+
+
+def _is_column(column: Any) -> bool:
+    return isinstance(column, dict) and all(isinstance(column.get(key), str) for key in ("layer", "reducer"))

@@ -11,11 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from activation_extractor._layers import glob
+from activation_extractor._modules import ModuleTree
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError
 
 MaskPolicy = Any
 _DEFAULT = "attention_mask"
 _DECODER = "decoder_attention_mask"
+_AUTOMATIC = ""  # either of them, by where the layer is
 # Names under which models take what they keep between decoding steps.
 _CACHE_ARGUMENTS = frozenset(
     {"past_key_values", "past_key_value", "layer_past", "past", "cache_params", "cache", "mems"}
@@ -68,6 +70,10 @@ class CallArguments:
             self._found[name] = self._find(name)
         return self._found[name]
 
+    def has(self, name: str) -> bool:
+        """Whether there is such an argument and it is not None."""
+        return self.get(name) is not None
+
     def _find(self, name: str) -> Any:
         keywords = self._call[2]
         if name in keywords:  # binding the others costs as much as a small reduction
@@ -102,7 +108,7 @@ class Masks:
         self._takes_any = signature is None or _takes_any(signature)
         self._by_pattern: list[tuple[re.Pattern[str], str | Tensor | None]] = []
         if isinstance(policy, Mapping):
-            self._by_pattern = [(glob(pattern), source) for pattern, source in policy.items()]
+            self._by_pattern = [(_matching(pattern, model), source) for pattern, source in policy.items()]
         for source in self._sources():
             self._check_name(source)
 
@@ -120,41 +126,65 @@ class Masks:
         if layer not in self._known_sources:
             self._known_sources[layer] = self._source(layer)
         source = self._known_sources[layer]
-        if isinstance(source, str):
-            if call is None:
-                raise MaskError(
-                    f"come from {source!r} of the model's own call",
-                    "a layer that ran outside of one",
-                    "Capture the module that is called, or say mask=None when nothing is padding.",
-                    layer,
-                )
-            source = call.get(source)
-        mask = None if source is None else _cached(layer, source, activation, call)
         if callable(self._policy):
-            mask = self._policy(layer, activation, mask)
-            mask = None if mask is None else _fitted(layer, mask, activation, is_cached=False)
-        return mask
+            mask = self._policy(layer, activation, self._given(layer, call))
+            return None if mask is None else _fitted(layer, mask, activation, is_cached=False)
+        if isinstance(source, str):
+            source = self._argument(layer, source, call)
+        return None if source is None else _cached(layer, source, activation, call)
 
     def _source(self, layer: str) -> str | Tensor | None:
         """Where the layer's mask comes from: an argument's name, the mask itself, or nowhere."""
         for pattern, source in self._by_pattern:
             if pattern.fullmatch(layer):
                 return source
-        policy = self._policy
-        if policy is None or isinstance(policy, Tensor) or (isinstance(policy, str) and policy != _DEFAULT):
-            named: str | Tensor | None = policy
-            return named
-        in_decoder = "decoder" in layer.split(".") and "encoder" not in layer.split(".")
-        return _DECODER if in_decoder and _DECODER in self._names else _DEFAULT
+        if self._policy is None or isinstance(self._policy, Tensor):
+            given: Tensor | None = self._policy
+            return given
+        return self._policy if isinstance(self._policy, str) and self._policy != _DEFAULT else _AUTOMATIC
+
+    def _given(self, layer: str, call: CallArguments | None) -> Any:
+        """The call's own mask as a callable policy is handed it: bool where it says yes or no, else as it is."""
+        mask = None if call is None else call.get(self._default(layer, call))
+        return mask != 0 if isinstance(mask, Tensor) and mask.dim() == 2 and not _is_additive(mask) else mask
+
+    def _argument(self, layer: str, name: str, call: CallArguments | None) -> Any:
+        if call is None:
+            raise MaskError(
+                f"come from {name or _DEFAULT!r} of the model's own call",
+                "a layer that ran outside of one",
+                "Capture the module that is called, or say mask=None when nothing is padding.",
+                layer,
+            )
+        if name == _AUTOMATIC:
+            return call.get(self._default(layer, call))
+        if name not in self._names and not call.has(name):
+            advice = "Name an argument that the model is called with."
+            raise MaskError(f"come from {name!r} of the model's call", "no such argument", advice, layer)
+        return call.get(name)
+
+    def _default(self, layer: str, call: CallArguments) -> str:
+        """The mask of a layer when the user names none: a decoder beside an encoder has one of its own."""
+        segments = layer.split(".")
+        in_decoder = "decoder" in segments and "encoder" not in segments
+        return _DECODER if in_decoder and (_DECODER in self._names or call.has(_DECODER)) else _DEFAULT
 
     def _sources(self) -> list[Any]:
         return [source for _, source in self._by_pattern] if self._by_pattern else [self._policy]
 
     def _check_name(self, source: Any) -> None:
-        """An argument name other than the default one has to be an argument of the model."""
-        if isinstance(source, str) and source != _DEFAULT and not self._takes_any and source not in self._names:
+        """An argument name other than the default one has to be an argument of the model, if that can be known."""
+        takes_dict = self._takes_any or len(self._names) == 1  # a lone argument may be a dict of features
+        if isinstance(source, str) and source != _DEFAULT and not takes_dict and source not in self._names:
             known = ", ".join(sorted(self._names))
             raise ArgumentError("mask", f"name an argument of the model ({known})", source)
+
+
+def _matching(pattern: str, model: nn.Module) -> re.Pattern[str]:
+    compiled = glob(pattern)
+    if not any(map(compiled.fullmatch, ModuleTree(model).modules)):
+        raise ArgumentError("a pattern in mask", "match a layer of the model", pattern)
+    return compiled
 
 
 def check_policy(mask: MaskPolicy) -> None:
@@ -189,8 +219,9 @@ def _check_form(mask: Any, layer: str | None) -> None:
 
 
 def _is_additive(mask: Tensor) -> bool:
-    # Only a float mask can be additive; looking at the values waits for an accelerator, so look at no others.
-    return mask.dtype.is_floating_point and not bool(((mask == 0) | (mask == 1)).all())
+    if mask.dtype.is_floating_point:
+        return not bool(((mask == 0) | (mask == 1)).all())
+    return mask.dtype.is_signed and bool((mask < 0).any())
 
 
 def _cached(layer: str, mask: Any, activation: Tensor, call: CallArguments | None) -> Tensor:

@@ -231,7 +231,7 @@ class Recording:
     def _end_step(self, ids: list[RowId] | None, keep: Mapping[str, Tensor]) -> None:
         self._check_complete()
         columns = self.results.columns()
-        if self._sink is not None and columns:
+        if self._sink is not None and (columns or ids is not None or keep):
             self._sink.write(make_step(self._steps, columns, ids, keep))
             self._steps += 1
 

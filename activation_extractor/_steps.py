@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,13 +59,26 @@ def check_ids(ids: Any) -> list[RowId] | None:
         return None
     if isinstance(ids, Tensor | np.ndarray):
         ids = ids.tolist()
-    if not isinstance(ids, Iterable) or isinstance(ids, str):
+    if not isinstance(ids, Iterable) or isinstance(ids, str | bytes | AbstractSet):
         raise ArgumentTypeError("ids", "be a sequence of strings or integers, one for each row", ids)
     checked = [int(one) if isinstance(one, np.integer) else one for one in ids]
     wrong = [one for one in checked if not isinstance(one, int | str) or isinstance(one, bool)]
     if wrong or len({type(one) for one in checked}) > 1:
         raise ArgumentTypeError("ids", "be all strings or all integers", (wrong or checked)[0])
+    unfit = [one for one in checked if not _fits(one)]
+    if unfit:
+        raise ArgumentError("ids", "be UTF-8 text or fit 64 bits", unfit[0])
     return checked
+
+
+def _fits(row_id: RowId) -> bool:
+    if isinstance(row_id, int):
+        return -(2**63) <= row_id < 2**63
+    try:
+        row_id.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def check_keep(keep: Any) -> dict[str, Tensor]:
@@ -76,13 +90,13 @@ def check_keep(keep: Any) -> dict[str, Tensor]:
     columns = {}
     for name, values in keep.items():
         try:
-            column = torch.as_tensor(values)
+            column = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
         except (TypeError, ValueError, RuntimeError) as error:
             condition = f"hold numbers in column {name!r}"
             raise ArgumentTypeError("keep", condition, type(values).__name__) from error
         if column.dim() == 0:
             raise ArgumentError("keep", f"have one row for each sample in column {name!r}", column.item())
-        columns[name] = column.detach().clone()
+        columns[name] = column
     return columns
 
 
@@ -97,16 +111,19 @@ def make_step(
     Raises:
         StepError: they have not.
     """
-    counts = {name: _rows(value) for name, value in values.items()}
-    rows = len(ids) if ids is not None else next(iter(counts.values()))
-    for key, count in (*counts.items(), *((name, len(column)) for name, column in keep.items())):
+    counts = {key: _rows(key, value) for key, value in values.items()}
+    kept = {name: len(column) for name, column in keep.items()}
+    rows = len(ids) if ids is not None else next(iter([*counts.values(), *kept.values()]))
+    for key, count in (*counts.items(), *kept.items()):
         if count != rows:
             advice = "Group calls that belong together, give an id for each row, or leave that layer out."
             raise StepError("have the same rows in every column", f"{count} in {key!r} beside {rows}", advice)
     return Step(index, rows, values, ids, keep)
 
 
-def _rows(value: Tensor | Ragged) -> int:
+def _rows(key: tuple[str, str], value: Tensor | Ragged) -> int:
     if isinstance(value, Ragged):
         return len(value.lengths)
-    return value.shape[0] if value.dim() else 0
+    if not value.dim():
+        raise StepError("have a row for each sample in every column", f"a single number in {key!r}", "Leave it out.")
+    return value.shape[0]

@@ -13,7 +13,8 @@ def describe(key: Any, value: Any) -> list[tuple[str, ...]]:
     name, reducer = key if isinstance(key, tuple) else (key, "")
     if isinstance(value, list):
         return [row for index, one in enumerate(value) for row in describe((f"{name}#{index}", reducer), one)]
-    return [(name, reducer, str(tuple(value.shape)), str(value.dtype).removeprefix("torch."), str(value.device))]
+    shape = "nested" if value.is_nested else str(tuple(value.shape))
+    return [(name, reducer, shape, str(value.dtype).removeprefix("torch."), str(value.device))]
 
 
 def table(title: str, rows: Sequence[Sequence[str]], nbytes: int) -> str:
@@ -29,11 +30,13 @@ def table(title: str, rows: Sequence[Sequence[str]], nbytes: int) -> str:
 
 def human_bytes(count: float) -> str:
     """A number of bytes as people read it, in powers of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+    if count < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
         count /= 1024
-    return f"{count:.1f} TiB"
+        if round(count, 1) < 1024:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1024:.1f} TiB"
 
 
 def _aligned(columns: Sequence[Sequence[str]]) -> Iterable[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from activation_extractor import _manifest
-from activation_extractor._formats import stream_safetensors, temporary
+from activation_extractor._formats import check_dtype, make_folders, stream_safetensors, temporary
 from activation_extractor._steps import Ragged, RowId, Step
 from activation_extractor._values import ordinary
 from activation_extractor.errors import StoreError
@@ -26,7 +26,9 @@ def check_free(path: Path) -> None:
         StoreError: it is a file, or holds something.
     """
     try:
-        is_free = not path.exists() or not any(path.iterdir())
+        names = [entry.name for entry in path.iterdir()] if path.exists() else []
+        # An empty folder of shards is what a run leaves that ended before its first unit.
+        is_free = not names or (names == [_manifest.SHARDS] and not any((path / _manifest.SHARDS).iterdir()))
     except OSError as error:
         raise StoreError(path, "be a folder", error.strerror or str(error), "Choose another folder.") from error
     if not is_free:
@@ -40,11 +42,7 @@ def make_folder(path: Path) -> None:
         StoreError: they cannot be made, or another writer has made them.
     """
     check_free(path)
-    try:
-        (path / _manifest.SHARDS).mkdir(parents=True)
-    except OSError as error:
-        got = error.strerror or str(error)
-        raise StoreError(path, "be a folder that can be written to", got, "Choose another folder.") from error
+    make_folders(path / _manifest.SHARDS)
 
 
 class _Column:
@@ -82,34 +80,40 @@ class Unit:
     Args:
         number: the unit's place in the store.
         specs: dtypes and row shapes that the store's columns have so far.
+        id_type: the type that the store's ids have so far, under the key ``type``.
     """
 
-    def __init__(self, number: int, specs: dict[str, Spec] | None = None) -> None:
+    def __init__(
+        self, number: int, specs: dict[str, Spec] | None = None, id_type: dict[str, str] | None = None
+    ) -> None:
         self.rows = self.nbytes = 0
         self._number, self._specs = number, {} if specs is None else specs
+        self._id_type = {} if id_type is None else id_type
         self._columns: dict[str, _Column] = {}
         self._keys: dict[str, tuple[str, str]] = {}
         self._ids: list[RowId] = []
 
     def next(self, *, is_same: bool = False) -> Unit:
         """An empty unit to follow this one, or to take its place."""
-        return Unit(self._number + (not is_same), self._specs)
+        return Unit(self._number + (not is_same), self._specs, self._id_type)
 
     def add(self, step: Step) -> int:
-        """Add a step; returns the size in bytes of its columns.
+        """Add a step, whole or not at all; returns the size in bytes of its columns.
 
         Raises:
-            StoreError: a column changed its dtype or row shape, or ids are given for some steps only.
+            StoreError: a column changed its dtype or row shape.
+            ArgumentError: a column has a dtype that the format lacks.
         """
-        if self.rows and bool(self._ids) != (step.ids is not None):
-            raise StoreError("ids", "be given for every step or for none", "some", "Give each step its ids.")
+        columns: dict[str, Tensor | Ragged] = {_manifest.keep_entry(name): one for name, one in step.keep.items()}
+        keys = {_manifest.column_entry(*key): key for key in step.values}
+        columns |= {name: step.values[key] for name, key in keys.items()}
+        specs = {name: self._spec(name, value) for name, value in columns.items()}
+        self._check_id_type(step)
+        self._specs |= specs
+        self._keys |= keys
         before = self.nbytes
-        for key, value in step.values.items():
-            name = _manifest.column_entry(*key)
-            self._keys[name] = key
-            self._add(name, value)
-        for kept, column in step.keep.items():
-            self._add(_manifest.keep_entry(kept), column)
+        for name, value in columns.items():
+            self.nbytes += self._columns.setdefault(name, _Column()).add(value, self.rows)
         self._ids += step.ids or ()
         self.rows += step.rows
         return self.nbytes - before
@@ -125,24 +129,35 @@ class Unit:
         entries: dict[str, Any] = self._id_entries()
         for name, column in self._columns.items():
             entries |= column.entries(name, self.rows)
-        name = f"{self._number:08d}"
-        path = folder / _manifest.SHARDS / (name + _manifest.SUFFIX)
+        path = folder / _manifest.SHARDS / _manifest.shard_name(self._number)
         with temporary(path) as (file, draft):
-            stream_safetensors(file, entries, {"unit": name, "rows": str(self.rows)})
+            stream_safetensors(file, entries, {"unit": path.stem, "rows": str(self.rows)})
             file.flush()
             os.fsync(file.fileno())
             _manifest.publish(draft, path)
 
-    def _add(self, name: str, value: Tensor | Ragged) -> None:
+    def _check_id_type(self, step: Step) -> None:
+        """Ids are of one type in the whole store, or there are none in all of it."""
+        if not step.rows:
+            return
+        kind = type(step.ids[0]).__name__ if step.ids else "none"
+        known = self._id_type.setdefault("type", kind)
+        if "none" in (kind, known) and kind != known:
+            raise StoreError("ids", "be given for every step or for none", "some", "Give each step its ids.")
+        if kind != known:
+            raise StoreError("ids", "be of one type in a store", f"{kind} after {known}", "Convert one of them.")
+
+    def _spec(self, name: str, value: Tensor | Ragged) -> Spec:
         is_ragged = isinstance(value, Ragged)
         chunk = value.values if isinstance(value, Ragged) else value
         spec = (chunk.dtype, tuple(chunk.shape[1:]), is_ragged)
-        if self._specs.setdefault(name, spec) != spec:
-            known = self._specs[name]
+        known = self._specs.get(name, spec)
+        check_dtype(chunk.dtype)
+        if known != spec:
             advice = "Reduce it, or capture with batches of one shape."
             got = f"{spec[0]} {spec[1]} after {known[0]} {known[1]}"
             raise StoreError(name, "keep one dtype and row shape in a store", got, advice)
-        self.nbytes += self._columns.setdefault(name, _Column()).add(value, self.rows)
+        return spec
 
     def _id_entries(self) -> dict[str, Any]:
         if not self._ids:

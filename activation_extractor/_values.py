@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,9 @@ def copied(value: Any) -> Any:
     """The same structure with each tensor copied; members that are no tensors are shared."""
     if isinstance(value, Tensor):
         return ordinary(snapshot(value))
-    if isinstance(value, MutableMapping):
-        twin: Any = copy.copy(value)
+    if isinstance(value, Mapping):
+        # Only of these is it known that a shallow copy shares no members with the layer's own value.
+        twin: Any = copy.copy(value) if isinstance(value, dict | UserDict) else {}
         for key, member in value.items():
             twin[key] = copied(member)
         return twin
@@ -77,20 +79,27 @@ def copied(value: Any) -> Any:
 def ordinary(tensor: Tensor) -> Tensor:
     """The tensor, usable by autograd: one made under ``inference_mode`` comes back as a plain view of its memory.
 
-    No data is copied for a strided tensor; the tensor given must not be used again.
+    No data is copied for a plain strided tensor; the tensor given must not be used again. A pending conjugation or
+    negation is carried out.
     """
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
     if not tensor.is_inference():
         return tensor
     with _INFERENCE_GUARD(False):
-        if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_quantized:
+        if type(tensor) is not Tensor or _is_special(tensor):
             return tensor.clone()
         plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         return plain.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
+def _is_special(tensor: Tensor) -> bool:
+    return tensor.is_nested or tensor.layout is not torch.strided or tensor.is_quantized
+
+
 def storage_bytes(tensor: Tensor) -> tuple[int, int]:
     """The identity and size in bytes of the memory that keeping this tensor keeps alive."""
-    if tensor.layout is not torch.strided:
+    if tensor.is_nested or tensor.layout is not torch.strided:
         return id(tensor), tensor.numel() * tensor.element_size()
     storage = tensor.untyped_storage()
     return storage.data_ptr(), storage.nbytes()
@@ -104,7 +113,8 @@ def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
     tensor = ordinary(tensor.detach()).cpu()
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
-    tensor = tensor.resolve_conj().resolve_neg()
+    if tensor.dtype == torch.complex32:
+        tensor = tensor.to(torch.complex64)
     if not numpy_has(tensor.dtype):
         tensor = tensor.float()
     array: np.ndarray[Any, Any] = tensor.numpy()

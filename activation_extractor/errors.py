@@ -32,6 +32,7 @@ An error keeps what it is about as attributes. Texts read
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 __all__ = [
     "ActivationError",
@@ -80,7 +81,17 @@ def shown(value: object) -> str:
 
 
 class ActivationError(Exception):
-    """Base of every error of this library."""
+    """Base of every error of this library; errors survive pickling, as between processes."""
+
+    def __reduce__(self) -> Any:
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[ActivationError], args: tuple[Any, ...], state: dict[str, Any]) -> ActivationError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class ArgumentError(ActivationError, ValueError):
@@ -185,7 +196,7 @@ class ValueNotFoundError(ActivationError, TypeError):
         where = "" if select is None else f" at select={select!r}"
         super().__init__(
             f"What layer {layer!r} is recorded by must hold a tensor{where}, got {self.value_type}. "
-            "Choose the part to record with outputs(..., select=) or inputs(..., select=)."
+            "Choose the part to record with outputs(..., select=) or inputs(..., select=), or leave the layer out."
         )
 
 
@@ -281,7 +292,7 @@ class ReducerError(ActivationError, TypeError):
     def __init__(self, reducer: str, layer: str, got: str) -> None:
         self.reducer, self.layer = reducer, layer
         super().__init__(
-            f"Reducer {reducer!r} must return a tensor, got {got} for layer {layer!r}. "
+            f"Reducer {reducer!r} must return a tensor with a row for each sample, got {got} for layer {layer!r}. "
             "A reducer is a callable (activation, mask) -> tensor."
         )
 

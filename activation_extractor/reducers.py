@@ -123,7 +123,7 @@ def resolve_reducers(reduce: Any) -> dict[str, Reducer]:
         ArgumentError: an unknown name, or none at all.
         DuplicateLayerError: two reducers of one name.
     """
-    if isinstance(reduce, Mapping):
+    if isinstance(reduce, Mapping) and reduce:
         return {_checked_name(name): _resolve_one(reducer)[1] for name, reducer in reduce.items()}
     several = isinstance(reduce, Iterable) and not isinstance(reduce, str)
     reducers: dict[str, Reducer] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,10 @@ class SafetensorsSink(Sink):
         rows_per_unit: int | None = None,
     ) -> None:
         for name, size in (("unit_bytes", unit_bytes), ("rows_per_unit", rows_per_unit)):
-            if size is not None and (not isinstance(size, int) or size < 1):
+            if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
                 raise ArgumentError(name, "be a positive integer", size)
+        if "\0" in os.fspath(path):
+            raise ArgumentError("path", "be a path without NUL", os.fspath(path))
         self.path = Path(path)
         self.rows = self.nbytes = 0
         check_free(self.path)
@@ -119,6 +122,7 @@ class SafetensorsSink(Sink):
         self._unit_bytes, self._rows_per_unit = unit_bytes, rows_per_unit
         self._unit = Unit(0)
         self._ids: set[RowId] = set()
+        self._is_made = False
         self._lock = threading.Lock()
 
     def write(self, step: Step) -> None:
@@ -129,11 +133,13 @@ class SafetensorsSink(Sink):
                 the disk refuses.
         """
         with self._lock:
-            if self.rows == 0:
+            if not self._is_made:
                 make_folder(self.path)
+                self._is_made = True
             self._check_ids(step)
             self.nbytes += self._unit.add(step)
             self.rows += step.rows
+            self._ids.update(step.ids or ())
             if self._is_whole():
                 self._commit()
 
@@ -158,11 +164,11 @@ class SafetensorsSink(Sink):
         self._unit = self._unit.next()
 
     def _check_ids(self, step: Step) -> None:
-        for one in step.ids or ():
-            if one in self._ids:
-                advice = "Give every row an id of its own."
-                raise StoreError(self.path, "hold each id once", f"{one!r} again", advice)
-            self._ids.add(one)
+        repeated = [one for one, count in Counter(step.ids or ()).items() if count > 1 or one in self._ids]
+        if repeated:
+            raise StoreError(
+                self.path, "hold each id once", f"{repeated[0]!r} again", "Give every row an id of its own."
+            )
 
 
 def open_sink(sink: Sink | str | os.PathLike[str] | None, about: Mapping[str, Any]) -> Sink | None:

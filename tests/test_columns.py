@@ -165,7 +165,6 @@ def test_an_index_of_another_kind_is_an_error(columns, index):
         columns[0][index]
 
 
-@pytest.mark.xfail(strict=True, reason="a pair gives two rows, and True row 1; numpy means something else by both")
 @pytest.mark.parametrize("index", [(0, 1), True], ids=str)
 def test_an_index_that_numpy_reads_otherwise_is_refused_or_read_alike(columns, index):
     try:
@@ -175,7 +174,6 @@ def test_an_index_that_numpy_reads_otherwise_is_refused_or_read_alike(columns, i
     assert np.array_equal(result.numpy(), VALUES[index])
 
 
-@pytest.mark.xfail(strict=True, reason="a bare error of torch.cat")
 def test_lengths_of_a_column_that_is_not_ragged_are_a_clear_error(columns):
     from activation_extractor import ActivationError
 

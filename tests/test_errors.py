@@ -121,7 +121,7 @@ def test_an_error_keeps_what_it_is_about(name, attributes):
         (
             "ValueNotFoundError",
             "What layer 'h.0' is recorded by must hold a tensor at select='b', got dict. "
-            "Choose the part to record with outputs(..., select=) or inputs(..., select=).",
+            "Choose the part to record with outputs(..., select=) or inputs(..., select=), or leave the layer out.",
         ),
     ],
 )

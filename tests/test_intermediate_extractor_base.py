@@ -163,7 +163,6 @@ def test_a_pattern_and_a_single_name_work_as_layer_list(stack):
     assert IntermediateExtractorBase(stack, "h.1").layer_list == ["h.1"]
 
 
-@pytest.mark.xfail(strict=True, reason="inputs() is accepted, and outputs are recorded under its name")
 def test_a_selection_of_inputs_records_inputs_or_is_an_error():
     model, x = nn.Sequential(nn.Linear(3, 4)), torch.randn(2, 3)
     try:

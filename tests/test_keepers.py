@@ -110,7 +110,8 @@ def test_a_reducer_that_returns_a_view_owns_its_memory_all_the_same(stack, token
     [(None, "a NoneType"), (torch.ones(3, 2), r"shape \(3, 2\) for 2 rows"), (torch.tensor(1.0), r"shape \(\)")],
 )
 def test_a_reducer_that_returns_something_else_is_an_error(stack, tokens, result, got):
-    with pytest.raises(ReducerError, match=f"'odd' must return a tensor, got {got}.* for layer 'h.0'"):
+    text = f"'odd' must return a tensor with a row for each sample, got {got}.* for layer 'h.0'"
+    with pytest.raises(ReducerError, match=text):
         with capture(stack, "h.0", reduce={"odd": lambda activation, mask: result}):
             stack(tokens)
     assert count_hooks(stack) == 0

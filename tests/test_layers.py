@@ -179,7 +179,6 @@ def test_a_new_name_for_several_layers_is_an_error(stack):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="the text dumps the modules: _renamed uses {selection!r}, not errors.shown")
 def test_an_error_about_a_new_name_dumps_no_module(stack):
     with pytest.raises(DuplicateLayerError) as caught:
         resolve(stack, {"mine": [stack.h[0], stack.h[1]]})

@@ -29,7 +29,6 @@ def test_an_axis_of_another_type_is_an_error(axis, shown):
     assert str(caught.value) == f"sequence_axis must be an integer or a tuple of integers, got {shown}."
 
 
-@pytest.mark.xfail(strict=True, reason="True is an int, and only looked for outside of tuples")
 def test_a_truth_value_among_axes_is_an_error():
     with pytest.raises(ArgumentTypeError):
         check_sequence_axis((True, 2))

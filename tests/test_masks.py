@@ -108,7 +108,6 @@ def test_a_decoder_without_a_mask_of_its_own_has_no_padding(t5, pairs):
     assert_mean_over(ALL, mean_by(t5, "decoder.block.1", "attention_mask", **pairs))
 
 
-@pytest.mark.xfail(strict=True, reason="the signature of **kwargs names no decoder mask: the encoder's is taken")
 def test_a_decoder_takes_its_own_mask_also_in_a_model_that_takes_any_argument(t5, pairs):
     class Wrapped(nn.Module):
         def __init__(self):
@@ -137,7 +136,6 @@ def test_another_argument_may_be_named(t5, pairs, tokens):
     assert_mean_over(LEFT, mean_by(TakesAnything().eval(), "h.0", "pads", anything))
 
 
-@pytest.mark.xfail(strict=True, reason="only the signature is asked, so a name inside a dict is refused at the door")
 def test_an_argument_inside_a_dict_may_be_named(tokens):
     class TakesFeatures(BlockStack):
         def forward(self, features):
@@ -206,7 +204,6 @@ def test_a_layer_that_changes_the_length_is_an_error_with_advice(tokens):
     assert_mean_over(ALL[:, :3], mean_by(model, "pool", None, tokens, RIGHT))
 
 
-@pytest.mark.xfail(strict=True, reason="the default mask is fitted, and found not to, before the callable is asked")
 @pytest.mark.parametrize("mask", [RIGHT, RIGHT[:, None, None]])
 def test_a_callable_may_give_the_mask_of_a_layer_that_changes_the_length(tokens, mask):
     model = Shorter().eval()
@@ -234,7 +231,6 @@ def test_a_layer_outside_the_models_own_call_is_an_error_and_the_advice_works(to
     assert acts[""].shape == (2, 8)
 
 
-@pytest.mark.xfail(strict=True, reason="the default mask is looked up, and not found, before the callable is asked")
 def test_a_callable_may_give_the_mask_outside_the_models_own_call(tokens):
     model = Shorter()
     with capture(model, "h.0", reduce="mean", mask=lambda layer, activation, mask: RIGHT):

@@ -168,7 +168,6 @@ def test_a_copied_model_output_has_one_copy_of_each_member():
     assert value.pooler_output is A
 
 
-@pytest.mark.xfail(strict=True, reason="only a MutableMapping is copied, any other Mapping is shared whole")
 def test_a_read_only_mapping_is_copied_too():
     value = MappingProxyType({"a": A})
     assert copied(value)["a"] is not A

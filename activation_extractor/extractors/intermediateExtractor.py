@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activation_extractor._formats import replacing
+from activation_extractor._formats import make_folders, replacing
 from activation_extractor._values import main_tensor, to_numpy
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, ValueNotFoundError
 from activation_extractor.extractors.intermediateExtractorBase import IntermediateExtractorBase
@@ -68,8 +68,11 @@ class IntermediateExtractor(IntermediateExtractorBase):
         _check_format(emb_format, custom_position)
         if emb_format == "full":
             return outputs
-        if not -outputs.ndim <= sequence_axis < outputs.ndim:
+        if not isinstance(sequence_axis, int) or not -outputs.ndim <= sequence_axis < outputs.ndim:
             raise ArgumentError("sequence_axis", f"be an axis of shape {tuple(outputs.shape)}", sequence_axis)
+        if not outputs.shape[sequence_axis]:
+            shape = tuple(outputs.shape)
+            raise ArgumentError("outputs", f"have a position along axis {sequence_axis}", shape, "Leave it out.")
         if emb_format == "mean":
             return _mean(outputs, sequence_axis)
         return _position(outputs, {"FT": 0, "LT": -1}.get(emb_format, custom_position), sequence_axis)
@@ -109,6 +112,8 @@ class IntermediateExtractor(IntermediateExtractorBase):
         formats = _check_formats(emb_formats, custom_position)
         if save_method not in _SUFFIXES:
             raise ArgumentError("save_method", f"be one of {', '.join(map(repr, _SUFFIXES))}", save_method)
+        if not isinstance(output_id, str | int):
+            raise ArgumentTypeError("output_id", "be a string or an integer", output_id)
         folder, name = Path(output_folder), _check_part("output_id", str(output_id))
         if move_to_cpu:
             self.gpu_to_cpu()
@@ -127,8 +132,8 @@ class IntermediateExtractor(IntermediateExtractorBase):
     def _remove_saved(self, folder: Path, formats: Sequence[str]) -> None:
         names = {layer + suffix for layer in self.layer_list for suffix in _SUFFIXES.values()}
         for emb_format in formats:
-            if not (folder / emb_format).is_dir():
-                continue
+            if not (folder / emb_format).is_dir() or (folder / emb_format).is_symlink():
+                continue  # nothing behind a link is removed
             for call_folder in list((folder / emb_format).iterdir()):
                 if call_folder.is_symlink() or not call_folder.is_dir():
                     continue
@@ -180,8 +185,9 @@ def _check_part(what: str, part: str) -> str:
 
 def _mean(outputs: Any, axis: int) -> Any:
     if isinstance(outputs, np.ndarray):
-        dtype = np.float32 if outputs.dtype == np.float16 else None
-        return outputs.mean(axis, dtype=dtype).astype(outputs.dtype if dtype else None, copy=False)
+        if not np.issubdtype(outputs.dtype, np.inexact):
+            return outputs.mean(axis, dtype=np.float32)
+        return outputs.mean(axis, dtype=np.promote_types(outputs.dtype, np.float32)).astype(outputs.dtype, copy=False)
     if not (outputs.is_floating_point() or outputs.is_complex()):
         return outputs.float().mean(axis)
     return outputs.mean(axis, dtype=torch.promote_types(outputs.dtype, torch.float32)).to(outputs.dtype)
@@ -197,7 +203,7 @@ def _position(outputs: Any, position: Any, axis: int) -> Any:
 
 
 def _write(path: Path, array: np.ndarray[Any, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     with replacing(path) as file:
         if path.suffix == ".npz":
             np.savez_compressed(file, array)

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from activation_extractor._layers import resolve
 from activation_extractor._modules import check_model
 from activation_extractor._values import copied
+from activation_extractor.errors import ArgumentError
 
 
 class IntermediateExtractorBase:
@@ -20,7 +21,7 @@ class IntermediateExtractorBase:
 
     Args:
         model: the PyTorch model.
-        layer_list: names of its layers; every selection that `capture` takes works too.
+        layer_list: names of its layers; a pattern or any other selection of layers that `capture` takes works too.
 
     Attributes:
         hook_handles: the handles of the hooks that are registered.
@@ -30,6 +31,7 @@ class IntermediateExtractorBase:
     Raises:
         LayerNotFoundError: a name is not in the model; the text holds close matches.
         ArgumentTypeError: `model` is not a module.
+        ArgumentError: the list selects inputs, gradients or parts of outputs.
 
     Example:
         >>> import torch
@@ -46,7 +48,11 @@ class IntermediateExtractorBase:
 
     def __init__(self, model: nn.Module, layer_list: Sequence[str]) -> None:
         self.model = check_model(model)
-        self._modules = {target.name: target.module for target in resolve(model, layer_list)}
+        targets = resolve(model, layer_list)
+        if any(target.side != "output" or target.select is not None for target in targets):
+            advice = "Use activation_extractor.capture for inputs, gradients and select=."
+            raise ArgumentError("layer_list", "select layers, whose whole outputs are kept", layer_list, advice)
+        self._modules = {target.name: target.module for target in targets}
         self.layer_list = list(self._modules)
         self.hook_handles: list[RemovableHandle] = []
         self.intermediate_outputs: dict[str, Any] = {}
