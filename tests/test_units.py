@@ -58,7 +58,7 @@ def test_integer_ids_are_an_integer_tensor_and_no_ids_are_no_entry(folder):
     entries = load_file(shard(folder))
     assert entries["#ids"].tolist() == [7, -3]
     assert "#ids#offsets" not in entries
-    unit = unit.next()
+    unit = Unit(1)
     unit.add(step(dense(2)))
     unit.commit(folder, {})
     assert list(load_file(shard(folder, 1))) == ["h.0:mean"]
