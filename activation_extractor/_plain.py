@@ -15,8 +15,8 @@ from activation_extractor._context import open_here
 from activation_extractor._keepers import Place
 from activation_extractor._layers import Target
 from activation_extractor._options import Options
-from activation_extractor._root import current_cut
-from activation_extractor._taps import backward_task, picker, transform
+from activation_extractor._root import current_cut, cuts
+from activation_extractor._taps import backward_task, is_transformed, picker
 from activation_extractor._values import snapshot
 from activation_extractor.errors import InferenceReferenceError, TransformedCallError
 from activation_extractor.reducers import full
@@ -51,7 +51,7 @@ def _copying_hook(target: Target, place: Place) -> Callable[..., None]:
     def record_copy(called: nn.Module, args: Any, output: Any) -> None:
         if place not in open_here() or called is not module or backward_task() != -1:
             return
-        if transform() is not None:
+        if is_transformed():
             raise TransformedCallError(target.layer)
         if type(output) is Tensor:
             # What is copied at once needs no version counter: `data` does what `detach()` does, at half the price.
@@ -61,7 +61,7 @@ def _copying_hook(target: Target, place: Place) -> Callable[..., None]:
         if name in ran:
             place.ran_again(target)
         ran.add(name)
-        if (cut := current_cut()) is not None:
+        if cuts and (cut := current_cut()) is not None:
             cut.ran(place, name)
 
     return record_copy
@@ -74,7 +74,7 @@ def _referring_hook(target: Target, place: Place) -> Callable[..., None]:
     def record_reference(called: nn.Module, args: Any, output: Any) -> None:
         if place not in open_here() or called is not module or backward_task() != -1:
             return
-        if transform() is not None:
+        if is_transformed():
             raise TransformedCallError(target.layer)
         if type(output) is not Tensor:
             output = pick(output)
@@ -85,7 +85,7 @@ def _referring_hook(target: Target, place: Place) -> Callable[..., None]:
         if name in ran:
             place.ran_again(target)
         ran.add(name)
-        if (cut := current_cut()) is not None:
+        if cuts and (cut := current_cut()) is not None:
             cut.ran(place, name)
 
     return record_reference

@@ -68,6 +68,9 @@ _cut: ContextVar[Cut | None] = ContextVar("activation_extractor_cut", default=No
 
 current_cut = _cut.get
 
+# The cuts of all contexts: while there is none, a hook need not ask for the one of its own.
+cuts: list[Cut] = []
+
 
 def watch(root: nn.Module, watcher: Watcher) -> None:
     """Tell `watcher` of each forward of `root` in its context, until `unwatch`."""
@@ -129,6 +132,7 @@ class _RootCall:
         # Every capture open in this context is served, whether or not it wants to stop early itself.
         cut = Cut({owner: owner.awaited(self._members) for owner in opened if hasattr(owner, "awaited")})
         token = _cut.set(cut)
+        cuts.append(cut)
         try:
             return call(*args, **kwargs)
         except StopForward:
@@ -136,4 +140,5 @@ class _RootCall:
                 watcher.note_cut()
             return None
         finally:
+            cuts.remove(cut)
             _cut.reset(token)

@@ -22,9 +22,9 @@ from activation_extractor.errors import TransformedCallError, ValueNotFoundError
 Keep = Callable[[Tensor], None]
 Detach = Callable[[], None]
 
-# Private, 30 ns each, and the only way to know: -1 outside backward, None outside a transform of torch.func.
+# Private, some 50 ns each, and the only way to know: -1 outside backward, False outside a transform of torch.func.
 backward_task = torch._C._current_graph_task_id
-transform = torch._C._functorch.peek_interpreter_stack
+is_transformed = torch._C._are_functorch_transforms_active
 
 
 def tap(target: Target, owner: Owner, keep: Keep) -> Detach:
@@ -68,7 +68,7 @@ def _output_hook(target: Target, owner: Owner, keep: Keep) -> Callable[..., None
     def record(called: nn.Module, args: Any, output: Any) -> None:
         if owner not in open_here() or called is not module or backward_task() != -1:
             return
-        if transform() is not None:
+        if is_transformed():
             raise TransformedCallError(target.layer)
         keep(output if is_bare and isinstance(output, Tensor) else pick(output))
 
@@ -82,7 +82,7 @@ def _input_hook(target: Target, owner: Owner, keep: Keep) -> Callable[..., None]
     def record_input(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         if owner not in open_here() or called is not module or backward_task() != -1:
             return
-        if transform() is not None:
+        if is_transformed():
             raise TransformedCallError(target.layer)
         keep(pick(bind(signature, args, kwargs or {})))
 
@@ -97,7 +97,7 @@ def _gradient_hook(
     def expect_gradient(called: nn.Module, args: Any, output: Any) -> None:
         if owner not in open_here() or called is not module:
             return
-        if transform() is not None:
+        if is_transformed():
             raise TransformedCallError(target.layer)
         # Backward runs on other threads, where the context is another: `keep` knows whose gradient this is.
         tensor, keep = pick(output), expect(backward_task() != -1)
