@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from activation_extractor.errors import ActivationNotFoundError, examples
+from activation_extractor._wording import examples
+from activation_extractor.errors import ActivationNotFoundError
 from activation_extractor.reducers import canonical_name
 
 EntryKey = str | tuple[str, str]

@@ -11,12 +11,12 @@ from typing import Any, Literal
 from torch import nn
 
 from activation_extractor._modules import WRAPPER_SEGMENTS, ModuleTree, check_hookable, runs
+from activation_extractor._wording import shown
 from activation_extractor.errors import (
     ArgumentError,
     ArgumentTypeError,
     DuplicateLayerError,
     LayerNotFoundError,
-    shown,
 )
 
 Side = Literal["output", "input", "gradient"]

@@ -1,0 +1,25 @@
+"""How error texts show names and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_EXAMPLES = 3
+_LONGEST = 100  # characters of a value that are shown whole
+_EXCERPT = 40
+
+
+def examples(names: Iterable[object]) -> str:
+    """Up to three of `names`, quoted, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(repr(name) for name in names[:_EXAMPLES])
+    rest = len(names) - _EXAMPLES
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def shown(value: object) -> str:
+    """A value as an error text shows it: what the user typed, but no dump of data."""
+    text = repr(value)
+    if len(text) <= _LONGEST and "\n" not in text:
+        return text
+    return f"a {type(value).__name__} ({' '.join(text.split())[:_EXCERPT]} ...)"
