@@ -70,7 +70,9 @@ class ActivationError(Exception):
 
 
 def _rebuilt(kind: type[ActivationError], args: tuple[Any, ...], state: dict[str, Any]) -> ActivationError:
-    error = kind.__new__(kind, *args)
+    # Past the class's own constructor; MemoryError's cannot be asked by name for a class with two bases.
+    new = Exception.__new__ if issubclass(kind, MemoryError) else kind.__new__
+    error = new(kind, *args)
     error.args = args
     error.__dict__.update(state)
     return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import pickle
 import re
 
 import pytest
@@ -171,3 +172,11 @@ def test_three_examples_and_a_count_are_no_dump(names, text):
 )
 def test_a_value_is_shown_as_typed_unless_it_is_data(value, text):
     assert shown(value) == text
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_error_survives_the_way_to_another_process(name):
+    error = EXAMPLES[name]
+    twin = pickle.loads(pickle.dumps(error))
+    assert (type(twin), str(twin)) == (type(error), str(error))
+    assert twin.__dict__ == error.__dict__

@@ -9,7 +9,7 @@ from models import BlockStack
 from torch import nn
 
 from activation_extractor import capture, inputs
-from activation_extractor.errors import MaskError
+from activation_extractor.errors import ArgumentError, MaskError
 
 RIGHT = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 LEFT = torch.tensor([[0, 1, 1, 1, 1], [0, 0, 0, 0, 1]])
@@ -235,3 +235,13 @@ def test_a_callable_may_give_the_mask_outside_the_models_own_call(tokens):
     model = Shorter()
     with capture(model, "h.0", reduce="mean", mask=lambda layer, activation, mask: RIGHT):
         model.encode(tokens)
+
+
+def test_a_named_argument_that_the_call_does_not_have_is_an_error(tokens):
+    with pytest.raises(MaskError, match="must come from 'pads' of the model's call, got no such argument"):
+        mean_by(TakesAnything().eval(), "h.0", "pads", input_ids=tokens)
+
+
+def test_a_mistyped_pattern_in_a_mask_is_an_error(stack):
+    with pytest.raises(ArgumentError, match=r"a pattern in mask must match a layer of the model, got 'emebd'"):
+        capture(stack, "h.0", reduce="mean", mask={"emebd": None})
