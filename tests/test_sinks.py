@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from models import count_hooks
 from safetensors.torch import load_file
+from stores import LEFT, RIGHT, shards
 
 from activation_extractor import MemorySink, Sink, capture
 from activation_extractor._steps import Ragged, Step
 from activation_extractor.errors import ArgumentTypeError
-
-LEFT = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-RIGHT = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-
-
-def shards(folder: Path) -> list[Path]:
-    return sorted((folder / "shards").glob("*.safetensors"))
-
-
-def mean_step(rows: int, ids=None, value: float = 0.0) -> Step:
-    return Step(0, rows, {("h.0", "mean"): torch.full((rows, 3), value)}, ids, {})
 
 
 def test_each_forward_is_a_step_and_a_step_block_groups_several(stack, tokens):

@@ -9,22 +9,12 @@ import pytest
 import torch
 from models import count_hooks
 from safetensors.torch import load_file
+from stores import mean_step, shards
 from torch import nn
 
 from activation_extractor import SafetensorsSink, capture, open_store
 from activation_extractor._steps import Step
 from activation_extractor.errors import ActivationError, ArgumentError, StepError, StoreError
-
-LEFT = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-RIGHT = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-
-
-def shards(folder: Path) -> list[Path]:
-    return sorted((folder / "shards").glob("*.safetensors"))
-
-
-def mean_step(rows: int, ids=None, value: float = 0.0) -> Step:
-    return Step(0, rows, {("h.0", "mean"): torch.full((rows, 3), value)}, ids, {})
 
 
 @pytest.mark.parametrize("rows_per_unit", [1, 3, 4, 100])
