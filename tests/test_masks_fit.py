@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 import transformers
@@ -29,8 +31,11 @@ def test_a_decoding_step_with_a_cache_takes_the_last_columns():
     model = transformers.GPT2Model(config).eval()
     ids, mask = torch.randint(3, 30, (2, 5)), torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 0]])
     with torch.no_grad():
-        cache = model(ids[:, :3], attention_mask=mask[:, :3], use_cache=True).past_key_values
-    arguments = {"input_ids": ids[:, 3:], "attention_mask": mask, "past_key_values": cache}
+        first = model(ids[:, :3], attention_mask=mask[:, :3], use_cache=True)
+    takes = inspect.signature(model.forward).parameters
+    name = "cache" if "cache" in takes else "past_key_values"  # renamed in transformers 5.24
+    cache = first.get("cache", first.get("past_key_values"))
+    arguments = {"input_ids": ids[:, 3:], "attention_mask": mask, name: cache}
     assert_mean_over(mask[:, 3:], mean_by(model, "h.0", "attention_mask", **arguments))
 
 
