@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from activation_extractor.extractors.intermediateExtractor import IntermediateExtractor
     from activation_extractor.extractors.intermediateExtractorBase import IntermediateExtractorBase
     from activation_extractor.reducers import position
-    from activation_extractor.sinks import MemorySink, SafetensorsSink, Sink
+    from activation_extractor.sinks import MemorySink, NpySink, NpzSink, SafetensorsSink, Sink
     from activation_extractor.store import Column, Store, open_store
 
 __version__ = "0.1.0"
@@ -31,6 +31,8 @@ _HOMES = {
     "IntermediateExtractor": "extractors.intermediateExtractor",
     "IntermediateExtractorBase": "extractors.intermediateExtractorBase",
     "MemorySink": "sinks",
+    "NpySink": "sinks",
+    "NpzSink": "sinks",
     "SafetensorsSink": "sinks",
     "Sink": "sinks",
     "Store": "store",
@@ -52,6 +54,8 @@ __all__ = [
     "IntermediateExtractor",
     "IntermediateExtractorBase",
     "MemorySink",
+    "NpySink",
+    "NpzSink",
     "SafetensorsSink",
     "Sink",
     "Store",

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from activation_extractor._context import open_here
+from activation_extractor._fingerprints import describe
 from activation_extractor._kept import Calls
 from activation_extractor._layers import Target, resolve
 from activation_extractor._masks import Masks
@@ -128,8 +129,8 @@ class Capture:
         self._root: nn.Module | None = None
         if isinstance(model, nn.Module) or not callable(model):
             self._root, self._targets, self._masks = self._resolve(check_model(model))
-        about = {"model": type(self._root).__name__ if self._root else None, "reducers": list(options.reducers)}
-        self._sink = open_sink(sink, about)  # last, so that a mistake above touches no folder
+        self._sink = open_sink(sink)  # last, so that a mistake above touches no folder
+        self._known_about: dict[str, Any] | None = None
         self._entered: list[Recording] = []
         self._lock = threading.Lock()
 
@@ -215,9 +216,25 @@ class Capture:
         return root, targets, masks
 
     def _record(self, root: nn.Module, targets: tuple[Target, ...], masks: Masks) -> Recording:
+        if self._sink is not None:
+            self._sink.begin(self._about(root, targets))
         recording = Recording(root, targets, self._options, masks, self._sink)
         recording.open()
         return recording
+
+    def _about(self, root: nn.Module, targets: tuple[Target, ...]) -> dict[str, Any]:
+        """What a sink is told: what the values depend on, beside the weights and the data."""
+        if self._known_about is None or root is not self._root:
+            options = self._options
+            self._known_about = {
+                "model": type(root).__qualname__,
+                "layers": [[one.name, one.layer, one.side, describe(one.select)] for one in targets],
+                "reducers": describe(options.reducers),
+                "mask": describe(options.mask),
+                "sequence_axis": describe(options.sequence_axis),
+                "calls": options.calls,
+            }
+        return self._known_about
 
     def _leave(self) -> Recording:
         """The recording that this exit ends: the latest of this context, or of any if it began in another one."""

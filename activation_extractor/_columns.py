@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from pathlib import Path
+from functools import lru_cache
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from activation_extractor._values import to_numpy
+from activation_extractor._entries import OFFSETS, ROWS
+from activation_extractor._reading import Reader, Values
+from activation_extractor._values import numpy_has, to_numpy
 from activation_extractor.errors import ArgumentTypeError, StoreError
+
+_BLOCK_BYTES = 1 << 20  # read at once where rows are walked through
+_RAGGED_BLOCK = 256
+_MOST_OPEN = 64
 
 
 @dataclass(frozen=True)
@@ -24,54 +29,47 @@ class Part:
 
     Attributes:
         path: the shard.
-        entry: the tensor's name in it.
-        count: how many rows it has.
-        offsets: for a ragged column, the entry of the rows' beginnings; else None.
-        rows: the rows of the store that these are.
+        count: how many rows of the column it has.
+        first_row: the row of the store that is the shard's first one.
+        is_short: whether other columns have more rows there.
     """
 
-    path: Path
-    entry: str
+    path: str
     count: int
-    offsets: str | None
-    rows: Tensor
+    first_row: int
+    is_short: bool
 
 
-def read_entry(path: Path, entry: str, start: int = 0, stop: int | None = None) -> Tensor:
-    """Rows `start` to `stop` of a tensor in a shard, without reading the others.
+@dataclass(frozen=True)
+class Form:
+    """What a column's rows are like: their dtype on disk, their shape (that of a position, when ragged)."""
 
-    Raises:
-        StoreError: the shard is damaged or gone.
-    """
-    try:
-        with safe_open(path, framework="pt") as shard:
-            part: Tensor = shard.get_slice(entry)[start:stop]
-            return part
-    except (SafetensorError, OSError) as error:
-        advice = "Restore it from a copy, or delete it and extract again."
-        raise StoreError(path, "be a readable shard", str(error), advice) from error
+    dtype: torch.dtype
+    row_shape: tuple[int, ...]
+    is_ragged: bool
 
 
 class Column:
     """A column of a store, one row for each sample; nothing is read before it is asked for.
 
     ``column[3]`` is a row, ``column[10:20]`` and ``column[[4, 2]]`` are ``(rows, *row)`` tensors on the CPU, new
-    memory each time. In a ragged column a row is ``(positions, *features)`` and several rows are a list.
+    memory each time; only their bytes are read. In a ragged column a row is ``(positions, *features)`` and several
+    rows are a list. A column can be handed to other processes, which open files of their own, and used by threads.
 
     Attributes:
         dtype: the dtype on disk.
         row_shape: the shape of a row; of a position, when ragged.
         is_ragged: whether rows differ in length.
-        rows: the rows of the store that the column has, ``(len(column),)`` int64; all of them unless a layer that runs
-            conditionally was captured with ``missing="skip"``.
     """
 
-    def __init__(self, name: Any, parts: Sequence[Part], dtype: torch.dtype, row_shape: tuple[int, ...]) -> None:
-        self._name, self._parts = name, tuple(parts)
-        self.dtype, self.row_shape = dtype, row_shape
-        self.is_ragged = parts[0].offsets is not None
-        self.rows = torch.cat([part.rows for part in parts])
+    def __init__(self, name: Any, entry: str, reader: Reader, parts: Sequence[Part], form: Form) -> None:
+        self._name, self._entry, self._reader, self._parts, self._form = name, entry, reader, tuple(parts), form
+        self.dtype, self.row_shape, self.is_ragged = form.dtype, form.row_shape, form.is_ragged
         self._starts = [0, *accumulate(part.count for part in parts)]
+        self._values = lru_cache(_MOST_OPEN)(self._open)
+
+    def __reduce__(self) -> Any:
+        return Column, (self._name, self._entry, self._reader, self._parts, self._form)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -81,24 +79,47 @@ class Column:
         """``(rows, *row_shape)``; a ragged column has None for the axis that differs."""
         return (len(self), None, *self.row_shape) if self.is_ragged else (len(self), *self.row_shape)
 
+    @property
+    def rows(self) -> Tensor:
+        """The rows of the store that the column has, ``(len(column),)`` int64.
+
+        All of them, unless a layer that runs conditionally was captured with ``missing="skip"``.
+        """
+        return torch.cat([torch.empty(0, dtype=torch.int64), *map(self._rows_of_part, self._parts)])
+
     def __repr__(self) -> str:
         return f"Column({self._name!r}, {self.shape}, {str(self.dtype).removeprefix('torch.')})"
 
     def __getitem__(self, index: Any) -> Any:
-        """A row for an integer; rows for a slice, a sequence of integers or a boolean mask."""
+        """A row for an integer; rows for a slice, a sequence of integers or a boolean mask.
+
+        Raises:
+            IndexError: there is no such row.
+            ArgumentTypeError: an index of another kind.
+            StoreError: a shard is damaged or gone.
+        """
+        if type(index) is int:
+            return self._row(self._checked(index))
         if isinstance(index, slice):
-            return self._rows_of(range(len(self))[index])
-        if isinstance(index, int | np.integer) and not isinstance(index, bool):
+            rows = range(len(self))[index]
+            return self._gather(rows if rows.step == 1 else np.asarray(rows))
+        if isinstance(index, np.integer):
             return self._row(self._checked(int(index)))
         if isinstance(index, np.ndarray | Tensor) and not index.ndim and index.dtype not in (np.bool_, torch.bool):
             return self[index.item()]
-        return self._rows_of([self._checked(one) for one in self._integers(index)])
+        return self._gather(np.array([self._checked(one) for one in self._integers(index)], dtype=np.int64))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The rows one by one, read in blocks."""
+        size = self.dtype.itemsize * max(1, int(np.prod(self.row_shape)))
+        block = _RAGGED_BLOCK if self.is_ragged else max(1, _BLOCK_BYTES // size)
+        return chain.from_iterable(self[start : start + block] for start in range(0, len(self), block))
 
     def torch(self) -> Tensor:
         """The whole column, ``(rows, *row_shape)``; ragged rows of one length too, as ``(rows, positions, ...)``.
 
         Raises:
-            StoreError: ragged rows of different lengths.
+            StoreError: ragged rows of different lengths, or a damaged shard.
         """
         rows = self[:]
         if not self.is_ragged:
@@ -107,24 +128,51 @@ class Column:
         if len({len(row) for row in rows}) > 1:
             advice = "Take rows one by one, column[i], or flatten them with column.flat()."
             raise StoreError(self._name, "have rows of one length to become one tensor", "different lengths", advice)
-        return torch.stack(rows)
+        return torch.stack(rows) if rows else torch.empty(0, 0, *self.row_shape, dtype=self.dtype)
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """The whole column as an array, as `torch` gives it; bfloat16 and float8 become float32."""
         return to_numpy(self.torch())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if copy is False:
+            array = self._as_view()
+            if dtype is not None and array.dtype != dtype:
+                raise ValueError(f"A view of {self!r} must keep its dtype, got dtype={dtype}. Leave copy=False out.")
+            return array
         return np.asarray(self.numpy(), dtype=dtype)
 
+    def mapped(self) -> list[Tensor]:
+        """The column without a copy: for each shard a tensor over the mapped file, ragged ones flat.
+
+        Nothing is read before it is touched. Writes to such a tensor stay in memory and never reach the file. Cutting
+        a mapped file short elsewhere crashes a process that touches the lost part, as with any memory map; every
+        other way of reading gives an error instead.
+        """
+        return [self._values(number).mapped() for number in range(len(self._parts))]
+
     def flat(self) -> Tensor:
-        """The positions of all rows of a ragged column one behind the other, ``(positions, *features)``."""
+        """The positions of all rows of a ragged column one behind the other, ``(positions, *features)``, new memory."""
         self._check_ragged()
-        return torch.cat([read_entry(part.path, part.entry) for part in self._parts])
+        parts = [self._values(number) for number in range(len(self._parts))]
+        out = torch.empty((sum(one.extent.shape[0] for one in parts), *self.row_shape), dtype=self.dtype)
+        start = 0
+        for one in parts:
+            stop = start + one.extent.shape[0]
+            one.read_into(out[start:stop], 0)
+            start = stop
+        return out
 
     def lengths(self) -> Tensor:
         """How many positions each row of a ragged column has, ``(rows,)`` int64."""
         self._check_ragged()
-        return torch.cat([read_entry(part.path, part.offsets).diff() for part in self._parts if part.offsets])
+        parts = [self._reader.offsets(part.path, self._entry, 0, None).diff() for part in self._parts]
+        return torch.cat([torch.empty(0, dtype=torch.int64), *parts])
+
+    def _as_view(self) -> np.ndarray[Any, Any]:
+        if len(self._parts) != 1 or self.is_ragged or not numpy_has(self.dtype):
+            raise ValueError(f"A view must be of one shard in a dtype of numpy, got {self!r}. Use column.mapped().")
+        return to_numpy(self.mapped()[0])
 
     def _check_ragged(self) -> None:
         if not self.is_ragged:
@@ -141,42 +189,79 @@ class Column:
         return [int(one) for one in array]
 
     def _checked(self, index: int) -> int:
-        if not -len(self) <= index < len(self):
-            raise IndexError(
-                f"A row index must be below {len(self)}, got {index}. len(column) tells the number of rows."
-            )
-        return index % len(self)
+        length = self._starts[-1]
+        if not -length <= index < length:
+            raise IndexError(f"A row index must be below {length}, got {index}. len(column) tells the number of rows.")
+        return index + length if index < 0 else index
+
+    def _open(self, number: int) -> Values:
+        """A shard's values, once its header has been seen to fit what the store was told."""
+        part = self._parts[number]
+        shard = self._reader.shard(part.path)
+        count = shard.count(self._entry) if self._entry in shard.extents else 0
+        if count != part.count:
+            got, advice = f"{count} in place of {part.count}", "Remove the folder 'journal', which is made from shards."
+            raise StoreError(part.path, f"hold the rows of {self._entry!r} that the journal tells", got, advice)
+        values = self._reader.open(part.path, self._entry)
+        is_ragged = self._entry + OFFSETS in shard.extents
+        form = Form(values.extent.dtype, values.extent.shape[1:], is_ragged)
+        if form != self._form:
+            got = f"{form.dtype} {form.row_shape} after {self.dtype} {self.row_shape}"
+            raise StoreError(part.path, f"hold {self._entry!r} like the other shards", got, "Restore it from a copy.")
+        return values
 
     def _row(self, index: int) -> Tensor:
         number = bisect_right(self._starts, index) - 1
-        part, row = self._parts[number], index - self._starts[number]
-        if part.offsets is None:
-            return read_entry(part.path, part.entry, row, row + 1)[0]
-        start, stop = read_entry(part.path, part.offsets, row, row + 2).tolist()
-        return read_entry(part.path, part.entry, start, stop)
+        row, values = index - self._starts[number], self._values(number)
+        if not self.is_ragged:
+            return values.row(row)
+        start, stop = self._reader.offsets(self._parts[number].path, self._entry, row, row + 1).tolist()
+        return values.rows(start, stop)
 
-    def _rows_of(self, indices: Sequence[int]) -> Any:
-        if isinstance(indices, range) and indices.step == 1:
-            pieces = [piece for part, start, stop in self._spans(indices) for piece in self._read(part, start, stop)]
-        else:
-            pieces = [self._row(index)[None] if not self.is_ragged else self._row(index) for index in indices]
+    def _gather(self, indices: range | np.ndarray[Any, Any]) -> Any:
+        """The rows of these indices: runs of consecutive ones are read at once."""
         if self.is_ragged:
-            return pieces
-        return torch.cat(pieces) if pieces else torch.empty(0, *self.row_shape, dtype=self.dtype)
+            return [row for first, stop in _runs(indices) for row in self._ragged_rows(first, stop)]
+        out = torch.empty((len(indices), *self.row_shape), dtype=self.dtype)
+        place = 0
+        for first, stop in _runs(indices):
+            for number, start, end in self._spans(first, stop):
+                self._values(number).read_into(out[place : place + end - start], start)
+                place += end - start
+        return out
 
-    def _spans(self, rows: range) -> list[tuple[Part, int, int]]:
+    def _ragged_rows(self, first: int, stop: int) -> Iterator[Tensor]:
+        for number, start, end in self._spans(first, stop):
+            values = self._values(number)
+            offsets = self._reader.offsets(self._parts[number].path, self._entry, start, end)
+            positions = values.rows(int(offsets[0]), int(offsets[-1]))
+            yield from torch.split(positions, offsets.diff().tolist())
+
+    def _spans(self, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """The parts that hold consecutive rows, and where in them they begin and end."""
-        spans = []
-        for part, first in zip(self._parts, self._starts, strict=False):
-            start, stop = max(rows.start, first) - first, min(rows.stop, first + part.count) - first
-            if start < stop:
-                spans.append((part, start, stop))
-        return spans
+        number = bisect_right(self._starts, first) - 1
+        while first < stop:
+            start, end = self._starts[number], min(stop, self._starts[number + 1])
+            if first < end:
+                yield number, first - start, end - start
+            first, number = max(first, end), number + 1
 
-    def _read(self, part: Part, start: int, stop: int) -> Sequence[Tensor]:
-        """Consecutive rows of one part: one tensor, or one for each row when ragged."""
-        if part.offsets is None:
-            return [read_entry(part.path, part.entry, start, stop)]
-        offsets = read_entry(part.path, part.offsets, start, stop + 1)
-        first, last = int(offsets[0]), int(offsets[-1])
-        return torch.split(read_entry(part.path, part.entry, first, last), offsets.diff().tolist())
+    def _rows_of_part(self, part: Part) -> Tensor:
+        if not part.is_short:
+            return torch.arange(part.first_row, part.first_row + part.count)
+        rows = self._reader.open(part.path, self._entry + ROWS).whole()
+        if rows[0] < 0 or rows[-1] >= self._reader.shard(part.path).rows or bool((rows.diff() <= 0).any()):
+            raise StoreError(part.path, f"hold rising rows of {self._entry!r}", "others", "Restore it from a copy.")
+        return rows + part.first_row
+
+
+def _runs(indices: range | np.ndarray[Any, Any]) -> Iterator[tuple[int, int]]:
+    """Where runs of consecutive indices begin and end."""
+    if isinstance(indices, range):
+        if len(indices):
+            yield indices.start, indices.stop
+        return
+    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
+    for run in np.split(indices, breaks):
+        if len(run):
+            yield int(run[0]), int(run[-1]) + 1

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from activation_extractor._blocks import blocks
 from activation_extractor._extract import extract
-from activation_extractor._units import check_free
+from activation_extractor._store_writer import check_free
 from activation_extractor.errors import MissingExtraError
 from activation_extractor.store import Column, Store
 

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from activation_extractor._capture import capture
+from activation_extractor._fingerprints import structure_digest, weights_digest
 from activation_extractor._kept import Calls
+from activation_extractor._modules import unwrap
 from activation_extractor._options import Missing
 from activation_extractor._progress import Progress
+from activation_extractor._runs import Run
+from activation_extractor._shards import CODECS
+from activation_extractor._steps import RowId, check_ids
+from activation_extractor._store_writer import QUEUE_BYTES
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
-from activation_extractor.sinks import SafetensorsSink
+from activation_extractor.sinks import check_path, check_size
 from activation_extractor.store import Store, open_store
+
+Format = Literal["safetensors", "npz", "npy"]
+Ids = str | Callable[[Any], Any] | None
+_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 def extract(
@@ -27,11 +37,14 @@ def extract(
     *,
     out: str | os.PathLike[str],
     reduce: Any = None,
-    ids: str | None = None,
+    ids: Ids = None,
     keep: Iterable[str] = (),
     device: Any = None,
     progress: bool | None = None,
     rows_per_unit: int | None = None,
+    format: Format = "safetensors",  # noqa: A002 - what everybody calls it
+    queue_bytes: int = QUEUE_BYTES,
+    resume: bool = True,
     mask: Any = "attention_mask",
     sequence_axis: int | tuple[int, ...] | None = None,
     calls: Calls = "last",
@@ -40,23 +53,34 @@ def extract(
 ) -> Store:
     """Run a model over a data set and store what its layers compute.
 
-    The model runs in ``eval()`` and under ``inference_mode``; its training flags are restored. Steps are gathered
-    into units of whole batches, and each unit appears on disk complete or not at all. When the run fails, the units
-    that are complete stay and the one under way is dropped.
+    The model runs in ``eval()`` and under ``inference_mode``; its training flags are restored. Batches are gathered
+    into units of whole batches, and each unit appears on disk complete or not at all, while the model goes on. When
+    the run fails or is killed, the units that are complete stay and the one under way is lost.
+
+    Called again with the same arguments, it goes on where it ended: batches whose unit is there are compared rather
+    than computed, by their ids and by a checksum over what the model would be called with (tensors of more than 1 MiB
+    are sampled). Another model, other weights, layers, reducers or data are an error, and the store stays as it is.
+    On one machine, with one device and the same versions, a run that was interrupted ends in the same bytes as one
+    that was not. Several processes may share a store; each does what the others have not done.
 
     Args:
         model: the model.
-        batches: an iterable of batches, a DataLoader for example. A batch is a mapping (keyword arguments), a tuple
-            or list (positional arguments) or a tensor. Tensors are moved to the model's device.
+        batches: an iterable of batches, a DataLoader for example, in the same order each time. A batch is a mapping
+            (keyword arguments), a tuple or list (positional arguments) or a tensor. Tensors are moved to the model's
+            device.
         layers: any selection that `capture` takes.
-        out: a new or empty folder.
+        out: a new or empty folder, or the store of an earlier call with the same arguments.
         reduce: what to keep of an activation, as for `capture`.
-        ids: the entry of the batches that holds the row ids; it is taken out before the call. Without it rows are
-            numbered.
+        ids: the entry of the batches that holds the row ids, which is taken out before the call; or a callable that is
+            given the batch and returns them. Without it rows are numbered.
         keep: entries to take out of the batches and store beside the activations (labels, say).
         device: move the model there first; without it the model stays where it is.
         progress: a progress bar, which needs tqdm; by default one is shown if tqdm is installed.
-        rows_per_unit: rows a unit at least has, rounded up to whole batches; by default units have about 64 MiB.
+        rows_per_unit: rows a unit has, rounded up to whole batches as large as the first one; by default about 64 MiB
+            of them, and at most 4,096.
+        format: of the shards; ``npz`` and ``npy`` hold bfloat16 and float8 as float32.
+        queue_bytes: how many bytes of finished units may wait to be written; the model waits while there are more.
+        resume: go on with a store that is there; False takes a new or empty folder only.
         mask: as for `capture`.
         sequence_axis: as for `capture`.
         calls: as for `capture`.
@@ -67,8 +91,10 @@ def extract(
         The store, opened.
 
     Raises:
-        ArgumentError: a batch lacks the ids or a kept entry, or is none of the above; or see `capture`.
-        StoreError: the folder holds something, an id comes twice, or the disk refuses.
+        ArgumentError: a batch lacks the ids or a kept entry, or is none of the above; a sampler that is random without
+            ids; or see `capture`.
+        OtherRunError: the folder holds a store that other arguments or other data have made.
+        StoreError: the folder holds something else, an id comes twice, or the disk refuses.
 
     Example:
         >>> import tempfile, torch
@@ -81,14 +107,31 @@ def extract(
         (2, 8)
     """
     taken = _check_entries(ids, keep)
-    if not isinstance(batches, Iterable):
-        raise ArgumentTypeError("batches", "be an iterable of batches", batches)
-    sink = SafetensorsSink(out, about={"model": type(model).__name__}, rows_per_unit=rows_per_unit)
+    _check_order(batches, ids, resume)
+    check_size("queue_bytes", queue_bytes)
+    check_size("rows_per_unit", 1 if rows_per_unit is None else rows_per_unit)
+    if format not in CODECS:
+        raise ArgumentError("format", f"be one of {', '.join(map(repr, CODECS))}", format)
+
+    def fingerprint() -> dict[str, Any]:
+        plain = unwrap(model)
+        weights = {"weights": weights_digest(plain), "structure": structure_digest(plain)}
+        entries = {"ids": ids if isinstance(ids, str) else ids is not None, "keep": sorted({*taken} - {ids})}
+        return {**weights, **entries, "rows_per_unit": rows_per_unit}
+
+    run = Run(
+        check_path("out", out),
+        CODECS[format],
+        fingerprint,
+        rows_per_unit=rows_per_unit,
+        queue_bytes=queue_bytes,
+        resume=resume,
+    )
     recorded = capture(
         model,
         layers,
         reduce=reduce,
-        sink=sink,
+        sink=run,
         mask=mask,
         sequence_axis=sequence_axis,
         calls=calls,
@@ -98,39 +141,55 @@ def extract(
     bar = Progress(batches, progress)
     if device is not None:
         model.to(device)
-    start = time.monotonic()
-    with _evaluating(model), torch.inference_mode(), recorded as acts, _whole_units(sink):
+    with _evaluating(model), torch.inference_mode(), recorded as acts, _whole_units(run):
         for batch in bar:
-            arguments, entries = _split(batch, taken)
-            row_ids = entries.pop(ids) if ids is not None else None
-            with acts.step(ids=row_ids, keep=entries):
-                _call(model, arguments)
-            bar.show(sink.rows, sink.nbytes, time.monotonic() - start)
-    if sink.rows == 0:
+            arguments, row_ids, entries = _split(batch, ids, taken)
+            if not run.skips(row_ids, arguments):
+                with acts.step(ids=row_ids, keep=entries):
+                    _call(model, arguments)
+            bar.show(run.known_rows, run.rows, run.nbytes)
+        run.end()
+    if not run.rows + run.known_rows:
         raise ArgumentError("batches", "hold at least one row", batches)
     return open_store(out)
 
 
 def _check_entries(ids: Any, keep: Any) -> list[str]:
-    if ids is not None and not isinstance(ids, str):
-        raise ArgumentTypeError("ids", "name an entry of the batches", ids)
+    """The names of the entries to take out of the batches."""
+    if ids is not None and not isinstance(ids, str) and not callable(ids):
+        raise ArgumentTypeError("ids", "name an entry of the batches, or be a callable that is given one", ids)
     names = [keep] if isinstance(keep, str) else list(keep) if isinstance(keep, Iterable) else [keep]
     if not all(isinstance(name, str) for name in names):
         raise ArgumentTypeError("keep", "name entries of the batches", keep)
-    return [*([ids] if ids is not None else []), *names]
+    return [*([ids] if isinstance(ids, str) else []), *names]
 
 
-def _split(batch: Any, taken: list[str]) -> tuple[Any, dict[str, Any]]:
-    """The arguments of a batch, and the entries that are taken out of it."""
-    if not isinstance(batch, Mapping):
-        if taken:
+def _check_order(batches: Any, ids: Ids, resume: Any) -> None:
+    """Refuse what cannot be gone on with: rows in an order that nobody will know again."""
+    if not isinstance(batches, Iterable):
+        raise ArgumentTypeError("batches", "be an iterable of batches", batches)
+    if not isinstance(resume, bool):
+        raise ArgumentTypeError("resume", "be True or False", resume)
+    sampler = getattr(getattr(batches, "batch_sampler", None), "sampler", getattr(batches, "sampler", None))
+    if resume and ids is None and (isinstance(sampler, _RANDOM) or getattr(sampler, "shuffle", False)):
+        advice = "Pass ids=, leave out shuffle=True, or pass resume=False."
+        raise ArgumentError("batches", "come in a fixed order when rows have no ids", type(sampler).__name__, advice)
+
+
+def _split(batch: Any, ids: Ids, taken: list[str]) -> tuple[Any, list[RowId] | None, dict[str, Any]]:
+    """The arguments of a batch, its row ids, and the other entries that are taken out of it."""
+    entries, arguments = {}, batch
+    if taken:
+        if not isinstance(batch, Mapping):
             raise ArgumentTypeError("a batch with ids or keep", "be a mapping", type(batch).__name__)
-        return batch, {}
-    absent = [name for name in taken if name not in batch]
-    if absent:
-        raise ArgumentError("a batch", f"hold the entry {absent[0]!r}", list(batch), "Check ids= and keep=.")
-    arguments = {name: value for name, value in batch.items() if name not in taken}
-    return arguments, {name: batch[name] for name in taken}
+        absent = [name for name in taken if name not in batch]
+        if absent:
+            raise ArgumentError("a batch", f"hold the entry {absent[0]!r}", list(batch), "Check ids= and keep=.")
+        entries = {name: batch[name] for name in taken}
+        arguments = {name: value for name, value in batch.items() if name not in taken}
+    if isinstance(ids, str):
+        return arguments, check_ids(entries.pop(ids)), entries
+    return arguments, None if ids is None else check_ids(ids(batch)), entries
 
 
 def _call(model: nn.Module, batch: Any) -> None:
@@ -162,9 +221,10 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _whole_units(sink: SafetensorsSink) -> Iterator[None]:
+def _whole_units(run: Run) -> Iterator[None]:
+    """On a failure the unit that is under way is dropped."""
     try:
         yield
     except BaseException:
-        sink.drop_unit()
+        run.drop()
         raise

@@ -41,6 +41,13 @@ def entry_keys(names: Sequence[str], reducers: Sequence[str]) -> list[EntryKey]:
     return [(name, reducer) for name in names for reducer in reducers]
 
 
+def unknown_id(row_id: Any, ids: Sequence[Any]) -> str:
+    """What to tell who asks for a row by an id that is not there."""
+    close = get_close_matches(row_id, [one for one in ids if isinstance(one, str)]) if isinstance(row_id, str) else []
+    hint = f" Close matches: {examples(close)}." if close else f" There is {examples(ids)}." if ids else ""
+    return f"No row has the id {row_id!r}.{hint}"
+
+
 def _unknown_name(name: Any, names: Sequence[str]) -> str:
     close = get_close_matches(name, names, n=3) if isinstance(name, str) else []
     if close:

@@ -1,11 +1,13 @@
-"""The two files that a store consists of: its manifest, and what the entries of a shard are called."""
+"""The manifest of a store: what its run was, and what its columns are. It is written once and never changes."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,68 +15,71 @@ import numpy as np
 import safetensors
 import torch
 
-from activation_extractor._formats import entry_name, escape, sync_folder, temporary, unescape
+from activation_extractor._contents import open_regular, read_at
+from activation_extractor._entries import entry_name, keep_entry
+from activation_extractor._files import draft, publish, sync
+from activation_extractor._shards import CODECS, Codec
 from activation_extractor.errors import StoreError
 
 FORMAT = "activation_extractor store"
 VERSION = 1
 MANIFEST = "manifest.json"
-SHARDS = "shards"
-SUFFIX = ".safetensors"
-
-# Entries of a shard beside `layer:reducer`. A bare `#` cannot come from a name, where it is escaped.
-IDS = "#ids"
-KEEP = "#keep:"
-OFFSETS = "#offsets"  # behind a ragged column, or behind ids that are text: where each row begins
-ROWS = "#rows"  # behind a column that is short of rows: which rows of the shard it has
+DTYPES = {str(one).removeprefix("torch."): one for one in vars(torch).values() if isinstance(one, torch.dtype)}
 
 
-def column_entry(layer: str, reducer: str) -> str:
-    """The entry of a column in a shard."""
-    return entry_name(layer, reducer)
+@dataclass(frozen=True)
+class Manifest:
+    """What a store's manifest says.
 
-
-def keep_entry(name: str) -> str:
-    """The entry of a kept column in a shard."""
-    return KEEP + escape(name)
-
-
-def column_key(entry: str) -> tuple[str, str] | None:
-    """The layer and reducer of a column's entry; None for any other entry."""
-    if "#" in entry or entry.count(":") != 1:
-        return None
-    layer, reducer = entry.split(":")
-    return unescape(layer), unescape(reducer)
-
-
-def shard_name(number: int) -> str:
-    """What the shard of a unit is called, by the unit's place in the store."""
-    return f"{number:08d}{SUFFIX}"
-
-
-def shards_of(folder: Path) -> list[Path]:
-    """The shards of a store, in order.
-
-    Raises:
-        StoreError: one is missing between others, so that rows would be left out.
+    Attributes:
+        content: all of it, as it stands in the file.
     """
-    shards = sorted(path for path in (folder / SHARDS).glob(f"*{SUFFIX}") if not path.name.startswith("."))
-    for number, shard in enumerate(shards):
-        if shard.name != shard_name(number):
-            got = f"{shard.name!r} in place of {shard_name(number)!r}"
-            raise StoreError(
-                folder, "hold every shard up to its last", got, "Restore it from a copy, or extract again."
-            )
-    return shards
+
+    content: Mapping[str, Any]
+
+    @property
+    def codec(self) -> Codec:
+        """The format of the shards."""
+        return CODECS[self.content["codec"]]
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the values depend on, by part."""
+        return dict(self.content["fingerprint"])
+
+    @property
+    def batches_per_unit(self) -> int | None:
+        """How many batches a unit of a data set has; None in a store that a with-block wrote."""
+        batches: int | None = self.content["batches_per_unit"]
+        return batches
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """The layers and reducers of the first unit."""
+        return [(column["layer"], column["reducer"]) for column in self.content["columns"]]
+
+    @property
+    def entries(self) -> frozenset[str]:
+        """The entries that a shard normally has for its columns, kept ones too."""
+        kept = (keep_entry(column["name"]) for column in self.content["keep"])
+        return frozenset([*(entry_name(*key) for key in self.columns), *kept])
 
 
-def write_manifest(folder: Path, about: Mapping[str, Any], columns: list[dict[str, Any]]) -> None:
-    """Write the manifest of a new store, unless there is one: it never changes.
+def make_manifest(
+    codec: Codec,
+    run: Mapping[str, Any],
+    columns: Sequence[Mapping[str, Any]],
+    keep: Sequence[Mapping[str, Any]],
+    ids: str | None,
+) -> Manifest:
+    """The manifest of a new store.
 
     Args:
-        folder: the store.
-        about: what the writer knows about the run.
-        columns: name, reducer, dtype, row shape and raggedness of what its first unit held.
+        codec: the format of the shards.
+        run: ``fingerprint`` and ``batches_per_unit``, and what else the writer knows.
+        columns: layer, reducer, dtype, row shape and raggedness of what its first unit held.
+        keep: the same of the kept columns, by name.
+        ids: the type of the row ids, ``"str"`` or ``"int"``; None when there are none.
     """
     versions = {
         "python": platform.python_version(),
@@ -82,29 +87,31 @@ def write_manifest(folder: Path, about: Mapping[str, Any], columns: list[dict[st
         "numpy": np.__version__,
         "safetensors": safetensors.__version__,
     }
-    manifest = {"format": FORMAT, "version": VERSION, **about, "columns": columns, "versions": versions}
-    path = folder / MANIFEST
-    with temporary(path) as (file, draft):
-        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-        file.flush()
-        os.fsync(file.fileno())
-        publish(draft, path)
+    head = {"format": FORMAT, "version": VERSION, "codec": codec.name}
+    columns_of = {"columns": list(columns), "keep": list(keep), "ids": ids}
+    return Manifest({**head, **run, **columns_of, "versions": versions})
 
 
-def publish(draft: Path, path: Path) -> None:
-    """Give a finished file its name, if that name is free; what is there is never overwritten.
+def write_manifest(folder: Path, manifest: Manifest) -> bool:
+    """Write the manifest of a new store, unless there is one; returns whether there was none.
 
     Raises:
-        StoreError: it is taken.
+        StoreError: the disk refuses.
     """
-    try:
-        os.link(draft, path)
-    except FileExistsError as error:
-        raise StoreError(path, "not exist yet", "a file that another writer published", "Use a new folder.") from error
-    sync_folder(path.parent)
+    path = folder / MANIFEST
+    with draft(path) as beside:
+        with open(beside, "xb") as file:
+            file.write(json.dumps(manifest.content, indent=1, ensure_ascii=False).encode())
+            sync(file)
+        return publish(beside, path)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def has_manifest(folder: Path) -> bool:
+    """Whether a folder is a store, as far as its file names tell."""
+    return os.path.lexists(folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of a store.
 
     Raises:
@@ -112,22 +119,58 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(_read(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         got = "a folder without manifest.json" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
         raise StoreError(folder, "be a store", got, "Give the folder that was given as out= or sink=.") from error
-    except (OSError, ValueError) as error:
-        raise StoreError(path, "be a readable manifest", type(error).__name__, "Restore it from a copy.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    except (OSError, ValueError, RecursionError) as error:
+        got = str(error) if type(error) is ValueError else type(error).__name__
+        raise StoreError(path, "be a readable manifest", got, "Restore it from a copy.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise StoreError(path, "be the manifest of a store", "something else", "Give the folder of a store.")
-    if manifest.get("version") != VERSION:
-        got = f"version {manifest.get('version')!r}"
+    if content.get("version") != VERSION:
+        got = f"version {content.get('version')!r}"
         raise StoreError(path, f"be of version {VERSION}", got, "Update activation_extractor.")
-    columns = manifest.get("columns")
-    if not isinstance(columns, list) or not all(_is_column(column) for column in columns):
-        raise StoreError(path, "list its columns", "something else", "Restore it from a copy.")
-    return manifest
+    fault = _fault(content)
+    if fault:
+        raise StoreError(path, "tell what the store is", f"no usable {fault!r}", "Restore it from a copy.")
+    return Manifest(content)
 
 
-def _is_column(column: Any) -> bool:
-    return isinstance(column, dict) and all(isinstance(column.get(key), str) for key in ("layer", "reducer"))
+def store_name(fingerprint: Mapping[str, Any]) -> str:
+    """What the shards of a run say that they belong to."""
+    return f"{zlib.crc32(json.dumps(fingerprint, sort_keys=True).encode()):08x}"
+
+
+def _read(path: Path) -> bytes:
+    descriptor = open_regular(path)
+    try:
+        return read_at(descriptor, 0, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+
+
+def _fault(content: Mapping[str, Any]) -> str | None:
+    """The first member of a manifest that is not what it should be."""
+    batches = content.get("batches_per_unit", 0)
+    is_well = {
+        "codec": isinstance(content.get("codec"), str) and content["codec"] in CODECS,
+        "fingerprint": isinstance(content.get("fingerprint"), dict),
+        "batches_per_unit": batches is None or (type(batches) is int and batches > 0),
+        "columns": _are_columns(content.get("columns"), ("layer", "reducer")),
+        "keep": _are_columns(content.get("keep"), ("name",)),
+        "ids": content.get("ids", 0) in ("str", "int", None),
+    }
+    return next((name for name, well in is_well.items() if not well), None)
+
+
+def _are_columns(columns: Any, names: tuple[str, ...]) -> bool:
+    return isinstance(columns, list) and all(_is_column(column, names) for column in columns)
+
+
+def _is_column(column: Any, names: tuple[str, ...]) -> bool:
+    if not isinstance(column, dict) or not all(isinstance(column.get(name), str) for name in names):
+        return False
+    dtype, shape = column.get("dtype"), column.get("row_shape")
+    is_shape = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+    return isinstance(dtype, str) and dtype in DTYPES and is_shape and isinstance(column.get("ragged"), bool)

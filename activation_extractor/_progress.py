@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -28,6 +29,7 @@ class Progress:
         if is_shown and not has_tqdm:
             raise MissingExtraError("progress=True", "cli", "tqdm")
         self._batches, self._bar = batches, None
+        self._start = time.monotonic()  # of what is computed
         if is_shown or (is_shown is None and has_tqdm):
             from tqdm.auto import tqdm
 
@@ -36,8 +38,14 @@ class Progress:
     def __iter__(self) -> Iterator[Any]:
         return iter(self._batches if self._bar is None else self._bar)
 
-    def show(self, rows: int, nbytes: int, seconds: float) -> None:
-        """Show rows and bytes so far, and rows per second."""
-        if self._bar is not None:
-            rate = f"{rows / seconds:.0f} rows/s" if seconds > 0 else ""
-            self._bar.set_postfix_str(f"{rows} rows, {rate}, {human_bytes(nbytes)}", refresh=False)
+    def show(self, known_rows: int, rows: int, nbytes: int) -> None:
+        """Show the rows so far, how many of them were there already, rows computed per second, and their bytes."""
+        if self._bar is None:
+            return
+        now = time.monotonic()
+        if not rows:
+            self._start = now
+        seconds = now - self._start
+        known = f" ({known_rows} were there)" if known_rows else ""
+        rate = f"{rows / seconds:.0f} rows/s, " if seconds > 0 else ""
+        self._bar.set_postfix_str(f"{known_rows + rows} rows{known}, {rate}{human_bytes(nbytes)}", refresh=False)

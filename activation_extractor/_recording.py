@@ -118,7 +118,8 @@ class Recording:
         except Exception as sink_error:
             if error is None:
                 raise
-            error.add_note(f"The sink could not be closed either: {sink_error}")
+            if sink_error is not error:  # a step may have raised it already
+                error.add_note(f"The sink could not be closed either: {sink_error}")
 
     def _tap(self, target: Target) -> Detach:
         if is_plain(target, self.options):

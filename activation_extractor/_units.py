@@ -2,182 +2,191 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from activation_extractor import _manifest
-from activation_extractor._formats import check_dtype, make_folders, stream_safetensors, temporary
+from activation_extractor._entries import IDS, OFFSETS, ROWS, entry_name, keep_entry
+from activation_extractor._shards import Codec
 from activation_extractor._steps import Ragged, RowId, Step
-from activation_extractor._values import ordinary
-from activation_extractor.errors import StoreError
+from activation_extractor.errors import ArgumentError, StoreError
 
-Spec = tuple[torch.dtype, tuple[int, ...], bool]  # dtype, shape of a row (of a position, when ragged), ragged
+Described = dict[str, Any]
 
 
-def check_free(path: Path) -> None:
-    """Make sure that a folder can become a new store, without touching it.
+class Layout:
+    """What the columns and ids of a store are: fixed by the steps that came first.
 
-    Raises:
-        StoreError: it is a file, or holds something.
+    Attributes:
+        ids: the type of the row ids, ``"str"`` or ``"int"``, None when steps have none; unknown before the first row.
     """
-    try:
-        names = [entry.name for entry in path.iterdir()] if path.exists() else []
-        # An empty folder of shards is what a run leaves that ended before its first unit.
-        is_free = not names or (names == [_manifest.SHARDS] and not any((path / _manifest.SHARDS).iterdir()))
-    except OSError as error:
-        raise StoreError(path, "be a folder", error.strerror or str(error), "Choose another folder.") from error
-    if not is_free:
-        raise StoreError(path, "be a new or empty folder", "one that holds something", "Choose another folder.")
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.ids: str | None = None
+        self._knows_ids = False
+        self._columns: dict[str, Described] = {}
+        self._keep: dict[str, Described] = {}
+
+    @classmethod
+    def of(cls, codec: Codec, content: Mapping[str, Any]) -> Layout:
+        """The layout that a manifest tells."""
+        layout = cls(codec)
+        layout.ids, layout._knows_ids = content["ids"], True
+        layout._columns = {entry_name(one["layer"], one["reducer"]): one for one in content["columns"]}
+        layout._keep = {keep_entry(one["name"]): one for one in content["keep"]}
+        return layout
+
+    @property
+    def columns(self) -> list[Described]:
+        """Each column: layer, reducer, dtype, row shape, raggedness, and the dtype that it was converted from."""
+        return list(self._columns.values())
+
+    @property
+    def keep(self) -> list[Described]:
+        """The same of the kept columns."""
+        return list(self._keep.values())
+
+    def fit(self, step: Step) -> dict[str, Tensor | Ragged]:
+        """The columns of a step as they are stored, by entry.
+
+        Raises:
+            StoreError: a column changed its dtype or row shape, or the ids their type.
+            ArgumentError: a dtype that the format lacks, or a name that is no text.
+        """
+        kind = self._id_type(step)
+        found: dict[str, Tensor | Ragged] = {}
+        columns, keep = dict(self._columns), dict(self._keep)
+        for (layer, reducer), value in step.values.items():
+            entry = entry_name(layer, reducer)
+            found[entry], described = _stored(self.codec, value)
+            _fix(columns, entry, {"layer": layer, "reducer": reducer, **described})
+        for name, column in step.keep.items():
+            entry = keep_entry(name)
+            found[entry], described = _stored(self.codec, column)
+            _fix(keep, entry, {"name": name, **described})
+        self._columns, self._keep = columns, keep  # only now that all of them fit
+        self.ids, self._knows_ids = kind, self._knows_ids or step.rows > 0
+        return found
+
+    def _id_type(self, step: Step) -> str | None:
+        """The type of the ids: one in the whole store, or there are none in all of it."""
+        kind = type(step.ids[0]).__name__ if step.ids else None
+        if not step.rows:
+            return self.ids
+        if not self._knows_ids:
+            return kind
+        if kind != self.ids and None in (kind, self.ids):
+            raise StoreError("ids", "be given for every step or for none", "some", "Give each step its ids.")
+        if kind != self.ids:
+            raise StoreError("ids", "be of one type in a store", f"{kind} after {self.ids}", "Convert one of them.")
+        return kind
 
 
-def make_folder(path: Path) -> None:
-    """Make the folders of a new store.
+class Unit:
+    """Consecutive whole steps that become one shard.
 
-    Raises:
-        StoreError: they cannot be made, or another writer has made them.
+    Attributes:
+        rows: how many rows they have.
+        nbytes: how many bytes their columns have.
     """
-    check_free(path)
-    make_folders(path / _manifest.SHARDS)
+
+    def __init__(self) -> None:
+        self.rows = self.nbytes = 0
+        self._columns: dict[str, _Column] = {}
+        self._ids: list[RowId] = []
+
+    def add(self, columns: Mapping[str, Tensor | Ragged], rows: int, ids: list[RowId] | None) -> int:
+        """Add the columns of a step; returns their size in bytes."""
+        before = self.nbytes
+        for name, value in columns.items():
+            self.nbytes += self._columns.setdefault(name, _Column()).add(value, self.rows)
+        self._ids += ids or ()
+        self.rows += rows
+        return self.nbytes - before
+
+    def entries(self) -> dict[str, list[Tensor]]:
+        """What goes into the shard, as chunks."""
+        entries = _id_entries(self._ids)
+        for name, column in self._columns.items():
+            entries |= column.entries(name, self.rows)
+        return entries
 
 
 class _Column:
     """The chunks of one column of a unit, and which rows they are of."""
 
     def __init__(self) -> None:
-        self.chunks: list[Tensor] = []
-        self.lengths: list[Tensor] = []
-        self.rows: list[Tensor] = []
+        self._chunks: list[Tensor] = []
+        self._lengths: list[Tensor] = []
+        self._rows: list[Tensor] = []
 
     def add(self, value: Tensor | Ragged, first_row: int) -> int:
         """Add a step's rows; returns their size in bytes."""
         chunk = value.values if isinstance(value, Ragged) else value
         if isinstance(value, Ragged):
-            self.lengths.append(value.lengths)
-        host = ordinary(chunk.detach()).cpu()
-        self.chunks.append(host)
+            self._lengths.append(value.lengths)
+        self._chunks.append(chunk)
         count = len(value.lengths) if isinstance(value, Ragged) else len(chunk)
-        self.rows.append(torch.arange(first_row, first_row + count))
-        return host.numel() * host.element_size()
+        self._rows.append(torch.arange(first_row, first_row + count))
+        return chunk.numel() * chunk.element_size()
 
-    def entries(self, name: str, unit_rows: int) -> dict[str, Any]:
-        """What goes into the shard for this column, as chunks."""
-        entries: dict[str, Any] = {name: self.chunks}
-        if self.lengths:
-            entries[name + _manifest.OFFSETS] = [_offsets(torch.cat(self.lengths))]
-        if sum(map(len, self.rows)) < unit_rows:
-            entries[name + _manifest.ROWS] = self.rows
+    def entries(self, name: str, unit_rows: int) -> dict[str, list[Tensor]]:
+        entries = {name: self._chunks}
+        if self._lengths:
+            entries[name + OFFSETS] = [_offsets(torch.cat(self._lengths))]
+        if sum(map(len, self._rows)) < unit_rows:
+            entries[name + ROWS] = self._rows
         return entries
 
 
-class Unit:
-    """Consecutive whole steps that become one shard.
+def _stored(codec: Codec, value: Tensor | Ragged) -> tuple[Tensor | Ragged, Described]:
+    """A column's rows as they are stored, and their description."""
+    given = value.values if isinstance(value, Ragged) else value
+    chunk = codec.convert(given)
+    described: Described = {
+        "dtype": str(chunk.dtype).removeprefix("torch."),
+        "row_shape": list(chunk.shape[1:]),
+        "ragged": isinstance(value, Ragged),
+    }
+    if chunk.dtype != given.dtype:
+        described["converted_from"] = str(given.dtype).removeprefix("torch.")
+    return (Ragged(chunk, value.lengths.cpu()) if isinstance(value, Ragged) else chunk), described
 
-    Args:
-        number: the unit's place in the store.
-        specs: dtypes and row shapes that the store's columns have so far.
-        id_type: the type that the store's ids have so far, under the key ``type``.
-    """
 
-    def __init__(
-        self, number: int, specs: dict[str, Spec] | None = None, id_type: dict[str, str] | None = None
-    ) -> None:
-        self.rows = self.nbytes = 0
-        self._number, self._specs = number, {} if specs is None else specs
-        self._id_type = {} if id_type is None else id_type
-        self._columns: dict[str, _Column] = {}
-        self._keys: dict[str, tuple[str, str]] = {}
-        self._ids: list[RowId] = []
+def _fix(known: dict[str, Described], entry: str, described: Described) -> None:
+    if entry not in known:
+        _check_text(entry)
+    before = known.setdefault(entry, described)
+    if before != described:
+        advice = "Reduce it, or capture with batches of one shape."
+        got, was = map(_shown, (described, before))
+        raise StoreError(entry, "keep one dtype and row shape in a store", f"{got} after {was}", advice)
 
-    def next(self, *, is_same: bool = False) -> Unit:
-        """An empty unit to follow this one, or to take its place."""
-        return Unit(self._number + (not is_same), self._specs, self._id_type)
 
-    def add(self, step: Step) -> int:
-        """Add a step, whole or not at all; returns the size in bytes of its columns.
+def _shown(described: Described) -> str:
+    dtype = described.get("converted_from", described["dtype"])
+    return f"{dtype} {tuple(described['row_shape'])}{' ragged' * described['ragged']}"
 
-        Raises:
-            StoreError: a column changed its dtype or row shape.
-            ArgumentError: a column has a dtype that the format lacks.
-        """
-        columns: dict[str, Tensor | Ragged] = {_manifest.keep_entry(name): one for name, one in step.keep.items()}
-        keys = {_manifest.column_entry(*key): key for key in step.values}
-        columns |= {name: step.values[key] for name, key in keys.items()}
-        specs = {name: self._spec(name, value) for name, value in columns.items()}
-        self._check_id_type(step)
-        self._specs |= specs
-        self._keys |= keys
-        before = self.nbytes
-        for name, value in columns.items():
-            self.nbytes += self._columns.setdefault(name, _Column()).add(value, self.rows)
-        self._ids += step.ids or ()
-        self.rows += step.rows
-        return self.nbytes - before
 
-    def commit(self, folder: Path, about: Mapping[str, Any]) -> None:
-        """Write the unit as a shard, and before the first one the manifest.
+def _check_text(entry: str) -> None:
+    try:
+        entry.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        raise ArgumentError("the name of a column", "be UTF-8 text", entry, "Give the layer another name.") from None
 
-        Raises:
-            StoreError: the disk refuses, or another writer was here.
-        """
-        if not (folder / _manifest.MANIFEST).exists():
-            _manifest.write_manifest(folder, about, self._describe())
-        entries: dict[str, Any] = self._id_entries()
-        for name, column in self._columns.items():
-            entries |= column.entries(name, self.rows)
-        path = folder / _manifest.SHARDS / _manifest.shard_name(self._number)
-        with temporary(path) as (file, draft):
-            stream_safetensors(file, entries, {"unit": path.stem, "rows": str(self.rows)})
-            file.flush()
-            os.fsync(file.fileno())
-            _manifest.publish(draft, path)
 
-    def _check_id_type(self, step: Step) -> None:
-        """Ids are of one type in the whole store, or there are none in all of it."""
-        if not step.rows:
-            return
-        kind = type(step.ids[0]).__name__ if step.ids else "none"
-        known = self._id_type.setdefault("type", kind)
-        if "none" in (kind, known) and kind != known:
-            raise StoreError("ids", "be given for every step or for none", "some", "Give each step its ids.")
-        if kind != known:
-            raise StoreError("ids", "be of one type in a store", f"{kind} after {known}", "Convert one of them.")
-
-    def _spec(self, name: str, value: Tensor | Ragged) -> Spec:
-        is_ragged = isinstance(value, Ragged)
-        chunk = value.values if isinstance(value, Ragged) else value
-        spec = (chunk.dtype, tuple(chunk.shape[1:]), is_ragged)
-        known = self._specs.get(name, spec)
-        check_dtype(chunk.dtype)
-        if known != spec:
-            advice = "Reduce it, or capture with batches of one shape."
-            got = f"{spec[0]} {spec[1]} after {known[0]} {known[1]}"
-            raise StoreError(name, "keep one dtype and row shape in a store", got, advice)
-        return spec
-
-    def _id_entries(self) -> dict[str, Any]:
-        if not self._ids:
-            return {}
-        if isinstance(self._ids[0], int):
-            return {_manifest.IDS: torch.tensor(self._ids, dtype=torch.int64)}
-        texts = [str(one).encode() for one in self._ids]
-        joined = torch.frombuffer(bytearray(b"".join(texts)) or bytearray(1), dtype=torch.uint8)
-        offsets = _offsets(torch.tensor([len(text) for text in texts]))
-        return {_manifest.IDS: joined[: int(offsets[-1])], _manifest.IDS + _manifest.OFFSETS: offsets}
-
-    def _describe(self) -> list[dict[str, Any]]:
-        described = []
-        for name, (layer, reducer) in self._keys.items():
-            dtype, shape, is_ragged = self._specs[name]
-            text = str(dtype).removeprefix("torch.")
-            described.append(
-                {"layer": layer, "reducer": reducer, "dtype": text, "row_shape": list(shape), "ragged": is_ragged}
-            )
-        return described
+def _id_entries(ids: list[RowId]) -> dict[str, list[Tensor]]:
+    if not ids:
+        return {}
+    if isinstance(ids[0], int):
+        return {IDS: [torch.tensor(ids, dtype=torch.int64)]}
+    texts = [str(one).encode() for one in ids]
+    joined = torch.frombuffer(bytearray(b"".join(texts)) or bytearray(1), dtype=torch.uint8)
+    offsets = _offsets(torch.tensor([len(text) for text in texts]))
+    return {IDS: [joined[: int(offsets[-1])]], IDS + OFFSETS: [offsets]}
 
 
 def _offsets(lengths: Tensor) -> Tensor:

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from activation_extractor import _formats, _tables
+from activation_extractor import _tables
+from activation_extractor._entries import entry_name
 from activation_extractor._keys import EntryKey, entry_keys, resolve_key
+from activation_extractor._numpy_files import write_npz
 from activation_extractor._recording import Recording
+from activation_extractor._safetensors import write_safetensors
 from activation_extractor._steps import check_ids, check_keep
 from activation_extractor._values import to_numpy
 from activation_extractor.errors import ArgumentError, OverwrittenError
@@ -99,7 +102,7 @@ class Activations(Mapping[Any, Any]):
             StoreError: the file cannot be written.
         """
         path = Path(path)
-        writers = {".safetensors": _formats.write_safetensors, ".npz": _formats.write_npz}
+        writers = {".safetensors": write_safetensors, ".npz": write_npz}
         if path.suffix not in writers:
             raise ArgumentError("path", f"end in {' or '.join(writers)}", str(path))
         writers[path.suffix](path, dict(self._named_tensors()))
@@ -116,7 +119,7 @@ class Activations(Mapping[Any, Any]):
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         for key in self:
-            name = _formats.entry_name(*(key if isinstance(key, tuple) else (key,)))
+            name = entry_name(*(key if isinstance(key, tuple) else (key,)))
             value = self[key]
             if isinstance(value, list):
                 yield from ((f"{name}#{index}", one) for index, one in enumerate(value))

@@ -23,6 +23,7 @@ Each error derives from `ActivationError` and from the built-in that a stranger 
     ├── StopEarlyError           RuntimeError   an outer caller needed the output that `stop_early` left out
     ├── ActivationNotFoundError  KeyError       no such entry in activations or a store
     ├── StoreError               OSError        a folder is not a store, or a damaged one
+    │   └── OtherRunError        OSError        a store holds another run than the one that is to go on
     └── MissingExtraError        ImportError    an optional dependency is not installed
 
 An error keeps what it is about as attributes. Texts read
@@ -49,6 +50,7 @@ __all__ = [
     "LayerNotRunError",
     "MaskError",
     "MissingExtraError",
+    "OtherRunError",
     "OverwrittenError",
     "PositionError",
     "ReducerError",
@@ -60,6 +62,8 @@ __all__ = [
     "UnhookableLayerError",
     "ValueNotFoundError",
 ]
+
+_MOST_DIFFERENCES = 3
 
 
 class ActivationError(Exception):
@@ -341,6 +345,22 @@ class StoreError(ActivationError, OSError):
     def __init__(self, path: object, condition: str, got: str, advice: str) -> None:
         self.path = path
         super().__init__(f"{str(path)!r} must {condition}, got {got}. {advice}")
+
+
+class OtherRunError(StoreError):
+    """A store holds another run, or rows of other data, than what is to go on with it; the store is untouched.
+
+    Attributes:
+        differences: what differs.
+    """
+
+    def __init__(self, path: object, differences: Sequence[str]) -> None:
+        self.differences = tuple(differences)
+        shown = ", ".join(differences[:_MOST_DIFFERENCES])
+        rest = len(differences) - _MOST_DIFFERENCES
+        got = f"other {shown}{f' and {rest} more' if rest > 0 else ''}"
+        advice = "Use what it was begun with, or a new folder."
+        super().__init__(path, "hold the same run to go on with it", got, advice)
 
 
 class MissingExtraError(ActivationError, ImportError):

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
+from activation_extractor._manifest import has_manifest, make_manifest, read_manifest, store_name
+from activation_extractor._reading import Reader
+from activation_extractor._shards import NPY, NPZ, SAFETENSORS, Codec, list_units, shard_path, unit_name
 from activation_extractor._steps import Ragged, RowId, Step
-from activation_extractor._units import Unit, check_free, make_folder
+from activation_extractor._store_writer import (
+    QUEUE_BYTES,
+    UNIT_BYTES,
+    UNIT_ROWS,
+    StoreWriter,
+    check_free,
+    check_same,
+)
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StoreError
 
-__all__ = ["MemorySink", "Ragged", "SafetensorsSink", "Sink", "Step"]
-
-_UNIT_BYTES = 64 * 2**20
+__all__ = ["MemorySink", "NpySink", "NpzSink", "Ragged", "SafetensorsSink", "Sink", "Step", "StoreSink"]
 
 
 class Sink(ABC):
@@ -27,7 +36,15 @@ class Sink(ABC):
 
     A sink of one's own implements `write`; ``capture(..., sink=MySink())`` calls it after each step that ended well,
     in the thread of the step, and `close` when the block is left. A capture that is entered again goes on writing.
+    `activation_extractor.testing.SinkTests` is a test suite for it.
     """
+
+    def begin(self, about: Mapping[str, Any]) -> None:  # noqa: B027 - most sinks have no use for it
+        """Be told what is to be captured, whenever a block is entered, before anything is attached.
+
+        Args:
+            about: ``model``, ``layers``, ``reducers``, ``mask``, ``sequence_axis`` and ``calls``, as JSON holds them.
+        """
 
     @abstractmethod
     def write(self, step: Step) -> None:
@@ -37,6 +54,7 @@ class Sink(ABC):
         """Bring what was written to safety; called whenever a block is left, also after an error."""
 
 
+@final
 class MemorySink(Sink):
     """Keeps every step in memory, on the device where it was reduced.
 
@@ -81,100 +99,199 @@ class MemorySink(Sink):
         return [one for step in self.steps for one in step.ids or ()]
 
 
-class SafetensorsSink(Sink):
-    """Writes a store: a folder of safetensors shards that `open_store` reads.
+class StoreSink(Sink):
+    """Writes a store: a folder of shards that `open_store` reads, and numpy or safetensors themselves.
 
-    Steps are gathered, on the CPU, into units of whole steps. A unit becomes a shard that appears complete or not at
-    all. The last unit is written when the block is left, also when that is by an exception.
+    `SafetensorsSink`, `NpySink` and `NpzSink` are stores of these formats. Steps are gathered, on the CPU, into units
+    of whole steps, which a thread of its own writes while the model goes on. A unit becomes a shard that appears
+    complete or not at all and is never rewritten. The last unit is written when the block is left, also when that is
+    by an exception. What cannot be written raises at the next step and when the block is left.
 
     Attributes:
+        path: the folder.
         rows: how many rows it was given.
         nbytes: how many bytes of columns they had.
 
     Args:
         path: a new or empty folder; made when the first step is written.
-        about: what to note in the manifest beside the columns, anything that JSON holds.
-        unit_bytes: from how many bytes on a unit is written.
+        unit_bytes: from how many bytes on a unit is written; also from 4,096 rows on.
         rows_per_unit: write a unit from this many rows on instead.
+        queue_bytes: how many bytes of finished units may wait to be written; the next step waits while there are more.
+        append: add to a store that is there, if it is one of the same model, layers and reducers.
 
     Raises:
-        StoreError: the folder holds something.
+        StoreError: the folder holds something, or with ``append=True`` something else than a store of this format.
         ArgumentError: a size that is not positive.
     """
+
+    codec: ClassVar[Codec]
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
-        about: Mapping[str, Any] | None = None,
-        unit_bytes: int = _UNIT_BYTES,
+        unit_bytes: int = UNIT_BYTES,
         rows_per_unit: int | None = None,
+        queue_bytes: int = QUEUE_BYTES,
+        append: bool = False,
     ) -> None:
-        for name, size in (("unit_bytes", unit_bytes), ("rows_per_unit", rows_per_unit)):
-            if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-                raise ArgumentError(name, "be a positive integer", size)
-        if "\0" in os.fspath(path):
-            raise ArgumentError("path", "be a path without NUL", os.fspath(path))
-        self.path = Path(path)
-        self.rows = self.nbytes = 0
-        check_free(self.path)
-        self._about = dict(about or {})
+        sizes = {"unit_bytes": unit_bytes, "queue_bytes": queue_bytes}
+        for name, size in {**sizes, "rows_per_unit": 1 if rows_per_unit is None else rows_per_unit}.items():
+            check_size(name, size)
+        self.path = check_path("path", path)
+        if not isinstance(append, bool):
+            raise ArgumentTypeError("append", "be True or False", append)
+        self._appends = append and has_manifest(self.path)
+        if not self._appends:
+            check_free(self.path)
         self._unit_bytes, self._rows_per_unit = unit_bytes, rows_per_unit
-        self._unit = Unit(0)
-        self._ids: set[RowId] = set()
-        self._is_made = False
-        self._lock = threading.Lock()
+        self._name, self._units = writer_name(), 0
+        self._writer = StoreWriter(self.path, self.codec, self._name, queue_bytes, shares_store=append)
+        self._about: Mapping[str, Any] | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def rows(self) -> int:
+        """How many rows it was given."""
+        return self._writer.rows
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes of columns they had."""
+        return self._writer.nbytes
+
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Compare what is to be captured with what the store holds.
+
+        Raises:
+            OtherRunError: a store that is added to holds something else.
+            StoreError: two captures that differ write to this sink.
+        """
+        with self._lock:
+            if self._about is None:
+                self._begin(about)
+            elif self._about != about:
+                advice = "Give each capture a sink and a folder of its own."
+                raise StoreError(self.path, "be written by captures of the same", "another one", advice)
+            self._about = dict(about)
 
     def write(self, step: Step) -> None:
-        """Add the step to the unit; write the unit when it is large enough.
+        """Add the step to the unit; hand the unit over to be written when it is large enough.
 
         Raises:
             StoreError: the folder cannot be made, an id was seen before, a column changed its dtype or row shape, or
-                the disk refuses.
+                the disk refused an earlier unit.
+            ArgumentError: a dtype that the format lacks.
         """
         with self._lock:
-            if not self._is_made:
-                make_folder(self.path)
-                self._is_made = True
-            self._check_ids(step)
-            self.nbytes += self._unit.add(step)
-            self.rows += step.rows
-            self._ids.update(step.ids or ())
+            if self._about is None:
+                self.begin({})
+            self._writer.add(step)
             if self._is_whole():
                 self._commit()
 
     def close(self) -> None:
-        """Write the unit that is under way, if it holds anything."""
-        with self._lock:
-            if self._unit.rows:
-                self._commit()
+        """Write the unit that is under way, if it holds anything, and wait until all is on the disk.
 
-    def drop_unit(self) -> None:
-        """Forget the unit that is under way."""
+        Raises:
+            StoreError: the disk refused a unit.
+        """
         with self._lock:
-            self._unit = self._unit.next(is_same=True)
+            try:
+                if self._writer.unit.rows:
+                    self._commit()
+            finally:
+                self._writer.finish()
+
+    def _begin(self, about: Mapping[str, Any]) -> None:
+        run = {"fingerprint": dict(about), "batches_per_unit": None, "model": about.get("model")}
+        self._writer.begin(run)
+        if not self._appends:
+            return
+        if read_manifest(self.path).batches_per_unit is not None:
+            advice = "Call extract again to go on with it, or choose another folder."
+            raise StoreError(self.path, "be a store that with-blocks wrote", "one that extract wrote", advice)
+        manifest = check_same(self.path, make_manifest(self.codec, run, [], [], None))
+        self._writer.go_on(manifest)
+        reader = Reader(self.codec, store_name(about))
+        for unit in list_units(self.path, self.codec):
+            self._writer.see(reader.ids(str(shard_path(self.path, unit, self.codec))))
 
     def _is_whole(self) -> bool:
+        unit = self._writer.unit
         if self._rows_per_unit is not None:
-            return self._unit.rows >= self._rows_per_unit
-        return self._unit.nbytes >= self._unit_bytes
+            return unit.rows >= self._rows_per_unit
+        return unit.nbytes >= self._unit_bytes or unit.rows >= UNIT_ROWS
 
     def _commit(self) -> None:
-        self._unit.commit(self.path, self._about)
-        self._unit = self._unit.next()
-
-    def _check_ids(self, step: Step) -> None:
-        repeated = [one for one, count in Counter(step.ids or ()).items() if count > 1 or one in self._ids]
-        if repeated:
-            raise StoreError(
-                self.path, "hold each id once", f"{repeated[0]!r} again", "Give every row an id of its own."
-            )
+        self._writer.commit(unit_name(self._units, self._name))
+        self._units += 1
 
 
-def open_sink(sink: Sink | str | os.PathLike[str] | None, about: Mapping[str, Any]) -> Sink | None:
+@final
+class SafetensorsSink(StoreSink):
+    """Writes a store of safetensors files; every dtype stays as it is. See `StoreSink` for the arguments.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torch import nn
+        >>> from activation_extractor import SafetensorsSink, capture, open_store
+        >>> model, folder = nn.Sequential(nn.Linear(4, 8)), tempfile.mkdtemp()
+        >>> for _ in range(2):
+        ...     with capture(model, "0", sink=SafetensorsSink(folder, append=True)):
+        ...         _ = model(torch.randn(3, 4))
+        >>> open_store(folder)["0"].shape
+        (6, 8)
+    """
+
+    codec = SAFETENSORS
+
+
+@final
+class NpySink(StoreSink):
+    """Writes a store whose shards are folders of npy files; bfloat16 and float8 become float32, as the manifest says.
+
+    See `StoreSink` for the arguments.
+    """
+
+    codec = NPY
+
+
+@final
+class NpzSink(StoreSink):
+    """Writes a store of uncompressed npz files; bfloat16 and float8 become float32, as the manifest says.
+
+    See `StoreSink` for the arguments.
+    """
+
+    codec = NPZ
+
+
+def open_sink(sink: Sink | str | os.PathLike[str] | None) -> Sink | None:
     """The sink that ``sink=`` means: a `Sink` as it is, a path as a `SafetensorsSink`."""
     if sink is None or isinstance(sink, Sink):
         return sink
     if isinstance(sink, str | os.PathLike):
-        return SafetensorsSink(sink, about=about)
+        return SafetensorsSink(sink)
     raise ArgumentTypeError("sink", "be a Sink or a folder's path", sink)
+
+
+def check_size(name: str, size: Any) -> None:
+    """Refuse what is no number of bytes or rows."""
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ArgumentError(name, "be a positive integer", size)
+
+
+def check_path(name: str, path: Any) -> Path:
+    """A folder's path, when it can be one."""
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentTypeError(name, "be a folder's path", path)
+    if "\0" in os.fspath(path):
+        raise ArgumentError(name, "be a path without NUL", os.fspath(path))
+    return Path(path)
+
+
+def writer_name() -> str:
+    """A name for a writer that no other one has; names sort by the time at which writing began."""
+    now = datetime.now(UTC)
+    return f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"

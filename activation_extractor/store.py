@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
-from activation_extractor import _manifest, _tables
-from activation_extractor._columns import Column, Part, read_entry
-from activation_extractor._formats import unescape
-from activation_extractor._keys import EntryKey, entry_keys, resolve_key
+from activation_extractor import _tables
+from activation_extractor._columns import Column, Form, Part
+from activation_extractor._dataset import StoreDataset
+from activation_extractor._entries import OFFSETS, column_key, entry_name, keep_entry, kept_name
+from activation_extractor._journal import read_records
+from activation_extractor._keys import EntryKey, entry_keys, resolve_key, unknown_id
+from activation_extractor._manifest import DTYPES, Manifest, read_manifest, store_name
+from activation_extractor._reading import Reader
+from activation_extractor._shards import Record, is_shard, list_units, shard_path, size_of
 from activation_extractor._steps import RowId
+from activation_extractor._verify import Damage, verify_store
 from activation_extractor.errors import ActivationNotFoundError, StoreError
 
-__all__ = ["Column", "Store", "open_store"]
+__all__ = ["Column", "Damage", "Store", "StoreDataset", "open_store", "verify_store"]
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
     """Open a folder that ``capture(..., sink=path)`` or ``extract(..., out=path)`` wrote.
 
-    Only the manifest and the shards' headers are read. A store that is still being written opens to the units that
-    are complete.
+    Only the manifest, the journal and the list of shards are read; shards are opened, and checked, when something in
+    them is asked for. A store that is still being written, or whose writer was killed, opens to the units that are
+    complete. Nothing in a store is trusted: its shards come from the folder's listing, links are refused, and every
+    number is checked against the file that it is about.
 
     Args:
         path: the folder.
 
     Raises:
-        StoreError: it is not a store, a newer version wrote it, or a shard is damaged.
+        StoreError: it is not a store, a newer version wrote it, or a shard is missing or damaged.
 
     Example:
         >>> import tempfile, torch
@@ -47,6 +52,8 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         Column(('0', 'full'), (2, 8), float32)
         >>> store.ids
         ['a', 'b']
+        >>> store["0"][store.row_of("b")].shape
+        torch.Size([8])
     """
     return Store(Path(path))
 
@@ -55,26 +62,27 @@ class Store(Mapping[Any, Column]):
     """A store: lazy columns by layer and reducer, the row ids, and kept columns.
 
     ``store[layer, reducer]`` always works; ``store[layer]`` is short for the only reducer. Iteration gives names when
-    there is one reducer, ``(name, reducer)`` pairs otherwise.
+    there is one reducer, ``(name, reducer)`` pairs otherwise. A store can be handed to other processes.
 
     Attributes:
         path: the folder.
-        manifest: what its writer noted: columns, options, versions.
+        manifest: what its writer noted: columns, fingerprint, versions.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest = _manifest.read_manifest(path)
-        self._shards = [_Shard(shard) for shard in _manifest.shards_of(path)]
-        self._starts: dict[Path, int] = {}
-        self._rows = 0
-        for shard in self._shards:
-            self._starts[shard.path] = self._rows
-            self._rows += shard.rows
-        entries = dict.fromkeys(entry for shard in self._shards for entry in shard.shapes)
-        listed = [(column["layer"], column["reducer"]) for column in self.manifest["columns"]]
-        found = [key for entry in entries if (key := _manifest.column_key(entry))]
-        self._keys = [key for key in dict.fromkeys([*listed, *found]) if key in found]
+        manifest = read_manifest(path)
+        self.manifest = manifest.content
+        self._forms = _forms(manifest)
+        self._reader = Reader(manifest.codec, store_name(manifest.fingerprint))
+        self._units = _units(path, manifest, self._reader)
+        self._starts = [0, *accumulate(int(record["rows"]) for _, record in self._units)]
+        extra = (entry for _, record in self._units for entry in record.get("counts", ()))
+        self._entries = list(dict.fromkeys([*self._forms, *extra]))
+        self._keys = [key for entry in self._entries if (key := column_key(entry))]
+
+    def __reduce__(self) -> Any:
+        return Store, (self.path,)
 
     @property
     def names(self) -> list[str]:
@@ -89,35 +97,96 @@ class Store(Mapping[Any, Column]):
     @property
     def rows(self) -> int:
         """How many samples there are."""
-        return self._rows
+        return self._starts[-1]
 
-    @property
+    @cached_property
     def ids(self) -> list[RowId]:
-        """The ids of all rows; row numbers where the writer was given none."""
-        return [one for shard in self._shards for one in shard.ids(self._starts[shard.path])]
+        """The ids of all rows; row numbers where the writer was given none.
+
+        Raises:
+            StoreError: rows without ids, and a unit that is not there yet between others that are.
+        """
+        if self.manifest["ids"] is None:
+            self._check_numbering()
+            return list(range(self.rows))
+        return [one for path, _ in self._units for one in self._reader.ids(path) or ()]
 
     @property
     def keep(self) -> dict[str, Column]:
         """The kept columns, by name."""
-        entries = dict.fromkeys(entry for shard in self._shards for entry in shard.shapes)
-        kept = [entry for entry in entries if entry.startswith(_manifest.KEEP) and not _is_index(entry)]
-        return {unescape(entry.removeprefix(_manifest.KEEP)): self._column(entry, entry) for entry in kept}
+        return {name: self._column(entry, name) for entry in self._entries if (name := kept_name(entry)) is not None}
 
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
-        return sum(shard.path.stat().st_size for shard in self._shards)
+        return sum(int(record["bytes"]) for _, record in self._units)
 
-    def __getitem__(self, key: Any) -> Column:
-        """The column of a layer.
+    def row_of(self, row_id: RowId) -> int:
+        """The row that has this id.
 
         Raises:
-            ActivationNotFoundError: there is none, or which reducer is meant is not said.
+            ActivationNotFoundError: there is none.
+        """
+        return self.rows_of([row_id])[0]
+
+    def rows_of(self, row_ids: Iterable[RowId]) -> list[int]:
+        """The rows that have these ids, in their order.
+
+        Raises:
+            ActivationNotFoundError: there is none for one of them.
+        """
+        wanted, known = list(row_ids), self._rows_by_id
+        for row_id in wanted:
+            if row_id not in known:
+                raise ActivationNotFoundError(row_id, unknown_id(row_id, self.ids))
+        return [known[row_id] for row_id in wanted]
+
+    def dataset(self, *keys: Any, keep: str | Iterable[str] = ()) -> StoreDataset:
+        """Rows of columns as a ``torch.utils.data.Dataset`` of tuples, for a ``DataLoader`` with any workers.
+
+        Args:
+            keys: which columns, as for ``store[key]``; all of them when none is named.
+            keep: which kept columns, behind them.
+
+        Raises:
+            ActivationNotFoundError: there is no such column.
+            StoreError: a column is short of rows, so that they would not belong together.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from torch import nn
+            >>> from torch.utils.data import DataLoader
+            >>> from activation_extractor import extract
+            >>> model = nn.Sequential(nn.Linear(4, 8))
+            >>> batches = [{"input": torch.randn(6, 4), "label": torch.arange(6)}]
+            >>> store = extract(model, batches, "0", out=tempfile.mkdtemp(), keep="label", progress=False)
+            >>> for x, label in DataLoader(store.dataset("0", keep="label"), batch_size=4):
+            ...     print(tuple(x.shape), label.tolist())
+            (4, 8) [0, 1, 2, 3]
+            (2, 8) [4, 5]
+        """
+        kept = self.keep
+        names = [keep] if isinstance(keep, str) else list(keep)
+        absent = [name for name in names if name not in kept]
+        if absent:
+            there = ", ".join(map(repr, kept)) or "none"
+            raise ActivationNotFoundError(absent[0], f"A kept column must be one of {there}, got {absent[0]!r}.")
+        return StoreDataset([*(self[key] for key in keys or self), *(kept[name] for name in names)], self.rows)
+
+    def verify(self) -> list[Damage]:
+        """Read everything and compare it with the checksums; see `verify_store`."""
+        return verify_store(self.path)
+
+    def __getitem__(self, key: Any) -> Column:
+        """A column.
+
+        Raises:
+            ActivationNotFoundError: there is no such column, or which reducer is meant is not said.
         """
         resolved = resolve_key(key, self.names, self.reducers)
         if resolved not in self._keys:
             raise ActivationNotFoundError(key, f"The store must hold {resolved!r} to read it, got no such column.")
-        return self._column(_manifest.column_entry(*resolved), resolved)
+        return self._column(entry_name(*resolved), resolved)
 
     def __iter__(self) -> Iterator[EntryKey]:
         return (key for key in entry_keys(self.names, self.reducers) if isinstance(key, str) or key in self._keys)
@@ -133,48 +202,58 @@ class Store(Mapping[Any, Column]):
             rows.append((name, reducer, str(column.shape), str(column.dtype).removeprefix("torch.")))
         return _tables.table(f"Store {str(self.path)!r} of {self.rows} rows", rows, self.nbytes)
 
+    @cached_property
+    def _rows_by_id(self) -> dict[RowId, int]:
+        return {row_id: row for row, row_id in enumerate(self.ids)}
+
+    def _check_numbering(self) -> None:
+        if self.manifest["batches_per_unit"] is not None:
+            last = int(Path(self._units[-1][0]).stem) if self._units else -1
+            if last != len(self._units) - 1:
+                advice = "Run extract again with the same arguments to complete it."
+                raise StoreError(self.path, "have all units up to its last for rows to be numbered", "gaps", advice)
+
     def _column(self, entry: str, name: Any) -> Column:
-        parts = [shard.part(entry, self._starts[shard.path]) for shard in self._shards if entry in shard.shapes]
-        shard = next(shard for shard in self._shards if entry in shard.shapes)
-        sample = read_entry(shard.path, entry, 0, 0)
-        return Column(name, parts, sample.dtype, tuple(sample.shape[1:]))
+        parts = []
+        for (path, record), first in zip(self._units, self._starts, strict=False):
+            usual = record["rows"] if entry in self._forms else 0
+            count = record["counts"].get(entry, 0) if "counts" in record else usual
+            if count:
+                parts.append(Part(path, count, first, count < record["rows"]))
+        form = self._forms.get(entry) or _form_in(self._reader, parts[0].path, entry)
+        return Column(name, entry, self._reader, parts, form)
 
 
-class _Shard:
-    """The header of one shard."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            with safe_open(path, framework="pt") as shard:
-                self.rows = int(shard.metadata()["rows"])
-                self.shapes = {entry: tuple(shard.get_slice(entry).get_shape()) for entry in shard.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            advice = "Restore it from a copy, or delete it and extract again."
-            raise StoreError(path, "be a readable shard", str(error), advice) from error
-
-    def part(self, entry: str, first_row: int) -> Part:
-        """What this shard holds of a column, when its rows begin at `first_row` of the store."""
-        offsets = entry + _manifest.OFFSETS if entry + _manifest.OFFSETS in self.shapes else None
-        count = self.shapes[offsets][0] - 1 if offsets else self.shapes[entry][0]
-        index = entry + _manifest.ROWS
-        rows = read_entry(self.path, index) if index in self.shapes else torch.arange(count)
-        return Part(self.path, entry, count, offsets, rows + first_row)
-
-    def ids(self, first_row: int) -> list[RowId]:
-        """The ids of this shard's rows."""
-        if _manifest.IDS not in self.shapes:
-            return list(range(first_row, first_row + self.rows))
-        values = read_entry(self.path, _manifest.IDS)
-        if _manifest.IDS + _manifest.OFFSETS not in self.shapes:
-            return list(values.tolist())
-        return _texts(values, read_entry(self.path, _manifest.IDS + _manifest.OFFSETS))
+def _forms(manifest: Manifest) -> dict[str, Form]:
+    """The columns that the manifest lists, by entry."""
+    listed = [(entry_name(one["layer"], one["reducer"]), one) for one in manifest.content["columns"]]
+    listed += [(keep_entry(one["name"]), one) for one in manifest.content["keep"]]
+    return {entry: Form(DTYPES[one["dtype"]], tuple(one["row_shape"]), one["ragged"]) for entry, one in listed}
 
 
-def _texts(values: Tensor, offsets: Tensor) -> list[RowId]:
-    joined, ends = bytes(values.tolist()), offsets.tolist()
-    return [joined[start:stop].decode() for start, stop in itertools.pairwise(ends)]
+def _form_in(reader: Reader, path: str, entry: str) -> Form:
+    """A column's form as a shard tells it: of one that first came after the first unit."""
+    extents = reader.shard(path).extents
+    if entry not in extents:
+        advice = "Remove the folder 'journal', which is made from shards."
+        raise StoreError(path, f"hold the column {entry!r} that the journal tells", "none", advice)
+    return Form(extents[entry].dtype, extents[entry].shape[1:], entry + OFFSETS in extents)
 
 
-def _is_index(entry: str) -> bool:
-    return entry.endswith((_manifest.OFFSETS, _manifest.ROWS))
+def _units(path: Path, manifest: Manifest, reader: Reader) -> list[tuple[str, Record]]:
+    """The shard of each unit that is there, in order, and what it holds: from the journal, else from its header."""
+    records = read_records(path)  # before the listing, which can only grow meanwhile
+    codec = manifest.codec
+    there = list_units(path, codec)
+    gone = sorted(unit for unit in records.keys() - set(there) if is_shard(unit + codec.suffix, codec))
+    if gone:
+        missing = shard_path(path, gone[0], codec)
+        advice = "Restore it from a copy, or run extract again, which makes it anew."
+        raise StoreError(missing, "be there, as the journal tells", "no such shard", advice)
+    found = []
+    folder = os.path.join(path, "shards")
+    for unit in there:
+        shard = os.path.join(folder, unit + codec.suffix)
+        record = records.get(unit) or reader.shard(shard).record(size_of(Path(shard)), manifest.entries)
+        found.append((shard, record))
+    return found

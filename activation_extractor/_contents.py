@@ -1,0 +1,178 @@
+"""What a shard holds, as its header tells: entries, where their bytes lie, and their checksums."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from activation_extractor._values import ordinary
+
+Entries = Mapping[str, Sequence[Tensor]]  # by entry name, chunks along axis 0, on the CPU
+SEAL = "seal"
+
+
+class TruncatedError(ValueError):
+    """A file is shorter than its header promises."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where the values of one entry lie.
+
+    Attributes:
+        path: the file.
+        start: the first byte of the values.
+        dtype: their dtype on disk.
+        shape: their shape; rows, or positions, first.
+        crc32: the checksum over the bytes from `crc_start` to the end of the values.
+        crc_start: `start`, or the beginning of a header that the checksum includes.
+    """
+
+    path: Path
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    crc32: int
+    crc_start: int
+
+    @property
+    def row_bytes(self) -> int:
+        """The size of one row."""
+        return self.dtype.itemsize * math.prod(self.shape[1:])
+
+    @property
+    def stop(self) -> int:
+        """The first byte behind the values."""
+        return self.start + self.dtype.itemsize * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The header of a shard.
+
+    Attributes:
+        about: what the writer noted: the unit, its rows, the store that it belongs to.
+        extents: by entry name.
+    """
+
+    about: Mapping[str, str]
+    extents: Mapping[str, Extent]
+
+    def check_seal(self) -> None:
+        """Refuse a header in which something was changed.
+
+        Raises:
+            ValueError: the seal is not that of the rest.
+        """
+        entries = ((name, one.dtype, one.shape, one.crc32) for name, one in self.extents.items())
+        if self.about.get(SEAL) != seal(self.about, entries):
+            raise ValueError("a header that does not match its seal")
+
+
+def seal(about: Mapping[str, str], entries: Iterable[tuple[str, torch.dtype, Sequence[int], int]]) -> str:
+    """A checksum over everything that a header says, in hexadecimal; the same for every format."""
+    said = {key: value for key, value in about.items() if key != SEAL}
+    listed = sorted((name, str(dtype), list(shape), crc) for name, dtype, shape, crc in entries)
+    return f"{zlib.crc32(json.dumps([said, listed], sort_keys=True).encode()):08x}"
+
+
+def sealed(about: Mapping[str, str], entries: Entries, crcs: Mapping[str, int]) -> dict[str, str]:
+    """What is noted about a shard, with the seal over it and over the entries and their checksums."""
+    listed = ((name, chunks[0].dtype, shape_of(chunks), crcs[name]) for name, chunks in entries.items())
+    return {**about, SEAL: seal(about, listed)}
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor's values in row-major order: its own memory where it is a contiguous one on the CPU."""
+    host = ordinary(tensor.detach()).cpu().contiguous()
+    return memoryview(host.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def crc32_of(chunks: Iterable[Tensor], start: int = 0) -> int:
+    """The CRC-32 (of zlib) of the bytes of chunks one behind the other, going on from `start`."""
+    for chunk in chunks:
+        start = zlib.crc32(bytes_of(chunk), start)
+    return start
+
+
+def shape_of(chunks: Sequence[Tensor]) -> list[int]:
+    """The shape of chunks along axis 0 as one tensor."""
+    return [sum(chunk.shape[0] for chunk in chunks), *chunks[0].shape[1:]] if chunks[0].dim() else []
+
+
+def check_shape(shape: Any) -> tuple[int, ...]:
+    """A shape that a file claims, when it can be one.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not isinstance(shape, list | tuple) or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+        raise ValueError("a shape that is none")
+    return tuple(shape)
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor of a file of its own: no link is followed, and nothing is waited for.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is a link, a folder or a device.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if path.is_symlink():
+            raise ValueError("a link") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("something else than a file")
+    return descriptor
+
+
+def read_at(descriptor: int, start: int, size: int) -> bytes:
+    """Exactly `size` bytes from `start`.
+
+    Raises:
+        TruncatedError: the file ends before.
+    """
+    data = os.pread(descriptor, size, start)
+    if len(data) < size:
+        raise TruncatedError(f"a file that ends at byte {start + len(data)} of {start + size}")
+    return data
+
+
+def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of the members of a JSON object, none of which may come twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the name {name!r} twice")
+        found[name] = value
+    return found
+
+
+def check_apart(spans: Iterable[tuple[int, int]], stop: int) -> None:
+    """Make sure that no span of bytes overlaps another and that all end before `stop`.
+
+    Raises:
+        ValueError: they overlap.
+        TruncatedError: one ends behind `stop`.
+    """
+    end = 0
+    for first, last in sorted(spans):
+        if first < end or last < first:
+            raise ValueError("entries whose bytes overlap")
+        if last > stop:
+            raise TruncatedError(f"a file that ends at byte {stop} of {last}")
+        end = last

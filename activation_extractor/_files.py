@@ -1,0 +1,139 @@
+"""Files and folders that appear whole or not at all, and never in place of another."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from activation_extractor.errors import StoreError
+
+_DRAFT = re.compile(r"\.[0-9a-f]{32}\.tmp")
+_OLD_SECONDS = 3600.0  # a draft is under way for seconds
+_TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # FAT, some network file systems
+_ADVICE = "Check the folder, its permissions and the room on the disk."
+
+
+@contextmanager
+def draft(path: Path) -> Iterator[Path]:
+    """A free name beside `path` for a file or folder that is under way; what is there at the end is removed.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    beside = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        yield beside
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(path, "be writable", error.strerror or str(error), _ADVICE) from error
+    finally:
+        _remove(beside)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of the one at `path`, if any, once the block has ended well.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with draft(path) as beside:
+        with open(beside, "xb") as file:
+            yield file
+            sync(file)
+        os.replace(beside, path)
+        sync_folder(path.parent)
+
+
+def publish(beside: Path, path: Path) -> bool:
+    """Give a finished file or folder its name, for good, if that name is free; what is there is never overwritten.
+
+    Returns:
+        Whether the name was free.
+    """
+    try:
+        if beside.is_dir():
+            os.rename(beside, path)  # fails on a folder that holds something, as every published one does
+        else:
+            _link(beside, path)
+    except OSError as error:
+        if error.errno in _TAKEN and os.path.lexists(path):
+            return False
+        raise
+    sync_folder(path.parent)
+    return True
+
+
+def _link(beside: Path, path: Path) -> None:
+    try:
+        os.link(beside, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        os.rename(beside, path)
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it, with the process's umask; harmless when it is there.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise StoreError(folder, "be a folder that can be written to", got, "Choose another folder.") from error
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers left under way that were killed: drafts, by their name, that nobody touched for an hour."""
+    with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if _DRAFT.fullmatch(entry.name) and time.time() - _last_touched(entry) > _OLD_SECONDS:
+                _remove(Path(entry.path))
+
+
+def is_draft(name: str) -> bool:
+    """Whether a file of this name is one that is under way, or was when its writer was killed."""
+    return _DRAFT.fullmatch(name) is not None
+
+
+def sync(file: BinaryIO) -> None:
+    """Bring what was written to a file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was just added to a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _last_touched(entry: os.DirEntry[str]) -> float:
+    files = os.scandir(entry.path) if entry.is_dir(follow_symlinks=False) else ()
+    return max(float(one.stat(follow_symlinks=False).st_mtime) for one in (entry, *files))
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,84 @@
+"""A journal of the shards that a writer has published: a cache that spares a reader from opening each of them.
+
+One file for each writer, ``journal/<writer>.jsonl``, with a line for each shard. What is torn or missing is read from
+the shards instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from activation_extractor._contents import SEAL, open_regular, read_at
+from activation_extractor._files import make_folders, sync_folder
+from activation_extractor._shards import Record
+from activation_extractor.errors import StoreError
+
+JOURNAL = "journal"
+
+
+def append_record(folder: Path, writer: str, record: Record) -> None:
+    """Add a line to a writer's journal, and bring it to the disk.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    path = folder / JOURNAL / f"{writer}.jsonl"
+    make_folders(path.parent)
+    try:
+        _append(path, json.dumps(record).encode() + b"\n")
+    except OSError as error:
+        advice = "The shard is complete; make room, and go on."
+        raise StoreError(path, "be writable", error.strerror or str(error), advice) from error
+
+
+def _append(path: Path, line: bytes) -> None:
+    is_new = not path.exists()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        os.write(descriptor, line)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if is_new:
+        sync_folder(path.parent)
+
+
+def read_records(folder: Path) -> dict[str, Record]:
+    """What the journals of a store say, by unit; lines that are no record are passed over."""
+    lines: list[bytes] = []
+    for path in sorted((folder / JOURNAL).glob("*.jsonl")):
+        try:
+            descriptor = open_regular(path)
+        except (OSError, ValueError):
+            continue
+        try:
+            lines += read_at(descriptor, 0, os.fstat(descriptor).st_size).splitlines()
+        finally:
+            os.close(descriptor)
+    return {record["unit"]: record for record in _parsed(lines) if _is_record(record)}
+
+
+def _parsed(lines: list[bytes]) -> list[Any]:
+    try:
+        found: list[Any] = json.loads(b"[" + b",".join(lines) + b"]")  # six times as fast as one by one
+    except (ValueError, RecursionError):
+        return [one for line in lines for one in _parsed_line(line)]
+    return found
+
+
+def _parsed_line(line: bytes) -> list[Any]:
+    try:
+        return [json.loads(line)]
+    except (ValueError, RecursionError):
+        return []
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or not isinstance(record.get("unit"), str) or not isinstance(record.get(SEAL), str):
+        return False
+    counts = record.get("counts", {})
+    numbers = [record.get("rows"), record.get("bytes"), *(counts.values() if isinstance(counts, dict) else [None])]
+    return all(type(number) is int and number >= 0 for number in numbers)

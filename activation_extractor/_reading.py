@@ -1,0 +1,162 @@
+"""Reading values out of shards: exactly the bytes that are asked for, with few files open.
+
+Files are read with ``pread`` rather than mapped: a file that is cut short meanwhile is an error and no crash, a random
+row costs one or two pages of the disk, and the kernel reads ahead where rows are read one behind the other.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from activation_extractor._contents import Extent, open_regular
+from activation_extractor._entries import IDS, OFFSETS
+from activation_extractor._shards import CODECS, Codec, Shard, read_shard
+from activation_extractor._steps import RowId
+from activation_extractor.errors import StoreError
+
+_MOST_OPEN = 64
+_MOST_HEADERS = 256
+_REPAIR = "Restore it from a copy, or delete it and extract again."
+
+
+class Reader:
+    """Reads the shards of one store. Threads may share it; a copy in another process opens its own files.
+
+    Args:
+        codec: the format of the shards.
+        store: what they say that they belong to.
+    """
+
+    def __init__(self, codec: Codec, store: str) -> None:
+        self._codec, self._store = codec, store
+        self.shard = lru_cache(_MOST_HEADERS)(self._read_shard)
+        self.open = lru_cache(_MOST_OPEN)(self._open)
+        self._file = lru_cache(_MOST_OPEN)(_File)
+
+    def __reduce__(self) -> Any:
+        return _reader_of, (self._codec.name, self._store)
+
+    def _read_shard(self, path: str) -> Shard:
+        shard = read_shard(Path(path), self._codec)
+        if shard.about.get("store") != self._store:
+            raise StoreError(path, "belong to this store", "a shard of another one", "Take it out of the folder.")
+        return shard
+
+    def _open(self, path: str, entry: str) -> Values:
+        extent = self.shard(path).extents[entry]
+        return Values(extent, self._file(str(extent.path)))
+
+    def ids(self, path: str) -> list[RowId] | None:
+        """The ids of a shard's rows; None when it has none.
+
+        Raises:
+            StoreError: they are damaged.
+        """
+        if IDS not in self.shard(path).extents:
+            return None
+        values = self.open(path, IDS).whole()
+        if IDS + OFFSETS not in self.shard(path).extents:
+            return list(values.tolist())
+        joined = bytes(values.numpy())
+        try:
+            return [joined[start:stop].decode() for start, stop in pairwise(self.offsets(path, IDS, 0, None).tolist())]
+        except ValueError as error:
+            raise StoreError(path, "hold ids that are text", "other bytes", _REPAIR) from error
+
+    def offsets(self, path: str, entry: str, start: int, stop: int | None) -> Tensor:
+        """Where the rows `start` to `stop` of a ragged column begin, and where the last one ends.
+
+        Raises:
+            StoreError: they do not rise, or lead out of the column.
+        """
+        index = self.open(path, entry + OFFSETS)
+        found = index.rows(start, index.extent.shape[0] if stop is None else stop + 1)
+        if found[0] < 0 or found[-1] > self.shard(path).extents[entry].shape[0] or bool((found.diff() < 0).any()):
+            raise StoreError(path, "hold offsets that rise", f"others for {entry!r}", _REPAIR)
+        return found
+
+
+class Values:
+    """The values of one entry of a shard.
+
+    Attributes:
+        extent: where they lie.
+        row_bytes: the size of a row.
+    """
+
+    def __init__(self, extent: Extent, file: _File) -> None:
+        self.extent, self.row_bytes, self._file = extent, extent.row_bytes, file
+
+    def row(self, index: int) -> Tensor:
+        """One row, new memory; the index must be one of the entry's."""
+        size, extent = self.row_bytes, self.extent
+        if not size:
+            return torch.empty(extent.shape[1:], dtype=extent.dtype)
+        buffer = bytearray(size)
+        if os.preadv(self._file.descriptor, [buffer], extent.start + index * size) != size:
+            self._fail()
+        row = torch.frombuffer(buffer, dtype=extent.dtype)
+        return row if len(extent.shape) == 2 else row.view(extent.shape[1:])
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Consecutive rows, new memory; they must be the entry's."""
+        out = torch.empty((stop - start, *self.extent.shape[1:]), dtype=self.extent.dtype)
+        self.read_into(out, start)
+        return out
+
+    def whole(self) -> Tensor:
+        """All rows, new memory."""
+        return self.rows(0, self.extent.shape[0])
+
+    def read_into(self, out: Tensor, start: int) -> None:
+        """Fill `out`, contiguous and of the entry's dtype, with the rows from `start` on."""
+        buffer = memoryview(out.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        position = self.extent.start + start * self.row_bytes
+        while buffer:
+            count = os.preadv(self._file.descriptor, [buffer], position)
+            if not count:
+                self._fail()
+            buffer, position = buffer[count:], position + count
+
+    def mapped(self) -> Tensor:
+        """All rows as a view of the file: nothing is read before it is touched, and writes stay in memory."""
+        extent = self.extent
+        if extent.start == extent.stop:
+            return torch.empty(extent.shape, dtype=extent.dtype)
+        view = mmap.mmap(self._file.descriptor, 0, access=mmap.ACCESS_COPY)
+        if len(view) < extent.stop:
+            self._fail()
+        count = math.prod(extent.shape)
+        return torch.frombuffer(view, dtype=extent.dtype, count=count, offset=extent.start).view(extent.shape)
+
+    def _fail(self) -> None:
+        raise StoreError(self.extent.path, "be a readable shard", "a file that was cut short", _REPAIR)
+
+
+class _File:
+    """An open file, closed when nobody reads from it any more."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            self.descriptor = open_regular(Path(path))
+        except (OSError, ValueError) as error:
+            self.descriptor = -1
+            reason = getattr(error, "strerror", "") or str(error)
+            raise StoreError(path, "be a readable shard", reason, _REPAIR) from error
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+def _reader_of(codec_name: str, store: str) -> Reader:
+    return Reader(CODECS[codec_name], store)

@@ -1,0 +1,198 @@
+"""A run over a data set: which units are there already, and the sink that writes the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, final
+
+from activation_extractor._fingerprints import inputs_crc32
+from activation_extractor._manifest import has_manifest, make_manifest, read_manifest, store_name
+from activation_extractor._reading import Reader
+from activation_extractor._shards import Codec, list_units, shard_path, unit_name, unit_order
+from activation_extractor._steps import RowId, Step
+from activation_extractor._store_writer import UNIT_BYTES, UNIT_ROWS, StoreWriter, check_free, check_same
+from activation_extractor.errors import OtherRunError, StoreError
+from activation_extractor.sinks import Sink, writer_name
+
+_BATCHES, _INPUTS = "batches", "inputs"  # what the shards of a data set note beside their rows
+
+
+@final
+class Run(Sink):
+    """Writes the units of a data set, each under the number that its place gives it.
+
+    A unit has a fixed number of batches, chosen at the first one and kept in the manifest. A unit whose shard is
+    there is not computed again: its batches are compared with what the shard was made from.
+
+    Attributes:
+        rows: how many rows were computed.
+        nbytes: how many bytes of columns they had.
+        known_rows: how many rows were there already.
+
+    Args:
+        folder: the store.
+        codec: the format of its shards.
+        fingerprint: what the values depend on beside what is captured.
+        rows_per_unit: how many rows a unit has, rounded up to whole batches; None for about 64 MiB.
+        queue_bytes: how many bytes of finished units may wait to be written.
+        resume: whether to go on with a store that is there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        codec: Codec,
+        fingerprint: Callable[[], Mapping[str, Any]],
+        *,
+        rows_per_unit: int | None,
+        queue_bytes: int,
+        resume: bool,
+    ) -> None:
+        self.known_rows = 0
+        self._folder, self._codec, self._fingerprint = folder, codec, fingerprint
+        self._rows_per_unit = rows_per_unit
+        self._writer = StoreWriter(folder, codec, writer_name(), queue_bytes, shares_store=resume)
+        self._is_there = resume and has_manifest(folder)
+        if not self._is_there:
+            check_free(folder)
+        self._about: Mapping[str, Any] = {}
+        self._batches_per_unit: int | None = None
+        self._unit = self._batches = 0  # the number of the unit that is under way, and its batches so far
+        self._inputs = 0  # the checksum over what these were called with
+        self._known: _KnownUnit | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows were computed."""
+        return self._writer.rows
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes of columns they had."""
+        return self._writer.nbytes
+
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Compare the run with the store that is there.
+
+        Raises:
+            OtherRunError: it is another one.
+        """
+        self._about = {**about, **self._fingerprint()}
+        if not self._is_there:
+            return
+        found = read_manifest(self._folder)
+        self._batches_per_unit = found.batches_per_unit
+        if found.batches_per_unit is None:
+            advice = "Give extract a folder of its own."
+            raise StoreError(self._folder, "be a store that extract wrote", "one that with-blocks wrote", advice)
+        self._writer.begin(self._described())
+        self._writer.go_on(check_same(self._folder, make_manifest(self._codec, self._described(), [], [], None)))
+
+    def skips(self, ids: list[RowId] | None, arguments: Any) -> bool:
+        """Whether the next batch need not be computed, since its rows are in the store.
+
+        Raises:
+            OtherRunError: the rows in the store were made from another batch.
+            StoreError: an id comes twice, or an earlier unit could not be written.
+        """
+        if self._batches == self._batches_per_unit:
+            self._end_unit()
+        if not self._batches and self._batches_per_unit:
+            self._known = self._find(self._unit)
+        self._batches += 1
+        self._inputs = inputs_crc32(arguments, self._inputs)
+        if self._known is None:
+            return False
+        self._known.compare(ids)
+        self._writer.see(ids)
+        return True
+
+    def write(self, step: Step) -> None:
+        """Add a batch's rows to its unit.
+
+        Raises:
+            StoreError: see `StoreWriter.add`.
+        """
+        nbytes = self._writer.add(step)
+        if self._batches_per_unit is None:
+            self._batches_per_unit = self._choose_size(max(step.rows, 1), max(nbytes, 1))
+            self._writer.begin(self._described())
+
+    def end(self) -> None:
+        """The data set has no more batches: write the last unit.
+
+        Raises:
+            OtherRunError: the store holds rows of further batches.
+        """
+        if self._batches:
+            self._end_unit()
+        units = list_units(self._folder, self._codec) if self._is_there else []
+        if units and unit_order(units[-1])[1] >= self._unit:
+            raise OtherRunError(self._folder, [f"data (it ends before the batches of unit {units[-1]!r})"])
+
+    def drop(self) -> None:
+        """Forget the unit that is under way."""
+        self._writer.drop()
+
+    def close(self) -> None:
+        """Wait until the finished units are on the disk; the one under way is not written."""
+        self._writer.finish()
+
+    def _described(self) -> dict[str, Any]:
+        size = {"batches_per_unit": self._batches_per_unit}
+        return {"fingerprint": self._about, **size, "model": self._about.get("model")}
+
+    def _choose_size(self, rows: int, nbytes: int) -> int:
+        """How many batches like this one make a unit."""
+        if self._rows_per_unit is not None:
+            return -(-self._rows_per_unit // rows)
+        return max(1, min(UNIT_BYTES // nbytes, UNIT_ROWS // rows))
+
+    def _find(self, unit: int) -> _KnownUnit | None:
+        path = shard_path(self._folder, unit_name(unit), self._codec)
+        if not path.exists():
+            return None
+        return _KnownUnit(self._folder, Reader(self._codec, store_name(self._about)), str(path))
+
+    def _end_unit(self) -> None:
+        if self._known is not None:
+            self._known.end(self._batches, self._inputs)
+            self.known_rows += self._known.rows
+        elif self._writer.unit.rows:
+            about = {_BATCHES: str(self._batches), _INPUTS: f"{self._inputs:08x}"}
+            self._writer.commit(unit_name(self._unit), about)
+        self._unit += 1
+        self._batches = self._inputs = 0
+        self._known = None
+
+
+class _KnownUnit:
+    """A unit that is in the store, compared batch by batch with what its rows would be made from now."""
+
+    def __init__(self, folder: Path, reader: Reader, path: str) -> None:
+        shard = reader.shard(path)
+        self.rows = shard.rows
+        self._folder, self._about, self._ids = folder, shard.about, reader.ids(path)
+        self._row = 0
+
+    def compare(self, ids: list[RowId] | None) -> None:
+        """Compare the ids of the next batch with those in the shard."""
+        if ids is None or self._ids is None:
+            return  # none were given then, nor are they now, or the fingerprint would differ
+        there = self._ids[self._row : self._row + len(ids)]
+        self._row += len(ids)
+        if there != ids:
+            index = next(i for i in range(len(ids)) if there[i : i + 1] != ids[i : i + 1])
+            known = repr(there[index]) if index < len(there) else "none"
+            self._fail(f"id {ids[index]!r} in place of {known} in row {self._row - len(ids) + index}")
+
+    def end(self, batches: int, inputs: int) -> None:
+        """Compare the whole once all of its batches have come."""
+        if str(batches) != self._about.get(_BATCHES):
+            self._fail(f"{batches} batches in place of {self._about.get(_BATCHES)}")
+        if f"{inputs:08x}" != self._about.get(_INPUTS):
+            self._fail("other inputs under the same ids" if self._ids else "other inputs")
+
+    def _fail(self, difference: str) -> None:
+        raise OtherRunError(self._folder, [f"data ({difference} of unit {self._about['unit']!r})"])

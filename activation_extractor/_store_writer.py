@@ -1,0 +1,194 @@
+"""Writing a store: steps become units, units become shards on a thread of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from activation_extractor._background import Background
+from activation_extractor._files import draft, make_folders, sweep
+from activation_extractor._fingerprints import differences
+from activation_extractor._ids import SeenIds
+from activation_extractor._journal import JOURNAL, append_record
+from activation_extractor._manifest import (
+    MANIFEST,
+    Manifest,
+    has_manifest,
+    make_manifest,
+    read_manifest,
+    store_name,
+    write_manifest,
+)
+from activation_extractor._shards import SHARDS, Codec, read_shard, shard_path, write_shard
+from activation_extractor._steps import RowId, Step
+from activation_extractor._units import Layout, Unit
+from activation_extractor.errors import OtherRunError, StoreError
+
+UNIT_BYTES = 64 * 2**20
+UNIT_ROWS = 4096  # rows are hours of work where a model is large, and a unit that is under way is lost with its process
+QUEUE_BYTES = 128 * 2**20
+
+
+def check_free(path: Path) -> None:
+    """Make sure that a folder can become a new store, without touching it.
+
+    Raises:
+        StoreError: it is a file, or holds something.
+    """
+    try:
+        is_free = not path.exists() or all(map(_is_bare, path.iterdir()))
+    except OSError as error:
+        raise StoreError(path, "be a folder", error.strerror or str(error), "Choose another folder.") from error
+    if is_free:
+        return
+    if has_manifest(path):
+        advice = "Choose another folder, or add to it with a sink such as SafetensorsSink(path, append=True)."
+        raise StoreError(path, "be a new or empty folder", "one that holds a store", advice)
+    raise StoreError(path, "be a new or empty folder", "one that holds something", "Choose another folder.")
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether this is what a run leaves that ended before its first unit."""
+    if path.name not in (SHARDS, JOURNAL) or path.is_symlink() or not path.is_dir():
+        return False
+    return all(one.name.startswith(".") and one.suffix == ".tmp" for one in path.iterdir())
+
+
+class StoreWriter:
+    """Writes one run into one store.
+
+    Attributes:
+        rows: how many rows were added.
+        nbytes: how many bytes of columns they had.
+
+    Args:
+        folder: the store.
+        codec: the format of its shards.
+        writer: a name of this run's own, for its journal.
+        queue_bytes: how many bytes of finished units may wait to be written.
+        shares_store: whether other writers of the same run may be at work in this folder.
+    """
+
+    def __init__(self, folder: Path, codec: Codec, writer: str, queue_bytes: int, *, shares_store: bool) -> None:
+        self.folder, self.codec = folder, codec
+        self.rows = self.nbytes = 0
+        self._writer, self._shares_store = writer, shares_store
+        self._run: dict[str, Any] = {}
+        self._manifest: Manifest | None = None
+        self._layout, self._unit = Layout(codec), Unit()
+        self._seen = SeenIds()
+        self._is_ready = self._has_manifest = False
+        self._background = Background(queue_bytes)
+
+    @property
+    def unit(self) -> Unit:
+        """The unit that is under way."""
+        return self._unit
+
+    def begin(self, run: Mapping[str, Any]) -> None:
+        """Say what the run is: ``fingerprint``, ``batches_per_unit`` and what else its manifest is to hold."""
+        self._run = dict(run)
+
+    def go_on(self, manifest: Manifest) -> None:
+        """Go on with a store that is there, whose run was found to be the same."""
+        self._manifest, self._has_manifest = manifest, True
+        self._layout = Layout.of(self.codec, manifest.content)
+
+    def see(self, ids: Iterable[RowId] | None) -> None:
+        """Note ids that the store holds or is to hold.
+
+        Raises:
+            StoreError: one of them comes twice.
+        """
+        repeated = self._seen.add(list(ids or ()))
+        if repeated is not None:
+            advice = "Give every row an id of its own."
+            raise StoreError(self.folder, "hold each id once", f"{repeated!r} again", advice)
+
+    def add(self, step: Step) -> int:
+        """Add a step to the unit that is under way, whole or not at all; returns the size in bytes of its columns.
+
+        Raises:
+            StoreError: the folder cannot be written to, an id was seen before, a column changed its dtype or row
+                shape, or an earlier unit could not be written.
+            ArgumentError: a column has a dtype that the format lacks.
+        """
+        self._background.check()
+        if not self._is_ready:
+            self._make_ready()
+        columns = self._layout.fit(step)
+        self.see(step.ids)
+        nbytes = self._unit.add(columns, step.rows, list(step.ids) if step.ids else None)
+        self.rows += step.rows
+        self.nbytes += nbytes
+        return nbytes
+
+    def commit(self, name: str, about: Mapping[str, str] | None = None) -> None:
+        """Hand the unit that is under way over to be written; waits while the queue is full.
+
+        Raises:
+            StoreError: an earlier unit could not be written.
+        """
+        unit, self._unit = self._unit, Unit()
+        if self._manifest is None:
+            layout = self._layout
+            self._manifest = make_manifest(self.codec, self._run, layout.columns, layout.keep, layout.ids)
+        noted = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(about or {})}
+        self._background.submit(partial(self._write, self._manifest, name, unit, noted), unit.nbytes)
+
+    def drop(self) -> None:
+        """Forget the unit that is under way."""
+        self._unit = Unit()
+
+    def finish(self) -> None:
+        """Wait until everything is written.
+
+        Raises:
+            StoreError: a unit could not be written.
+        """
+        self._background.finish()
+
+    def _make_ready(self) -> None:
+        """Make the folders, and see early that they can be written to."""
+        shards = self.folder / SHARDS
+        make_folders(shards)
+        sweep(shards)
+        with draft(shards / MANIFEST) as beside:
+            beside.touch(exist_ok=False)
+        self._is_ready = True
+
+    def _write(self, manifest: Manifest, name: str, unit: Unit, about: Mapping[str, str]) -> None:
+        if not self._has_manifest:
+            self._publish_manifest(manifest)
+        nbytes = write_shard(self.folder, self.codec, name, unit.entries(), about)
+        if nbytes is not None:
+            shard = read_shard(shard_path(self.folder, name, self.codec), self.codec)
+            append_record(self.folder, self._writer, shard.record(nbytes, manifest.entries))
+
+    def _publish_manifest(self, manifest: Manifest) -> None:
+        if not write_manifest(self.folder, manifest):  # another writer was faster
+            if not self._shares_store:
+                got = "one that another writer began"
+                raise StoreError(self.folder, "be this writer's own store", got, "Use a new folder, or append=True.")
+            check_same(self.folder, manifest)
+        self._has_manifest = True
+
+
+def check_same(folder: Path, wanted: Manifest) -> Manifest:
+    """The manifest of a store, when its run is the same as this one.
+
+    Raises:
+        OtherRunError: it is not.
+    """
+    found = read_manifest(folder)
+    if found.codec != wanted.codec:
+        advice = "Use the sink or format= that it was begun with."
+        raise StoreError(folder, f"be a store of {wanted.codec.name} shards", f"one of {found.codec.name}", advice)
+    names = ("fingerprint", "batches_per_unit")
+    there, now = ({**one.fingerprint, names[1]: one.content[names[1]]} for one in (found, wanted))
+    found_differences = differences(there, now)
+    if found_differences:
+        raise OtherRunError(folder, found_differences)
+    return found
