@@ -222,6 +222,8 @@ class Column:
         """The rows of these indices: runs of consecutive ones are read at once."""
         if self.is_ragged:
             return [row for first, stop in _runs(indices) for row in self._ragged_rows(first, stop)]
+        if isinstance(indices, range) and (span := self._only_span(indices)):
+            return span[0].rows(*span[1:])
         out = torch.empty((len(indices), *self.row_shape), dtype=self.dtype)
         place = 0
         for first, stop in _runs(indices):
@@ -229,6 +231,14 @@ class Column:
                 self._values(number).read_into(out[place : place + end - start], start)
                 place += end - start
         return out
+
+    def _only_span(self, rows: range) -> tuple[Values, int, int] | None:
+        """Where rows lie that are all in one shard."""
+        number = bisect_right(self._starts, rows.start) - 1
+        if not rows or rows.stop > self._starts[number + 1]:
+            return None
+        start = self._starts[number]
+        return self._values(number), rows.start - start, rows.stop - start
 
     def _ragged_rows(self, first: int, stop: int) -> Iterator[Tensor]:
         for number, start, end in self._spans(first, stop):

@@ -17,6 +17,7 @@ from activation_extractor._shards import Record
 from activation_extractor.errors import StoreError
 
 JOURNAL = "journal"
+_TYPES = (str, int, int, str)  # of a record's unit, rows, bytes and seal
 
 
 def append_record(folder: Path, writer: str, record: Record) -> None:
@@ -77,8 +78,14 @@ def _parsed_line(line: bytes) -> list[Any]:
 
 
 def _is_record(record: Any) -> bool:
-    if not isinstance(record, dict) or not isinstance(record.get("unit"), str) or not isinstance(record.get(SEAL), str):
+    try:  # thousands of lines are looked at whenever a store is opened
+        types = type(record["unit"]), type(record["rows"]), type(record["bytes"]), type(record[SEAL])
+    except (TypeError, LookupError):
         return False
-    counts = record.get("counts", {})
-    numbers = [record.get("rows"), record.get("bytes"), *(counts.values() if isinstance(counts, dict) else [None])]
-    return all(type(number) is int and number >= 0 for number in numbers)
+    if types != _TYPES or record["rows"] < 0 or record["bytes"] < 0:
+        return False
+    return "counts" not in record or _are_counts(record["counts"])
+
+
+def _are_counts(counts: Any) -> bool:
+    return type(counts) is dict and all(type(count) is int and count >= 0 for count in counts.values())

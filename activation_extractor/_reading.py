@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,9 +110,13 @@ class Values:
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Consecutive rows, new memory; they must be the entry's."""
-        out = torch.empty((stop - start, *self.extent.shape[1:]), dtype=self.extent.dtype)
-        self.read_into(out, start)
-        return out
+        extent, size = self.extent, (stop - start) * self.row_bytes
+        shape = (stop - start, *extent.shape[1:])
+        if not size:
+            return torch.empty(shape, dtype=extent.dtype)
+        data = np.empty(size, np.uint8)
+        self._fill(memoryview(data), extent.start + start * self.row_bytes)  # type: ignore[arg-type]
+        return torch.from_numpy(data).view(extent.dtype).view(shape)
 
     def whole(self) -> Tensor:
         """All rows, new memory."""
@@ -119,13 +124,8 @@ class Values:
 
     def read_into(self, out: Tensor, start: int) -> None:
         """Fill `out`, contiguous and of the entry's dtype, with the rows from `start` on."""
-        buffer = memoryview(out.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-        position = self.extent.start + start * self.row_bytes
-        while buffer:
-            count = os.preadv(self._file.descriptor, [buffer], position)
-            if not count:
-                self._fail()
-            buffer, position = buffer[count:], position + count
+        data = memoryview(out.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        self._fill(data, self.extent.start + start * self.row_bytes)
 
     def mapped(self) -> Tensor:
         """All rows as a view of the file: nothing is read before it is touched, and writes stay in memory."""
@@ -137,6 +137,13 @@ class Values:
             self._fail()
         count = math.prod(extent.shape)
         return torch.frombuffer(view, dtype=extent.dtype, count=count, offset=extent.start).view(extent.shape)
+
+    def _fill(self, data: memoryview, position: int) -> None:
+        while data:
+            count = os.preadv(self._file.descriptor, [data], position)
+            if not count:
+                self._fail()
+            data, position = data[count:], position + count
 
     def _fail(self) -> None:
         raise StoreError(self.extent.path, "be a readable shard", "a file that was cut short", _REPAIR)

@@ -9,7 +9,7 @@ from typing import Any, final
 from activation_extractor._fingerprints import inputs_crc32
 from activation_extractor._manifest import has_manifest, make_manifest, read_manifest, store_name
 from activation_extractor._reading import Reader
-from activation_extractor._shards import Codec, list_units, shard_path, unit_name, unit_order
+from activation_extractor._shards import Codec, list_units, shard_path, unit_name
 from activation_extractor._steps import RowId, Step
 from activation_extractor._store_writer import UNIT_BYTES, UNIT_ROWS, StoreWriter, check_free, check_same
 from activation_extractor.errors import OtherRunError, StoreError
@@ -128,7 +128,7 @@ class Run(Sink):
         if self._batches:
             self._end_unit()
         units = list_units(self._folder, self._codec) if self._is_there else []
-        if units and unit_order(units[-1])[1] >= self._unit:
+        if units and units[-1] >= unit_name(self._unit):
             raise OtherRunError(self._folder, [f"data (it ends before the batches of unit {units[-1]!r})"])
 
     def drop(self) -> None:

@@ -32,7 +32,7 @@ from activation_extractor.errors import StoreError
 
 SHARDS = "shards"
 Record = dict[str, Any]  # what a journal says of a shard
-_UNIT = re.compile(r"(?:(\d{8}T\d{12}-[0-9a-f]{8})-)?(\d{8,})")
+_UNIT = r"(?:[0-9]{8}T[0-9]{12}-[0-9a-f]{8}-)?[0-9]{8}"  # sorted as text, they are in order
 _REPAIR = "Restore it from a copy, or delete it and extract again."
 
 
@@ -118,26 +118,19 @@ def unit_name(number: int, writer: str | None = None) -> str:
     return f"{number:08d}" if writer is None else f"{writer}-{number:08d}"
 
 
-def unit_order(unit: str) -> tuple[str, int]:
-    """What units are sorted by: writers by the time they began, then numbers."""
-    match = _UNIT.fullmatch(unit)
-    assert match is not None
-    return match[1] or "", int(match[2])
-
-
 def list_units(folder: Path, codec: Codec) -> list[str]:
     """The units whose shards are there, in order; every other file is passed over.
 
     Raises:
         StoreError: a shard, or the folder of shards, is a link.
     """
-    names = [one.name.removesuffix(codec.suffix) for one in scan_shards(folder) if is_shard(one.name, codec)]
-    return sorted(names, key=unit_order)
+    is_named, end = re.compile(_UNIT + re.escape(codec.suffix)).fullmatch, -len(codec.suffix)
+    return sorted([one.name[:end] for one in scan_shards(folder) if is_named(one.name)])
 
 
 def is_shard(name: str, codec: Codec) -> bool:
     """Whether a file of this name is a shard of a store of this codec."""
-    return name.endswith(codec.suffix) and _UNIT.fullmatch(name.removesuffix(codec.suffix)) is not None
+    return re.fullmatch(_UNIT + re.escape(codec.suffix), name) is not None
 
 
 def scan_shards(folder: Path) -> list[os.DirEntry[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,10 @@ class StoreWriter:
         self._background.check()
         if not self._is_ready:
             self._make_ready()
-        columns = self._layout.fit(step)
+        layout = copy(self._layout)
+        columns = layout.fit(step)
         self.see(step.ids)
+        self._layout = layout  # only now that nothing refuses the step
         nbytes = self._unit.add(columns, step.rows, list(step.ids) if step.ids else None)
         self.rows += step.rows
         self.nbytes += nbytes

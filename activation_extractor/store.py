@@ -17,7 +17,7 @@ from activation_extractor._journal import read_records
 from activation_extractor._keys import EntryKey, entry_keys, resolve_key, unknown_id
 from activation_extractor._manifest import DTYPES, Manifest, read_manifest, store_name
 from activation_extractor._reading import Reader
-from activation_extractor._shards import Record, is_shard, list_units, shard_path, size_of
+from activation_extractor._shards import SHARDS, Record, is_shard, list_units, shard_path, size_of
 from activation_extractor._steps import RowId
 from activation_extractor._verify import Damage, verify_store
 from activation_extractor.errors import ActivationNotFoundError, StoreError
@@ -76,8 +76,8 @@ class Store(Mapping[Any, Column]):
         self._forms = _forms(manifest)
         self._reader = Reader(manifest.codec, store_name(manifest.fingerprint))
         self._units = _units(path, manifest, self._reader)
-        self._starts = [0, *accumulate(int(record["rows"]) for _, record in self._units)]
-        extra = (entry for _, record in self._units for entry in record.get("counts", ()))
+        self._starts: list[int] = [0, *accumulate([record["rows"] for _, record in self._units])]
+        extra = [entry for _, record in self._units if "counts" in record for entry in record["counts"]]
         self._entries = list(dict.fromkeys([*self._forms, *extra]))
         self._keys = [key for entry in self._entries if (key := column_key(entry))]
 
@@ -250,10 +250,9 @@ def _units(path: Path, manifest: Manifest, reader: Reader) -> list[tuple[str, Re
         missing = shard_path(path, gone[0], codec)
         advice = "Restore it from a copy, or run extract again, which makes it anew."
         raise StoreError(missing, "be there, as the journal tells", "no such shard", advice)
-    found = []
-    folder = os.path.join(path, "shards")
+    found, folder = [], str(path / SHARDS)
     for unit in there:
-        shard = os.path.join(folder, unit + codec.suffix)
+        shard = f"{folder}{os.sep}{unit}{codec.suffix}"  # a Path for each would take longer than all the rest
         record = records.get(unit) or reader.shard(shard).record(size_of(Path(shard)), manifest.entries)
         found.append((shard, record))
     return found

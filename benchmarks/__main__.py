@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cases import Size, all_cases
+from benchmarks.cases import all_cases
+from benchmarks.counts import COUNTS
 from benchmarks.measure import measure
 from benchmarks.report import table
-from benchmarks.results import describe_case, describe_machine, document, write_json
+from benchmarks.results import describe_case, describe_count, describe_machine, document, write_json
+from benchmarks.sizes import QUICK, Size
 
 ROUNDS, QUICK_ROUNDS = 101, 15  # 15 pairs are the fewest that a ratio is given for
 
@@ -23,15 +25,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    size = Size(loops=2) if options.quick else Size()
+    size = QUICK if options.quick else Size()
     cases = [case for case in all_cases(size) if fnmatchcase(case.name, options.only)]
-    if not cases:
+    counts = [count for count in COUNTS if fnmatchcase(count.name, options.only)]
+    if not cases and not counts:
         sys.exit(f"--only must match a case, got {options.only!r}. Try --only 'captured_call.*'.")
-    machine, results = describe_machine(), []
+    machine, results, counted = describe_machine(), [], []
     for case in cases:
         print(f"{case.name}: {case.about}", file=sys.stderr)
         results.append(describe_case(case, measure(case, QUICK_ROUNDS if options.quick else ROUNDS)))
-    found = document(results, machine, quick=options.quick)
+    for count in counts:
+        print(f"{count.name}: {count.about}", file=sys.stderr)
+        counted.append(describe_count(count, count.count(size)))
+    found = document(results, counted, machine, quick=options.quick)
     print(table(found))
     if options.json is not None:
         write_json(options.json, found)

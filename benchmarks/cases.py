@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,29 +15,13 @@ from torch import Tensor, nn
 
 from activation_extractor import Capture, capture
 from benchmarks.measure import Case, Run
+from benchmarks.sizes import Size
+from benchmarks.storage import STORAGE
 
 Store = dict[str, Tensor]
 Hook = Callable[[nn.Module, Any, Tensor], None]
 MakeHook = Callable[[Store, str], Hook]
 Mode = Callable[[], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much work a case is.
-
-    Attributes:
-        layers: of the model that shows pure overhead.
-        set_up_layers: the numbers of layers for which entering and leaving is measured.
-        loops: runs of 200 small layers in one timing; other cases scale it to about the same time.
-    """
-
-    layers: int = 200
-    set_up_layers: tuple[int, ...] = (10, 200, 1000)
-    loops: int = 5
-
-
-SMALLEST = Size(layers=3, set_up_layers=(3,), loops=1)
 
 
 def all_cases(size: Size) -> list[Case]:
@@ -113,7 +96,7 @@ def set_ups(size: Size) -> Iterator[Case]:
         )
 
 
-CASES: list[Callable[[Size], Iterator[Case]]] = [captured_calls, pooled_calls, set_ups]
+CASES: list[Callable[[Size], Iterator[Case]]] = [captured_calls, pooled_calls, set_ups, *STORAGE]
 
 
 # -- models and systems -----------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ class Case:
         loops: how many runs one timing holds.
         target: the ratio that is demanded now; None where none is.
         goal: the ratio that is demanded later.
+        most_rounds: of a case that takes long; None for as many as are asked for.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Case:
     loops: int
     target: float | None
     goal: float | None
+    most_rounds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def measure(case: Case, rounds: int) -> Rounds:
     """Time the systems of a case in turn, `rounds` times; the order is reversed from round to round."""
     systems = {"floor": case.floor, "reference": case.reference, "ours": case.ours}
     order = [(name, system) for name, system in systems.items() if system is not None]
-    result = Rounds()
+    result, rounds = Rounds(), min(rounds, case.most_rounds or rounds)
     for _, system in order:  # once for nothing: allocators, caches, lazy imports
         time_system(system, case.loops)
     for number in range(rounds):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+COUNTED = ("counted", "value", "limit", "", "what")
 COLUMNS = ("case", "floor us", "by hand us", "ours us", "ratio [95 %]", "CPU ratio", "target", "goal", "")
 
 
 def table(document: dict[str, Any]) -> str:
     """The table of a document, with a line on the machine."""
-    rows = [COLUMNS, *(_row(result) for result in document["results"])]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join([heading(document), "", *(_line(row, widths) for row in rows)])
+    timed = [COLUMNS, *(_row(result) for result in document["results"])] if document["results"] else []
+    counted = [COUNTED, *(_counted(count) for count in document["counts"])] if document["counts"] else []
+    return "\n".join([heading(document), *_lines(timed), *_lines(counted)])
 
 
 def heading(document: dict[str, Any]) -> str:
@@ -19,6 +20,17 @@ def heading(document: dict[str, Any]) -> str:
     machine, versions = document["machine"], document["versions"]
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['torch_threads']} torch thread(s)"
     return f"{where}, load {machine['load']}, {', '.join(f'{name} {version}' for name, version in versions.items())}"
+
+
+def _counted(count: dict[str, Any]) -> tuple[str, ...]:
+    verdict = "met" if count["is_met"] else "MISSED"
+    return (count["name"], f"{count['value']:.2f}", f"{count['limit']:.2f}", verdict, count["about"])
+
+
+def _lines(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows in aligned columns, behind an empty line."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["", *(_line(row, widths) for row in rows)] if rows else []
 
 
 def _row(result: dict[str, Any]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import activation_extractor
+from benchmarks.counts import Count
 from benchmarks.measure import Case, Rounds, Seconds, Spread, median_interval
 
 CLOCKS = ("wall", "cpu")
@@ -59,10 +60,23 @@ def describe_case(case: Case, rounds: Rounds) -> dict[str, Any]:
     }
 
 
-def document(results: list[dict[str, Any]], machine: dict[str, Any], *, quick: bool) -> dict[str, Any]:
+def describe_count(count: Count, value: float) -> dict[str, Any]:
+    """Something that was counted."""
+    return {
+        "name": count.name,
+        "about": count.about,
+        "limit": count.limit,
+        "value": float(f"{value:.4g}"),
+        "is_met": value <= count.limit,
+    }
+
+
+def document(
+    results: list[dict[str, Any]], counts: list[dict[str, Any]], machine: dict[str, Any], *, quick: bool
+) -> dict[str, Any]:
     """Everything that one invocation found; an infinite ratio, where the reference added nothing, is None."""
     about = {"format": 1, "quick": quick, "machine": machine, "versions": describe_versions()}
-    return {**about, "results": _finite(results)}
+    return {**about, "results": _finite(results), "counts": counts}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

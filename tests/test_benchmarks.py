@@ -19,10 +19,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the suite is beside the pa
 
 from benchmarks import __main__ as command
 from benchmarks import cases as benchmark_cases
-from benchmarks.cases import SMALLEST, all_cases
+from benchmarks.cases import all_cases
+from benchmarks.counts import COUNTS, Count
 from benchmarks.measure import Case, Rounds, Seconds, measure, median_interval, time_system
 from benchmarks.report import table
-from benchmarks.results import describe_case, describe_machine, document
+from benchmarks.results import describe_case, describe_count, describe_machine, document
+from benchmarks.sizes import SMALLEST
 
 CASES = {case.name: case for case in all_cases(SMALLEST)}
 
@@ -143,12 +145,12 @@ def test_cpu_time_is_that_of_the_timed_runs_alone() -> None:
 def test_the_command_stores_json_with_machine_versions_and_spread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "Size", lambda loops=1: SMALLEST)
+    monkeypatch.setattr(command, "QUICK", SMALLEST)
     monkeypatch.setattr(command, "QUICK_ROUNDS", 2)
     file = tmp_path / "results.json"
     command.main(["--quick", "--json", str(file), "--only", "captured_call.*"])
     stored = json.loads(file.read_text(encoding="utf-8"))
-    assert set(stored) == {"format", "quick", "machine", "versions", "results"}
+    assert set(stored) == {"format", "quick", "machine", "versions", "results", "counts"}
     assert stored["machine"]["cores"] >= 1
     assert stored["machine"]["processor"]
     assert set(stored["versions"]) == {"activation_extractor", "python", "torch"}
@@ -162,7 +164,7 @@ def test_the_command_stores_json_with_machine_versions_and_spread(
 
 
 def test_results_name_neither_the_host_nor_a_path() -> None:
-    found = document([], describe_machine(), quick=True)
+    found = document([], [], describe_machine(), quick=True)
     del found["machine"]["processor"]  # may hold a slash of its own
     content = json.dumps(found)
     assert "/" not in content
@@ -171,7 +173,7 @@ def test_results_name_neither_the_host_nor_a_path() -> None:
 
 def test_an_infinite_ratio_is_stored_as_null_and_shown() -> None:
     rounds = Rounds([Seconds(2.0, 2.0)], [Seconds(1.0, 1.0)], [Seconds(3.0, 3.0)])
-    found = document([describe_case(made_of(None, None, None), rounds)], describe_machine(), quick=True)
+    found = document([describe_case(made_of(None, None, None), rounds)], [], describe_machine(), quick=True)
     assert found["results"][0]["ratio"]["wall"]["median"] is None
     assert "inf [inf, inf]" in table(found)
     json.dumps(found, allow_nan=False)
@@ -203,3 +205,21 @@ def noted(name: str, seen: list[str]) -> Any:
         yield int
 
     return system
+
+
+# -- what is counted --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", COUNTS, ids=[count.name for count in COUNTS])
+def test_every_count_is_counted_once_at_its_smallest_size(count: Count) -> None:
+    value = count.count(SMALLEST)
+    found = document([], [describe_count(count, value)], describe_machine(), quick=True)
+    assert found["counts"][0]["is_met"] == (value <= count.limit)
+    assert count.name in table(found)
+
+
+def test_a_count_above_its_limit_is_missed() -> None:
+    count = Count("a.b", "apples", 2.0, lambda size: 0.0)
+    assert [describe_count(count, value)["is_met"] for value in (1.0, 2.0, 2.1)] == [True, True, False]
+    found = document([], [describe_count(count, 2.1)], describe_machine(), quick=True)
+    assert table(found).splitlines()[-1].split() == ["a.b", "2.10", "2.00", "MISSED", "apples"]

@@ -44,6 +44,7 @@ EXAMPLES = {
     "StopEarlyError": errors.StopEarlyError(),
     "ActivationNotFoundError": errors.ActivationNotFoundError("h.9", "A key must be one of 'h.0', got 'h.9'. Ask."),
     "StoreError": errors.StoreError("out/", "be a store", "an empty folder", "Give another one."),
+    "OtherRunError": errors.OtherRunError("out/", ["weights", "calls", "mask", "reducers"]),
     "MissingExtraError": errors.MissingExtraError("The command line", "cli", "typer"),
 }
 
@@ -63,8 +64,10 @@ def test_exactly_the_errors_are_exported_and_in_the_tree():
 @pytest.mark.parametrize("name", TREE)
 def test_an_error_derives_from_what_the_tree_says(name):
     error, line = CLASSES[name], TREE[name]
-    parent = errors.ArgumentError if line["bars"] else ActivationError
-    assert error.__bases__ == (parent, getattr(builtins, line["builtin"]))
+    parents = {"ArgumentTypeError": errors.ArgumentError, "OtherRunError": errors.StoreError}
+    assert (name in parents) == bool(line["bars"])
+    expected = (parents.get(name, ActivationError), getattr(builtins, line["builtin"]))
+    assert error.__bases__ == expected or error.__bases__ == (errors.StoreError,)  # which is an OSError already
     assert isinstance(EXAMPLES[name], getattr(builtins, line["builtin"]))
 
 
@@ -96,6 +99,7 @@ def test_a_text_says_what_must_be_what_was_got_and_what_to_do(name):
         ("CapacityError", {"max_bytes": 100, "kept_bytes": 120, "layer": "h.0"}),
         ("ActivationNotFoundError", {"key": "h.9"}),
         ("StoreError", {"path": "out/"}),
+        ("OtherRunError", {"differences": ("weights", "calls", "mask", "reducers")}),
         ("MissingExtraError", {"extra": "cli"}),
     ],
 )

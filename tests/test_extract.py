@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import BlockStack, count_hooks
 from safetensors.torch import load_file
+from stores import shards
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -92,7 +93,7 @@ def test_the_store_equals_one_that_a_with_block_writes(stack, tokens, tmp_path):
     with capture(stack, "h.*", reduce=["mean", "last", "full"], sink=tmp_path / "b"), torch.no_grad():
         for batch in batches:
             stack(**batch)
-    one, other = (load_file(tmp_path / name / "shards/00000000.safetensors") for name in "ab")
+    one, other = (load_file(shards(tmp_path / name)[0]) for name in "ab")
     assert one.keys() == other.keys()
     assert len(one) == 4 * 4  # three reducers and the offsets of the ragged one
     assert all(torch.equal(one[entry], other[entry]) for entry in one)
@@ -184,7 +185,11 @@ def test_a_batch_that_cannot_be_used_is_an_error_and_leaves_no_hook(model, tmp_p
     ("options", "error", "text"),
     [
         ({"layers": "9"}, LayerNotFoundError, "No layer matches '9'"),
-        ({"ids": 3}, ArgumentTypeError, "ids must name an entry of the batches, got 3"),
+        (
+            {"ids": 3},
+            ArgumentTypeError,
+            "ids must name an entry of the batches, or be a callable that is given one, got 3",
+        ),
         ({"keep": [3]}, ArgumentTypeError, r"keep must name entries of the batches, got \[3\]"),
         ({"rows_per_unit": 0}, ArgumentError, "rows_per_unit must be a positive integer, got 0"),
         ({"reduce": "median"}, ArgumentError, "reduce must be one of"),

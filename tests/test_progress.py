@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from activation_extractor import _progress
 from activation_extractor._progress import Progress
 from activation_extractor.errors import ArgumentTypeError, MissingExtraError
 
@@ -16,22 +17,39 @@ def test_batches_pass_through_in_order(is_shown, capsys):
     seen = []
     for batch in bar:
         seen.append(batch)
-        bar.show(rows=10 * batch, nbytes=2048, seconds=2.0)
+        bar.show(known_rows=0, rows=10 * batch, nbytes=2048)
     assert seen == [1, 2, 3]
     assert ("3/3" in capsys.readouterr().err) == (is_shown is not False)
 
 
-def test_the_bar_shows_rows_their_rate_and_bytes(capsys):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets."""
+    now = [100.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_bar_shows_rows_their_rate_and_bytes(capsys, clock):
     bar = Progress([1], True)
     for _ in bar:
-        bar.show(rows=10, nbytes=2048, seconds=2.0)
+        clock[0] += 2
+        bar.show(known_rows=0, rows=10, nbytes=2048)
     assert "10 rows, 5 rows/s, 2.0 KiB" in capsys.readouterr().err
 
 
-def test_no_time_passed_is_no_error(capsys):
+def test_rows_that_were_there_count_as_rows_but_not_in_the_rate(capsys, clock):
+    bar = Progress([1, 2], True)
+    for number in bar:
+        clock[0] += 2
+        bar.show(known_rows=30, rows=10 * (number - 1), nbytes=2048)
+    assert "40 rows (30 were there), 5 rows/s, 2.0 KiB" in capsys.readouterr().err
+
+
+def test_no_time_passed_is_no_error(capsys, clock):
     bar = Progress([1], True)
     for _ in bar:
-        bar.show(rows=0, nbytes=0, seconds=0.0)
+        bar.show(known_rows=0, rows=0, nbytes=0)
     assert "0 rows" in capsys.readouterr().err
 
 

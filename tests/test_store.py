@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from stores import shards
 from torch import nn
 
 from activation_extractor import SafetensorsSink, Store, capture, open_store
@@ -130,7 +131,8 @@ def test_a_hostile_name_comes_back_as_it_went_in_and_makes_no_path(tmp_path, nam
     assert store[name, name].numpy().tolist() == [[1], [2]]
     assert {key: column.numpy().tolist() for key, column in store.keep.items()} == {name: [3, 4]}
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {"out/manifest.json", "out/shards/00000000.safetensors"}
+    (shard,), (journal,) = shards(tmp_path / "out"), (tmp_path / "out/journal").iterdir()
+    assert files == {"out/manifest.json", f"out/shards/{shard.name}", f"out/journal/{journal.name}"}
 
 
 @settings(deadline=None, max_examples=25)
@@ -219,6 +221,7 @@ def test_what_is_still_being_written_opens_to_its_finished_units(tmp_path):
     sink = SafetensorsSink(tmp_path / "out", rows_per_unit=2)
     for index in range(3):
         sink.write(Step(index, 1, {("a", "mean"): torch.full((1, 1), float(index))}, [index], {}))
+    sink._writer.finish()  # the first unit is on the disk, the second under way
     for stray in (".00000001.safetensors.tmp", "._00000000.safetensors", "notes.txt"):
         (tmp_path / "out/shards" / stray).write_bytes(b"half")
     assert open_store(tmp_path / "out").ids == [0, 1]

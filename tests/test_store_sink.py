@@ -25,7 +25,7 @@ def test_units_are_whole_steps_of_at_least_rows_per_unit(tmp_path, rows_per_unit
     sink.close()
     sizes = [len(load_file(path)["h.0:mean"]) for path in shards(tmp_path / "out")]
     assert sizes == {1: [2] * 5, 3: [4, 4, 2], 4: [4, 4, 2], 100: [10]}[rows_per_unit]
-    assert [path.stem for path in shards(tmp_path / "out")] == [f"{number:08d}" for number in range(len(sizes))]
+    assert [path.stem[-8:] for path in shards(tmp_path / "out")] == [f"{number:08d}" for number in range(len(sizes))]
     assert torch.cat([load_file(path)["h.0:mean"] for path in shards(tmp_path / "out")])[:, 0].tolist() == [
         index for index in range(5) for _ in range(2)
     ]
@@ -65,11 +65,13 @@ def test_a_store_is_refused_too(stack, tokens, tmp_path):
     with capture(stack, "h.0", sink=tmp_path / "out"):
         stack(tokens)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(StoreError, match="one that holds something. Choose another folder"):
+    with pytest.raises(StoreError, match=r"one that holds a store\. Choose another folder, or add to it with a sink"):
         capture(stack, "h.0", sink=str(tmp_path / "out"))
     assert sorted(tmp_path.rglob("*")) == before
-    with capture(stack, "h.0", sink=tmp_path / "another"):  # as the text advises
-        stack(tokens)
+    for sink in (tmp_path / "another", SafetensorsSink(tmp_path / "out", append=True)):  # as the text advises
+        with capture(stack, "h.0", sink=sink):
+            stack(tokens)
+    assert open_store(tmp_path / "out").rows == 4
 
 
 def test_a_mistake_in_another_argument_makes_no_folder(stack, tmp_path):
@@ -107,7 +109,8 @@ def test_a_capture_that_is_entered_again_goes_on_writing(stack, tokens, tmp_path
     for _ in range(2):
         with recorded:
             result = stack(tokens)
-    assert [path.stem for path in shards(tmp_path / "out")] == ["00000000", "00000001"]
+    first, second = (path.stem.rpartition("-") for path in shards(tmp_path / "out"))
+    assert (first[0], first[2], second[2]) == (second[0], "00000000", "00000001")
     assert torch.allclose(load_file(shards(tmp_path / "out")[1])["h.3:mean"], result.mean(1))
 
 
@@ -199,5 +202,5 @@ def test_a_refused_step_can_be_written_again_in_another_form(tmp_path):
 
 def test_a_dtype_that_cannot_be_stored_is_refused_with_its_step(tmp_path):
     sink = SafetensorsSink(tmp_path / "out")
-    with pytest.raises(ArgumentError, match="dtype of a stored tensor must be one of"):
+    with pytest.raises(ArgumentError, match="dtype of a tensor in a safetensors file must be one of"):
         sink.write(Step(0, 1, {("h.0", "mean"): torch.zeros(1, 4, dtype=torch.complex128)}, None, {}))

@@ -1,0 +1,97 @@
+"""What is counted rather than timed: bytes that a disk reads, and memory that a run holds."""
+
+from __future__ import annotations
+
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from activation_extractor import capture
+from benchmarks.sizes import Size
+from benchmarks.storage import MIB, ROWS_PER_MIB, drop_cache, one_shard, shard_of
+
+_COLD_ROWS = 256
+_STEP_MIB = 4
+_HELD_MIB = 128 + 64 + _STEP_MIB  # the queue, one unit, one step
+
+
+@dataclass(frozen=True)
+class Count:
+    """Something that is counted once.
+
+    Attributes:
+        name: dotted, its group first.
+        about: what is counted, with its unit.
+        limit: what it may be at most.
+        count: counts it.
+    """
+
+    name: str
+    about: str
+    limit: float
+    count: Callable[[Size], float]
+
+
+def cold_rows(size: Size) -> float:
+    """MiB read from the disk for random rows of 2 KiB of a store of which nothing is in the page cache."""
+    rows = size.cold_megabytes * ROWS_PER_MIB
+    store = one_shard(rows)
+    column = store["layer"]
+    column[0]  # the header, which every reader has to read
+    drop_cache(shard_of(store))
+    before = _read_bytes()
+    for row in random.Random(0).sample(range(rows), _COLD_ROWS):
+        column[row]
+    return (_read_bytes() - before) / MIB
+
+
+def held_memory(size: Size) -> float:
+    """MiB of memory at the peak of a run that writes full activations, above the bare loop of forwards."""
+    return _peak_in_child("store", size) - _peak_in_child("bare", size)
+
+
+COUNTS = [
+    Count("store_read.cold_rows", "MiB read from the disk for 256 random rows of 2 KiB", 5.0, cold_rows),
+    Count("store_write.memory", "MiB of memory above the bare loop of forwards", _HELD_MIB, held_memory),
+]
+
+
+def run_loop(kind: str, megabytes: int, folder: Path) -> None:
+    """Forwards that each return `_STEP_MIB`, captured whole into a store or not at all."""
+    torch.set_num_threads(1)
+    width, rows = 1024, _STEP_MIB * 256
+    model, x = nn.Sequential(nn.Linear(64, width)).eval(), torch.randn(rows, 64)
+    steps = megabytes // _STEP_MIB
+    with torch.inference_mode():
+        if kind == "bare":
+            for _ in range(steps):
+                model(x)
+            return
+        with capture(model, "0", sink=folder):
+            for _ in range(steps):
+                model(x)
+
+
+def _read_bytes() -> int:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("read_bytes")).split()[1])
+
+
+def _peak_in_child(kind: str, size: Size) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.counts", kind, str(size.whole_megabytes), f"{folder}/store"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    return float(done.stdout)
+
+
+if __name__ == "__main__":
+    run_loop(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

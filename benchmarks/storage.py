@@ -1,0 +1,282 @@
+"""What the store costs: writing, opening, reading, and a whole extraction, beside the plainest way to do each."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import random
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from activation_extractor import Column, SafetensorsSink, Store, extract, open_store
+from activation_extractor.sinks import Step
+from benchmarks.measure import Case, Run
+from benchmarks.models import Transformer, token_batches
+from benchmarks.sizes import Size
+
+MIB = 2**20
+UNIT_BYTES = 64 * MIB
+ROW_BYTES = 2048
+WIDTH = ROW_BYTES // 4
+ROWS_PER_MIB = MIB // ROW_BYTES
+
+
+def writing(size: Size) -> Iterator[Case]:
+    """Full activations into a store; the same bytes with ``os.write``, a file for each unit, synced likewise."""
+    steps = [torch.randn(ROWS_PER_MIB, WIDTH) for _ in range(size.megabytes)]
+    plain = partial(in_folder, partial(write_plainly, steps))
+    yield Case(
+        name="store_write.full",
+        about="1 MiB of activations to the disk, checksum included",
+        ours=partial(in_folder, partial(write_store, steps)),
+        reference=plain,
+        floor=None,
+        calls=size.megabytes,
+        loops=1,
+        target=1 / 0.85,
+        goal=None,
+        most_rounds=31,
+    )
+    yield Case(
+        name="store_write.checksum_alone",
+        about="what a checksum adds to the plain write, in one thread",
+        ours=partial(in_folder, partial(write_plainly, steps, has_checksum=True)),
+        reference=plain,
+        floor=None,
+        calls=size.megabytes,
+        loops=1,
+        target=None,
+        goal=None,
+        most_rounds=31,
+    )
+
+
+def reading(size: Size) -> Iterator[Case]:
+    """Opening a store of many shards; a random row of it; all of its rows one behind the other."""
+    yield Case(
+        name=f"store_open.{size.shards}_shards",
+        about="opening a store, beside reading one JSON file that lists its shards",
+        ours=partial(prepared, lambda: partial(open_store, many_shards(size.shards).path)),
+        reference=partial(prepared, lambda: partial(read_json, many_shards(size.shards).path / "listed.json")),
+        floor=None,
+        calls=1,
+        loops=size.loops,
+        target=5.0,
+        goal=None,
+    )
+    rows = size.megabytes * ROWS_PER_MIB
+    places = random.Random(0).choices(range(rows), k=200)
+    yield Case(
+        name="store_read.warm_row",
+        about="a random row in the page cache, beside np.array(memmap[i])",
+        ours=partial(prepared, lambda: partial(read_rows, one_shard(rows)["layer"], places)),
+        reference=partial(prepared, lambda: partial(read_arrays, mapped(one_shard(rows)), places)),
+        floor=None,
+        calls=len(places),
+        loops=size.loops,
+        target=3.0,
+        goal=None,
+    )
+    spans = [slice(start, start + ROWS_PER_MIB) for start in range(0, rows, ROWS_PER_MIB)]
+    yield Case(
+        name="store_read.sequential",
+        about="1 MiB of consecutive rows in the page cache, beside reading the file as it is",
+        ours=partial(prepared, lambda: partial(read_rows, one_shard(rows)["layer"], spans)),
+        reference=partial(prepared, lambda: partial(read_file, shard_of(one_shard(rows)))),
+        floor=None,
+        calls=size.megabytes,
+        loops=1,
+        target=1.1,
+        goal=None,
+    )
+
+
+def cold_reading(size: Size) -> Iterator[Case]:
+    """All rows of a store of which nothing is in the page cache: random rows may not be had at their cost."""
+    rows = size.megabytes * ROWS_PER_MIB
+    spans = [slice(start, start + ROWS_PER_MIB) for start in range(0, rows, ROWS_PER_MIB)]
+    yield Case(
+        name="store_read.cold_sequential",
+        about="1 MiB of consecutive rows from the disk, beside reading the file as it is",
+        ours=partial(
+            prepared, lambda: partial(cold, one_shard(rows), partial(read_rows, one_shard(rows)["layer"], spans))
+        ),
+        reference=partial(
+            prepared, lambda: partial(cold, one_shard(rows), partial(read_file, shard_of(one_shard(rows))))
+        ),
+        floor=None,
+        calls=size.megabytes,
+        loops=1,
+        target=1.1,
+        goal=None,
+        most_rounds=31,
+    )
+
+
+def extraction(size: Size) -> Iterator[Case]:
+    """Mean and last token of every block, to disk, beside the bare loop of forwards."""
+    model, batches = Transformer().eval(), token_batches(size.batches)
+    yield Case(
+        name="extract.pooled",
+        about="a batch through 12 blocks, pooled to disk",
+        ours=partial(in_folder, partial(extract_pooled, model, batches)),
+        reference=partial(prepared, lambda: partial(forward_alone, model, batches)),
+        floor=None,
+        calls=size.batches,
+        loops=1,
+        target=1.03,
+        goal=1.02,
+        most_rounds=15,
+    )
+
+
+STORAGE: list[Callable[[Size], Iterator[Case]]] = [writing, reading, cold_reading, extraction]
+
+
+# -- systems ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def in_folder(run: Callable[[Path], object]) -> Iterator[Run]:
+    """A run that is given a new folder each time; they are removed afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield lambda: run(Path(tempfile.mkdtemp(dir=folder)))
+
+
+@contextmanager
+def prepared(prepare: Callable[[], Run]) -> Iterator[Run]:
+    """A run that needs something made first."""
+    yield prepare()
+
+
+def write_store(steps: Sequence[Tensor], folder: Path) -> None:
+    """Through the sink, as a with-block would."""
+    sink = SafetensorsSink(folder / "store", unit_bytes=UNIT_BYTES, rows_per_unit=UNIT_BYTES // ROW_BYTES)
+    for index, values in enumerate(steps):
+        sink.write(Step(index, len(values), {("layer", "full"): values}))
+    sink.close()
+
+
+def write_plainly(steps: Sequence[Tensor], folder: Path, *, has_checksum: bool = False) -> None:
+    """With ``os.write``: a file for each unit; file and folder are synced."""
+    per_file = UNIT_BYTES // MIB
+    for start in range(0, len(steps), per_file):
+        descriptor = os.open(folder / f"{start}", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        crc = 0
+        for values in steps[start : start + per_file]:
+            data = memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
+            crc = zlib.crc32(data, crc) if has_checksum else crc
+            os.write(descriptor, data)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        sync(folder)
+
+
+def sync(folder: Path) -> None:
+    """Bring a folder's names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def read_json(path: Path) -> Any:
+    """One file that says of each shard what a reader has to know."""
+    return json.loads(path.read_bytes())
+
+
+def read_rows(column: Column, places: Sequence[Any]) -> None:
+    """From the store."""
+    for place in places:
+        column[place]
+
+
+def read_arrays(values: np.ndarray[Any, Any], places: Sequence[Any]) -> None:
+    """From a memory map, as copies."""
+    for place in places:
+        np.array(values[place])
+
+
+def read_file(path: Path) -> None:
+    """A file in pieces of 1 MiB."""
+    with open(path, "rb", buffering=0) as file:
+        while len(np.fromfile(file, np.uint8, MIB)):
+            pass
+
+
+def cold(store: Store, run: Run) -> None:
+    """A run that finds nothing of a store in the page cache."""
+    drop_cache(shard_of(store))
+    run()
+
+
+def drop_cache(path: Path) -> None:
+    """Take a file out of the page cache; it must have been synced."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
+def extract_pooled(model: nn.Module, batches: Sequence[Any], folder: Path) -> None:
+    """The whole way."""
+    extract(model, batches, "h.*", reduce=["mean", "last"], out=folder / "store", ids="id", progress=False)
+
+
+def forward_alone(model: nn.Module, batches: Sequence[Any]) -> None:
+    """The loop that a user would write who wants nothing but the forwards."""
+    with torch.inference_mode():
+        for batch in batches:
+            model(input_ids=batch["input_ids"])
+
+
+# -- stores -----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def many_shards(shards: int) -> Store:
+    """A store of this many shards of one row, and beside it a JSON file that lists them."""
+    store = _written(rows=shards, rows_per_unit=1)
+    lines = [line for path in (store.path / "journal").iterdir() for line in path.read_text().splitlines()]
+    (store.path / "listed.json").write_text(json.dumps([json.loads(line) for line in lines]))
+    return open_store(store.path)
+
+
+@cache
+def one_shard(rows: int) -> Store:
+    """A store of one shard."""
+    return _written(rows=rows, rows_per_unit=rows)
+
+
+def mapped(store: Store) -> np.ndarray[Any, Any]:
+    """The memory map that the rows of a store of one shard would be read from by hand."""
+    path = shard_of(store)
+    extent = store._reader.shard(str(path)).extents["layer:full"]
+    return np.memmap(path, dtype=np.float32, mode="r", offset=extent.start, shape=extent.shape)
+
+
+def shard_of(store: Store) -> Path:
+    """The only shard of a store."""
+    (path,) = (store.path / "shards").iterdir()
+    return path
+
+
+def _written(rows: int, rows_per_unit: int) -> Store:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    sink = SafetensorsSink(folder, rows_per_unit=rows_per_unit)
+    step = min(rows_per_unit, ROWS_PER_MIB)
+    for index, start in enumerate(range(0, rows, step)):
+        count = min(step, rows - start)
+        sink.write(Step(index, count, {("layer", "full"): torch.randn(count, WIDTH)}))
+    sink.close()
+    return open_store(folder)
