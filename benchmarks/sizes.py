@@ -23,14 +23,14 @@ class Size:
     layers: int = 200
     set_up_layers: tuple[int, ...] = (10, 200, 1000)
     loops: int = 5
-    batches: int = 24
+    batches: int = 64
     megabytes: int = 128
     shards: int = 1000
     whole_megabytes: int = 4096
     cold_megabytes: int = 1024
 
 
-QUICK = Size(loops=2, batches=6, megabytes=64, whole_megabytes=512, cold_megabytes=256)
+QUICK = Size(loops=2, batches=16, megabytes=64, whole_megabytes=512, cold_megabytes=256)
 SMALLEST = Size(
     layers=3,
     set_up_layers=(3,),
