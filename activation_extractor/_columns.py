@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate, chain
 from typing import Any
 
@@ -66,7 +66,7 @@ class Column:
         self._name, self._entry, self._reader, self._parts, self._form = name, entry, reader, tuple(parts), form
         self.dtype, self.row_shape, self.is_ragged = form.dtype, form.row_shape, form.is_ragged
         self._starts = [0, *accumulate(part.count for part in parts)]
-        self._values = lru_cache(_MOST_OPEN)(self._open)
+        self._values = lru_cache(_MOST_OPEN)(partial(_open, reader, entry, self._parts, form))
 
     def __reduce__(self) -> Any:
         return Column, (self._name, self._entry, self._reader, self._parts, self._form)
@@ -194,22 +194,6 @@ class Column:
             raise IndexError(f"A row index must be below {length}, got {index}. len(column) tells the number of rows.")
         return index + length if index < 0 else index
 
-    def _open(self, number: int) -> Values:
-        """A shard's values, once its header has been seen to fit what the store was told."""
-        part = self._parts[number]
-        shard = self._reader.shard(part.path)
-        count = shard.count(self._entry) if self._entry in shard.extents else 0
-        if count != part.count:
-            got, advice = f"{count} in place of {part.count}", "Remove the folder 'journal', which is made from shards."
-            raise StoreError(part.path, f"hold the rows of {self._entry!r} that the journal tells", got, advice)
-        values = self._reader.open(part.path, self._entry)
-        is_ragged = self._entry + OFFSETS in shard.extents
-        form = Form(values.extent.dtype, values.extent.shape[1:], is_ragged)
-        if form != self._form:
-            got = f"{form.dtype} {form.row_shape} after {self.dtype} {self.row_shape}"
-            raise StoreError(part.path, f"hold {self._entry!r} like the other shards", got, "Restore it from a copy.")
-        return values
-
     def _row(self, index: int) -> Tensor:
         number = bisect_right(self._starts, index) - 1
         row, values = index - self._starts[number], self._values(number)
@@ -263,6 +247,22 @@ class Column:
         if rows[0] < 0 or rows[-1] >= self._reader.shard(part.path).rows or bool((rows.diff() <= 0).any()):
             raise StoreError(part.path, f"hold rising rows of {self._entry!r}", "others", "Restore it from a copy.")
         return rows + part.first_row
+
+
+def _open(reader: Reader, entry: str, parts: Sequence[Part], form: Form, number: int) -> Values:
+    """A shard's values, once its header has been seen to fit what the store was told."""
+    part = parts[number]
+    shard = reader.shard(part.path)
+    count = shard.count(entry) if entry in shard.extents else 0
+    if count != part.count:
+        got, advice = f"{count} in place of {part.count}", "Remove the folder 'journal', which is made from shards."
+        raise StoreError(part.path, f"hold the rows of {entry!r} that the journal tells", got, advice)
+    values = reader.open(part.path, entry)
+    found = Form(values.extent.dtype, values.extent.shape[1:], entry + OFFSETS in shard.extents)
+    if found != form:
+        got = f"{found.dtype} {found.row_shape} after {form.dtype} {form.row_shape}"
+        raise StoreError(part.path, f"hold {entry!r} like the other shards", got, "Restore it from a copy.")
+    return values
 
 
 def _runs(indices: range | np.ndarray[Any, Any]) -> Iterator[tuple[int, int]]:

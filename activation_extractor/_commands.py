@@ -20,7 +20,9 @@ def about() -> None:
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="A new or empty folder for the store.")]) -> None:
+def demo(
+    out: Annotated[Path, typer.Option(help="A new or empty folder for the store, or that of an earlier demo.")],
+) -> None:
     """Embed 500 sentences with every block of a pretrained model, and show which ones are alike.
 
     Example: activation-extractor demo --out out

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from activation_extractor._blocks import blocks
 from activation_extractor._extract import extract
+from activation_extractor._manifest import has_manifest
 from activation_extractor._store_writer import check_free
 from activation_extractor.errors import MissingExtraError
 from activation_extractor.store import Column, Store
@@ -26,17 +27,18 @@ _BATCH_ROWS = 32
 def run_demo(out: Path, *, progress: bool | None = None) -> Store:
     """Extract mean and last token of every block of all-MiniLM-L6-v2 for the sentences that come with the package.
 
-    The model is read from its wheel; nothing is fetched.
+    The model is read from its wheel; nothing is fetched. Called again, it goes on where it ended.
 
     Args:
-        out: a new or empty folder.
+        out: a new or empty folder, or the one of an earlier call.
         progress: as for `extract`.
 
     Raises:
         MissingExtraError: transformers or the package with the model is not installed.
-        StoreError: the folder holds something.
+        StoreError: the folder holds something else.
     """
-    check_free(out)  # before the model is loaded
+    if not has_manifest(out):
+        check_free(out)  # before the model is loaded
     tokenizer, model = load_minilm()
     batches = list(_batches(tokenizer, read_sentences()))
     return extract(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,22 +40,28 @@ class Reader:
 
     def __init__(self, codec: Codec, store: str) -> None:
         self._codec, self._store = codec, store
-        self.shard = lru_cache(_MOST_HEADERS)(self._read_shard)
-        self.open = lru_cache(_MOST_OPEN)(self._open)
-        self._file = lru_cache(_MOST_OPEN)(_File)
+        # The caches do not refer to the reader: it is gone, and its files are closed, when the last reference is.
+        self._shards = lru_cache(_MOST_HEADERS)(partial(_read_shard, codec, store))
+        self._values = lru_cache(_MOST_OPEN)(partial(_open, self._shards, lru_cache(_MOST_OPEN)(_File)))
 
     def __reduce__(self) -> Any:
         return _reader_of, (self._codec.name, self._store)
 
-    def _read_shard(self, path: str) -> Shard:
-        shard = read_shard(Path(path), self._codec)
-        if shard.about.get("store") != self._store:
-            raise StoreError(path, "belong to this store", "a shard of another one", "Take it out of the folder.")
-        return shard
+    def shard(self, path: str) -> Shard:
+        """The header of a shard.
 
-    def _open(self, path: str, entry: str) -> Values:
-        extent = self.shard(path).extents[entry]
-        return Values(extent, self._file(str(extent.path)))
+        Raises:
+            StoreError: it is damaged, gone, or belongs to another store.
+        """
+        return self._shards(path)
+
+    def open(self, path: str, entry: str) -> Values:
+        """The values of an entry that a shard has.
+
+        Raises:
+            StoreError: likewise.
+        """
+        return self._values(path, entry)
 
     def ids(self, path: str) -> list[RowId] | None:
         """The ids of a shard's rows; None when it has none.
@@ -163,6 +170,18 @@ class _File:
     def __del__(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
+
+
+def _read_shard(codec: Codec, store: str, path: str) -> Shard:
+    shard = read_shard(Path(path), codec)
+    if shard.about.get("store") != store:
+        raise StoreError(path, "belong to this store", "a shard of another one", "Take it out of the folder.")
+    return shard
+
+
+def _open(shards: Callable[[str], Shard], files: Callable[[str], _File], path: str, entry: str) -> Values:
+    extent = shards(path).extents[entry]
+    return Values(extent, files(str(extent.path)))
 
 
 def _reader_of(codec_name: str, store: str) -> Reader:

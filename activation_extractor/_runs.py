@@ -28,7 +28,7 @@ class Run(Sink):
     Attributes:
         rows: how many rows were computed.
         nbytes: how many bytes of columns they had.
-        known_rows: how many rows were there already.
+        known_rows: how many rows were there already, in the units up to the one that is under way.
 
     Args:
         folder: the store.
@@ -100,6 +100,7 @@ class Run(Sink):
             self._end_unit()
         if not self._batches and self._batches_per_unit:
             self._known = self._find(self._unit)
+            self.known_rows += self._known.rows if self._known else 0
         self._batches += 1
         self._inputs = inputs_crc32(arguments, self._inputs)
         if self._known is None:
@@ -158,7 +159,6 @@ class Run(Sink):
     def _end_unit(self) -> None:
         if self._known is not None:
             self._known.end(self._batches, self._inputs)
-            self.known_rows += self._known.rows
         elif self._writer.unit.rows:
             about = {_BATCHES: str(self._batches), _INPUTS: f"{self._inputs:08x}"}
             self._writer.commit(unit_name(self._unit), about)

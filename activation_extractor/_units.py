@@ -121,7 +121,7 @@ class _Column:
     def __init__(self) -> None:
         self._chunks: list[Tensor] = []
         self._lengths: list[Tensor] = []
-        self._rows: list[Tensor] = []
+        self._spans: list[tuple[int, int]] = []  # the first row of each chunk, and the row behind its last
 
     def add(self, value: Tensor | Ragged, first_row: int) -> int:
         """Add a step's rows; returns their size in bytes."""
@@ -130,15 +130,15 @@ class _Column:
             self._lengths.append(value.lengths)
         self._chunks.append(chunk)
         count = len(value.lengths) if isinstance(value, Ragged) else len(chunk)
-        self._rows.append(torch.arange(first_row, first_row + count))
+        self._spans.append((first_row, first_row + count))
         return chunk.numel() * chunk.element_size()
 
     def entries(self, name: str, unit_rows: int) -> dict[str, list[Tensor]]:
         entries = {name: self._chunks}
         if self._lengths:
             entries[name + OFFSETS] = [_offsets(torch.cat(self._lengths))]
-        if sum(map(len, self._rows)) < unit_rows:
-            entries[name + ROWS] = self._rows
+        if sum(stop - start for start, stop in self._spans) < unit_rows:
+            entries[name + ROWS] = [torch.arange(start, stop) for start, stop in self._spans]
         return entries
 
 

@@ -104,12 +104,16 @@ class Store(Mapping[Any, Column]):
         """The ids of all rows; row numbers where the writer was given none.
 
         Raises:
-            StoreError: rows without ids, and a unit that is not there yet between others that are.
+            StoreError: a damaged shard; rows without ids, and a unit that is not there yet between others that are.
         """
         if self.manifest["ids"] is None:
             self._check_numbering()
             return list(range(self.rows))
-        return [one for path, _ in self._units for one in self._reader.ids(path) or ()]
+        ids = [one for path, _ in self._units for one in self._reader.ids(path) or ()]
+        if len(ids) != self.rows:
+            advice = "Run verify(), or restore it from a copy."
+            raise StoreError(self.path, f"hold an id for each of its {self.rows} rows", f"{len(ids)}", advice)
+        return ids
 
     @property
     def keep(self) -> dict[str, Column]:

@@ -122,6 +122,12 @@ def test_the_command_writes_a_store_of_every_block_and_shows_neighbours(tmp_path
     exec("\n".join(line.strip() for line in told), read)  # the lines that it tells the user to run
     assert read["store"].rows == 500
 
+    before = (out / "shards/00000000.safetensors").stat()
+    again = command("demo", "--out", str(out))
+    assert again.returncode == 0, again.stderr
+    assert "500 rows (500 were there)" in again.stderr
+    assert (out / "shards/00000000.safetensors").stat() == before
+
 
 def test_a_folder_that_holds_something_is_one_sentence_and_exit_code_2(tmp_path):
     (tmp_path / "mine").write_text("mine")
