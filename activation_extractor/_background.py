@@ -43,11 +43,11 @@ class Background:
         with self._changed:
             self._changed.wait_for(lambda: self._error or self._has_room(nbytes))
             self.check()
+            if not self._is_running:
+                threading.Thread(target=self._work, name="activation_extractor writer").start()
+            self._is_running = True
             self._jobs.append((job, nbytes))
             self._held_bytes += nbytes
-            if not self._is_running:
-                self._is_running = True
-                threading.Thread(target=self._work, name="activation_extractor writer").start()
 
     def finish(self) -> None:
         """Wait until all jobs are done.

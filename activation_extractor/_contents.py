@@ -95,7 +95,8 @@ def sealed(about: Mapping[str, str], entries: Entries, crcs: Mapping[str, int]) 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The bytes of a tensor's values in row-major order: its own memory where it is a contiguous one on the CPU."""
     host = ordinary(tensor.detach()).cpu().contiguous()
-    return memoryview(host.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    flat = host.as_strided((host.numel(),), (1,))  # an axis of one element may have any stride, which `view` refuses
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def crc32_of(chunks: Iterable[Tensor], start: int = 0) -> int:

@@ -51,7 +51,9 @@ def is_index(entry: str) -> bool:
 
 
 def _unescaped(name: str) -> str | None:
+    """What a name stands for in a file that anybody may have written; None unless `escape` has made it."""
     try:
-        return unescape(name)
-    except ValueError:  # nothing that `escape` has made
+        found = unescape(name)
+    except ValueError:
         return None
+    return found if escape(found) == name else None

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import json
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -19,16 +20,14 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
+
+from activation_extractor._digests import bytes_where_they_are, sampled, tensor_sum
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_INFINITE = (float("inf"), float("-inf"))
 _DEEPEST = 20
-_ODD = 0x9E3779B97F4A7C15 - 2**64  # an odd constant without pattern, as a signed 64-bit integer
-_ROW_WORDS = 1 << 16
-_ROWS_AT_ONCE = 8  # 4 MiB, which a cache may hold
-_SAMPLE_BYTES = 1 << 20
 
 
 def describe(value: Any) -> Any:
@@ -46,16 +45,20 @@ def weights_digest(model: nn.Module) -> str:
     """
     state = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     listed = [[name, str(value.dtype), list(value.shape)] for name, value in state.items()]
-    sums = [_tensor_sum(value) for value in state.values()]
+    sums = [tensor_sum(value) for value in state.values()]
     return _digest([listed, [int(one) for one in sums]])
 
 
 def structure_digest(model: nn.Module) -> str:
-    """A digest of what a model is beside its weights: its tree of modules with their settings, and its ``config``."""
+    """A digest of what a model is beside its weights: its tree of modules with their settings, and its ``config``.
+
+    Settings are what a module shows in its repr, and its attributes that are numbers.
+    """
     config: Any = getattr(model, "config", None)
     settings = config.to_dict() if hasattr(config, "to_dict") else {}
     told = {key: value for key, value in settings.items() if not key.startswith("_") and key != "transformers_version"}
-    return _digest([type(model).__qualname__, repr(model), told])
+    numbers = [_numbers(module) for module in model.modules()]
+    return _digest([type(model).__qualname__, repr(model), describe(numbers), told])
 
 
 def inputs_crc32(arguments: Any, start: int) -> int:
@@ -64,18 +67,24 @@ def inputs_crc32(arguments: Any, start: int) -> int:
     Tensors and arrays of up to 1 MiB count whole; of larger ones words at equal distances, 1 MiB altogether.
     """
     if isinstance(arguments, Mapping):
+        start = _crc32_of("mapping", len(arguments), start)
         for name, value in arguments.items():
-            start = inputs_crc32(value, zlib.crc32(str(name).encode(), start))
+            start = inputs_crc32(value, _crc32_of("name", name, start))
         return start
     if isinstance(arguments, tuple | list):
+        start = _crc32_of("sequence", len(arguments), start)
         for value in arguments:
             start = inputs_crc32(value, start)
         return start
-    if isinstance(arguments, np.ndarray) and not arguments.dtype.hasobject:
-        arguments = torch.from_numpy(np.ascontiguousarray(arguments).reshape(-1).view(np.uint8))
     if isinstance(arguments, Tensor):
-        return zlib.crc32(_sample(arguments), zlib.crc32(str((arguments.dtype, *arguments.shape)).encode(), start))
-    return zlib.crc32(json.dumps(describe(arguments)).encode(), start)
+        return zlib.crc32(
+            sampled(bytes_where_they_are(arguments)).cpu().numpy(),
+            _crc32_of("tensor", (arguments.dtype, *arguments.shape), start),
+        )
+    if isinstance(arguments, np.ndarray) and not arguments.dtype.hasobject:
+        data = np.ascontiguousarray(arguments).reshape(-1).view(np.uint8)
+        return zlib.crc32(sampled(data), _crc32_of("array", (arguments.dtype, *arguments.shape), start))
+    return _crc32_of("value", json.dumps(describe(arguments)), start)
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -85,14 +94,16 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 class _Describer:
-    """Describes one value; objects that contain themselves are described once."""
+    """Describes one value; an object is described where it comes first, and then by its number."""
 
     def __init__(self) -> None:
         self._open: list[int] = []
+        self._objects: list[Any] = []
 
     def describe(self, value: Any) -> Any:
         if isinstance(value, _PLAIN):
-            return value if not isinstance(value, complex | bytes) else repr(value)
+            is_json = not isinstance(value, complex | bytes) and value == value and value not in _INFINITE
+            return value if is_json else repr(value)
         if id(value) in self._open or len(self._open) > _DEEPEST:
             return "..."
         self._open.append(id(value))
@@ -109,16 +120,23 @@ class _Describer:
         if isinstance(value, tuple | list):
             return [self.describe(member) for member in value]
         if isinstance(value, Tensor):
-            return {"tensor": [str(value.dtype), list(value.shape), int(_tensor_sum(value))]}
+            return {"tensor": [str(value.dtype), list(value.shape), int(tensor_sum(value))]}
         if isinstance(value, np.ndarray | np.generic):
-            return {"array": [str(value.dtype), list(value.shape), zlib.crc32(np.ascontiguousarray(value).tobytes())]}
+            return self._array(np.asarray(value))
         if isinstance(value, nn.Module):
             return {"module": structure_digest(value), "weights": weights_digest(value)}
-        if isinstance(value, CodeType):
-            return self._code(value)
-        return self._callable(value)
+        return self._code(value) if isinstance(value, CodeType) else self._object(value)
 
-    def _callable(self, value: Any) -> Any:
+    def _array(self, array: np.ndarray[Any, Any]) -> Any:
+        if array.dtype.hasobject:
+            return {"array": self.describe(array.tolist())}
+        return {"array": [str(array.dtype), list(array.shape), zlib.crc32(np.ascontiguousarray(array).tobytes())]}
+
+    def _object(self, value: Any) -> Any:
+        known = next((number for number, one in enumerate(self._objects) if one is value), None)
+        if known is not None:
+            return f"object {known}"
+        self._objects.append(value)
         if isinstance(value, functools.partial):
             return {"partial": self.describe(value.func), "with": self.describe([value.args, value.keywords])}
         if isinstance(value, MethodType):
@@ -129,8 +147,9 @@ class _Describer:
         if name is not None:  # a class, or a function that is not written in Python
             return f"{getattr(value, '__module__', '')}.{name}"
         call = inspect.getattr_static(type(value), "__call__", None)
-        state = vars(value) if hasattr(value, "__dict__") else _ADDRESS.sub("", repr(value))
-        return {"type": type(value).__qualname__, "state": self.describe(state), "call": self.describe(call)}
+        state = object.__getstate__(value)  # attributes, those in slots too
+        told = self.describe(state) if state is not None else _ADDRESS.sub("", repr(value))
+        return {"type": type(value).__qualname__, "state": told, "call": self.describe(call)}
 
     def _function(self, function: FunctionType) -> Any:
         if (function.__module__ or "").partition(".")[0] == __name__.partition(".")[0]:
@@ -140,9 +159,22 @@ class _Describer:
         return {"function": function.__qualname__, "code": _digest(self.describe(parts))}
 
     def _code(self, code: CodeType) -> Any:
-        constants = code.co_consts[1:] if code.co_consts and isinstance(code.co_consts[0], str) else code.co_consts
+        constants = code.co_consts[_has_docstring(code) :]
         body = hashlib.sha256(code.co_code).hexdigest()
         return [code.co_name, body, list(code.co_names), self.describe(constants)]
+
+
+def _has_docstring(code: CodeType) -> bool:
+    """Whether the first constant is a docstring, which computes nothing."""
+    if sys.version_info >= (3, 13):
+        return bool(code.co_flags & inspect.CO_HAS_DOCSTRING)
+    return isinstance((*code.co_consts, None)[0], str) and not code.co_name.startswith("<")
+
+
+def _numbers(module: nn.Module) -> dict[str, int | float]:
+    """The attributes of a module that are numbers, what it counts and whether it trains left out."""
+    found = ((name, value) for name, value in vars(module).items() if isinstance(value, int | float))
+    return {name: value for name, value in found if not name.startswith("_") and name != "training"}
 
 
 def _named(function: FunctionType) -> Iterator[tuple[str, Any]]:
@@ -169,52 +201,8 @@ def _is_filled(cell: Any) -> bool:
         return False
 
 
-def _tensor_sum(tensor: Tensor) -> Tensor:
-    """A 64-bit sum that changes with any one word, and with the order of words.
-
-    Each word times an odd number of its place in a row of words, summed modulo 2**64; the rows' sums are summed in the
-    same way. The order in which a device adds does not matter.
-    """
-    words, rest = _words(tensor)
-    multipliers = _multipliers(words.device)
-    total = _row_sum(rest.to(torch.int64) + 1, multipliers)
-    while len(words) > _ROW_WORDS:
-        whole = len(words) // _ROW_WORDS * _ROW_WORDS
-        rows = words[:whole].view(-1, _ROW_WORDS)
-        sums = [(part * multipliers).sum(1) for part in torch.split(rows, _ROWS_AT_ONCE)]
-        words = torch.cat([*sums, _row_sum(words[whole:], multipliers)[None]])
-    return total + _row_sum(words, multipliers)
-
-
-@functools.lru_cache
-def _multipliers(device: torch.device) -> Tensor:
-    return (torch.arange(_ROW_WORDS, device=device) * _ODD) | 1
-
-
-def _row_sum(words: Tensor, multipliers: Tensor) -> Tensor:
-    return (words * multipliers[: len(words)]).sum()
-
-
-def _words(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """The memory of a tensor's values as 64-bit words, and the bytes behind the last whole word."""
-    tensor = tensor.detach()
-    if hasattr(tensor, "to_local"):  # a shard of a distributed tensor
-        tensor = tensor.to_local()
-    if tensor.is_quantized:
-        tensor = tensor.dequantize()
-    if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
-    data = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-    whole = len(data) // 8 * 8
-    if data.storage_offset() % 8:
-        data = data.clone()
-    return data[:whole].view(torch.int64), data[whole:]
-
-
-def _sample(tensor: Tensor) -> Any:
-    words, rest = _words(tensor)
-    step = max(1, 8 * len(words) // _SAMPLE_BYTES)
-    return b"".join(part.contiguous().cpu().view(torch.uint8).numpy().tobytes() for part in (words[::step], rest))
+def _crc32_of(kind: str, value: Any, start: int) -> int:
+    return zlib.crc32(f"{kind} {value!r};".encode(), start)
 
 
 def _digest(value: Any) -> str:
@@ -228,7 +216,7 @@ def _difference(name: str, there: Any, now: Any) -> str:
         return f"{name} ({', '.join(map(str, keys[:3]))})"
     if isinstance(there, list) and isinstance(now, list):
         lacking, added = _without(there, now), _without(now, there)
-        told = [f"without {lacking[0]}"] * bool(lacking) + [f"with {added[0]}"] * bool(added)
+        told = [*(f"without {one}" for one in lacking[:1]), *(f"with {one}" for one in added[:1])]
         return f"{name} ({', '.join(told) or 'in another order'})"
     return f"{name} ({now!r:.60} in place of {there!r:.60})"
 
