@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from itertools import accumulate, chain
 from typing import Any
 
@@ -15,12 +14,12 @@ from torch import Tensor
 
 from activation_extractor._entries import OFFSETS, ROWS
 from activation_extractor._reading import Reader, Values
+from activation_extractor._shards import Shard
 from activation_extractor._values import numpy_has, to_numpy
 from activation_extractor.errors import ArgumentTypeError, StoreError
 
 _BLOCK_BYTES = 1 << 20  # read at once where rows are walked through
 _RAGGED_BLOCK = 256
-_MOST_OPEN = 64
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Column:
         self._name, self._entry, self._reader, self._parts, self._form = name, entry, reader, tuple(parts), form
         self.dtype, self.row_shape, self.is_ragged = form.dtype, form.row_shape, form.is_ragged
         self._starts = [0, *accumulate(part.count for part in parts)]
-        self._values = lru_cache(_MOST_OPEN)(partial(_open, reader, entry, self._parts, form))
+        self._fitting: set[int] = set()  # parts whose header was seen to fit
 
     def __reduce__(self) -> Any:
         return Column, (self._name, self._entry, self._reader, self._parts, self._form)
@@ -194,6 +193,13 @@ class Column:
             raise IndexError(f"A row index must be below {length}, got {index}. len(column) tells the number of rows.")
         return index + length if index < 0 else index
 
+    def _values(self, number: int) -> Values:
+        """The values of a part, once its header has been seen to fit what the store was told."""
+        if number not in self._fitting:
+            _check(self._reader.shard(self._parts[number].path), self._entry, self._parts[number], self._form)
+            self._fitting.add(number)
+        return self._reader.open(self._parts[number].path, self._entry)
+
     def _row(self, index: int) -> Tensor:
         number = bisect_right(self._starts, index) - 1
         row, values = index - self._starts[number], self._values(number)
@@ -249,20 +255,15 @@ class Column:
         return rows + part.first_row
 
 
-def _open(reader: Reader, entry: str, parts: Sequence[Part], form: Form, number: int) -> Values:
-    """A shard's values, once its header has been seen to fit what the store was told."""
-    part = parts[number]
-    shard = reader.shard(part.path)
+def _check(shard: Shard, entry: str, part: Part, form: Form) -> None:
     count = shard.count(entry) if entry in shard.extents else 0
     if count != part.count:
         got, advice = f"{count} in place of {part.count}", "Remove the folder 'journal', which is made from shards."
         raise StoreError(part.path, f"hold the rows of {entry!r} that the journal tells", got, advice)
-    values = reader.open(part.path, entry)
-    found = Form(values.extent.dtype, values.extent.shape[1:], entry + OFFSETS in shard.extents)
+    found = Form(shard.extents[entry].dtype, shard.extents[entry].shape[1:], entry + OFFSETS in shard.extents)
     if found != form:
         got = f"{found.dtype} {found.row_shape} after {form.dtype} {form.row_shape}"
         raise StoreError(part.path, f"hold {entry!r} like the other shards", got, "Restore it from a copy.")
-    return values
 
 
 def _runs(indices: range | np.ndarray[Any, Any]) -> Iterator[tuple[int, int]]:

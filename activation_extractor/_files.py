@@ -98,6 +98,21 @@ def make_folders(folder: Path) -> None:
         raise StoreError(folder, "be a folder that can be written to", got, "Choose another folder.") from error
 
 
+def check_writable(folder: Path) -> None:
+    """See that files can be made in a folder, before anything depends on it.
+
+    Raises:
+        StoreError: they cannot.
+    """
+    try:
+        with draft(folder / "any") as beside:
+            beside.touch(exist_ok=False)
+    except StoreError as error:
+        reason = error.__cause__
+        got = (isinstance(reason, OSError) and reason.strerror) or str(reason)
+        raise StoreError(folder, "be a folder that can be written to", got, "Choose another folder.") from reason
+
+
 def sweep(folder: Path) -> None:
     """Remove what writers left under way that were killed: drafts, by their name, that nobody touched for an hour."""
     with suppress(OSError):

@@ -20,12 +20,14 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from activation_extractor._digests import bytes_where_they_are, sampled, tensor_sum
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_SETTINGS = (*_PLAIN, tuple, torch.dtype)
 _INFINITE = (float("inf"), float("-inf"))
 _DEEPEST = 20
 
@@ -45,20 +47,20 @@ def weights_digest(model: nn.Module) -> str:
     """
     state = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     listed = [[name, str(value.dtype), list(value.shape)] for name, value in state.items()]
-    sums = [tensor_sum(value) for value in state.values()]
+    sums = [tensor_sum(value) for value in state.values() if not value.is_meta]  # such weights are elsewhere
     return _digest([listed, [int(one) for one in sums]])
 
 
 def structure_digest(model: nn.Module) -> str:
     """A digest of what a model is beside its weights: its tree of modules with their settings, and its ``config``.
 
-    Settings are what a module shows in its repr, and its attributes that are numbers.
+    Settings are what a module shows in its repr, and its attributes that are plain values.
     """
     config: Any = getattr(model, "config", None)
     settings = config.to_dict() if hasattr(config, "to_dict") else {}
     told = {key: value for key, value in settings.items() if not key.startswith("_") and key != "transformers_version"}
-    numbers = [_numbers(module) for module in model.modules()]
-    return _digest([type(model).__qualname__, repr(model), describe(numbers), told])
+    attributes = [_attributes(module) for module in model.modules()]
+    return _digest([type(model).__qualname__, repr(model), describe(attributes), told])
 
 
 def inputs_crc32(arguments: Any, start: int) -> int:
@@ -116,7 +118,7 @@ class _Describer:
         if isinstance(value, Mapping):
             return {str(key): self.describe(member) for key, member in value.items()}
         if isinstance(value, AbstractSet):
-            return sorted(json.dumps(self.describe(member)) for member in value)
+            return sorted(json.dumps(describe(member)) for member in value)  # in no order: each by itself
         if isinstance(value, tuple | list):
             return [self.describe(member) for member in value]
         if isinstance(value, Tensor):
@@ -165,23 +167,23 @@ class _Describer:
 
 
 def _has_docstring(code: CodeType) -> bool:
-    """Whether the first constant is a docstring, which computes nothing."""
+    """Whether the first constant is a docstring, or stands for one that is not there: it computes nothing."""
     if sys.version_info >= (3, 13):
         return bool(code.co_flags & inspect.CO_HAS_DOCSTRING)
-    return isinstance((*code.co_consts, None)[0], str) and not code.co_name.startswith("<")
+    return isinstance((*code.co_consts, 0)[0], str | None) and not code.co_name.startswith("<")
 
 
-def _numbers(module: nn.Module) -> dict[str, int | float]:
-    """The attributes of a module that are numbers, what it counts and whether it trains left out."""
-    found = ((name, value) for name, value in vars(module).items() if isinstance(value, int | float))
-    return {name: value for name, value in found if not name.startswith("_") and name != "training"}
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that are plain values; whether it trains, and where it was loaded from, left out."""
+    found = ((name, value) for name, value in vars(module).items() if isinstance(value, _SETTINGS))
+    return {name: value for name, value in found if name[0] != "_" and name not in ("training", "name_or_path")}
 
 
 def _named(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """The plain values and functions of a function's own module that its code names."""
     for name in _names(function.__code__):
         value = function.__globals__.get(name)
-        if isinstance(value, int | float | str | Tensor) or (
+        if isinstance(value, (*_SETTINGS, Tensor)) or (
             isinstance(value, FunctionType) and value.__module__ == function.__module__
         ):
             yield name, value

@@ -43,6 +43,10 @@ ABOUT = "about.json"
 _SUFFIX = ".npy"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LONGEST_HEADER = 1 << 16
+_ALIGNMENT = 64
+_PADDING_ID = 0xD935  # registered for this purpose by Android's zipalign
+_ZIP64_BYTES = 20  # the extra field that zipfile adds for sizes over 4 GiB
+_IS_UTF8 = 0x800
 _NO_DATE = (1980, 1, 1, 0, 0, 0)  # the same run gives the same bytes
 
 
@@ -134,6 +138,8 @@ def _fill(archive: zipfile.ZipFile, entries: Entries) -> dict[str, int]:
     # Not np.savez, which takes no entry that is called as one of its own arguments.
     for name, chunks in entries.items():
         member = zipfile.ZipInfo(name + _SUFFIX, _NO_DATE)
+        header_bytes = _LOCAL_HEADER.size + len(member.filename.encode()) + _ZIP64_BYTES
+        member.extra = _padding(archive.start_dir + header_bytes)  # where the archive ends so far
         with archive.open(member, "w", force_zip64=True) as file:
             _write_array(file.write, chunks)
     return {one.filename.removesuffix(_SUFFIX): one.CRC for one in archive.infolist()}
@@ -154,13 +160,21 @@ def _write_array(write: Callable[[Any], Any], chunks: Sequence[Tensor]) -> int:
     return crc
 
 
+def _padding(position: int) -> bytes:
+    """An extra field that moves what follows to a multiple of 64 bytes, so that arrays can be mapped."""
+    size = -(position + 4) % _ALIGNMENT
+    return struct.pack("<HH", _PADDING_ID, size) + bytes(size)
+
+
 def _member_start(descriptor: int, member: zipfile.ZipInfo) -> int:
     """The first byte of an archive's member, which must be stored as it is."""
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or member.file_size != member.compress_size:
         raise ValueError("a compressed or encrypted entry")
     header = read_at(descriptor, member.header_offset, _LOCAL_HEADER.size)
     signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-    if signature != b"PK\3\4":
+    name = read_at(descriptor, member.header_offset + _LOCAL_HEADER.size, name_length)
+    encoding = "utf-8" if member.flag_bits & _IS_UTF8 else "cp437"
+    if signature != b"PK\3\4" or name != member.orig_filename.encode(encoding):
         raise ValueError("an entry that is not where the archive says")
     return int(member.header_offset) + _LOCAL_HEADER.size + int(name_length) + int(extra_length)
 

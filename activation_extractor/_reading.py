@@ -6,8 +6,6 @@ row costs one or two pages of the disk, and the kernel reads ahead where rows ar
 
 from __future__ import annotations
 
-import math
-import mmap
 import os
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -21,7 +19,7 @@ from torch import Tensor
 
 from activation_extractor._contents import Extent, open_regular
 from activation_extractor._entries import IDS, OFFSETS
-from activation_extractor._shards import CODECS, Codec, Shard, read_shard
+from activation_extractor._shards import CODECS, Codec, Shard, read_shard, unreadable
 from activation_extractor._steps import RowId
 from activation_extractor.errors import StoreError
 
@@ -110,8 +108,7 @@ class Values:
         if not size:
             return torch.empty(extent.shape[1:], dtype=extent.dtype)
         buffer = bytearray(size)
-        if os.preadv(self._file.descriptor, [buffer], extent.start + index * size) != size:
-            self._fail()
+        self._fill(buffer, extent.start + index * size)
         row = torch.frombuffer(buffer, dtype=extent.dtype)
         return row if len(extent.shape) == 2 else row.view(extent.shape[1:])
 
@@ -122,7 +119,7 @@ class Values:
         if not size:
             return torch.empty(shape, dtype=extent.dtype)
         data = np.empty(size, np.uint8)
-        self._fill(memoryview(data), extent.start + start * self.row_bytes)  # type: ignore[arg-type]
+        self._fill(data, extent.start + start * self.row_bytes)
         return torch.from_numpy(data).view(extent.dtype).view(shape)
 
     def whole(self) -> Tensor:
@@ -131,29 +128,34 @@ class Values:
 
     def read_into(self, out: Tensor, start: int) -> None:
         """Fill `out`, contiguous and of the entry's dtype, with the rows from `start` on."""
-        data = memoryview(out.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-        self._fill(data, self.extent.start + start * self.row_bytes)
+        self._fill(out.reshape(-1).view(torch.uint8).numpy(), self.extent.start + start * self.row_bytes)
 
     def mapped(self) -> Tensor:
         """All rows as a view of the file: nothing is read before it is touched, and writes stay in memory."""
         extent = self.extent
         if extent.start == extent.stop:
             return torch.empty(extent.shape, dtype=extent.dtype)
-        view = mmap.mmap(self._file.descriptor, 0, access=mmap.ACCESS_COPY)
-        if len(view) < extent.stop:
-            self._fail()
-        count = math.prod(extent.shape)
-        return torch.frombuffer(view, dtype=extent.dtype, count=count, offset=extent.start).view(extent.shape)
+        if extent.start % extent.dtype.itemsize:  # in an npz file that another program has written
+            return self.whole()
+        try:
+            storage = torch.UntypedStorage.from_file(str(extent.path), False, extent.stop)  # holds no file open
+        except RuntimeError as error:
+            raise unreadable(extent.path, ValueError("a file that was cut short, or is gone")) from error
+        flat = torch.empty(0, dtype=torch.uint8).set_(storage)[extent.start :]  # type: ignore[arg-type]
+        mapped: Tensor = flat.view(extent.dtype).view(extent.shape)
+        return mapped
 
-    def _fill(self, data: memoryview, position: int) -> None:
-        while data:
+    def _fill(self, data: Any, position: int) -> None:
+        """Fill a buffer of bytes from a position of the file on."""
+        try:
             count = os.preadv(self._file.descriptor, [data], position)
-            if not count:
-                self._fail()
-            data, position = data[count:], position + count
-
-    def _fail(self) -> None:
-        raise StoreError(self.extent.path, "be a readable shard", "a file that was cut short", _REPAIR)
+            while count < len(data):  # at the end of the file, or since no call reads more than 2 GiB
+                more = os.preadv(self._file.descriptor, [memoryview(data)[count:]], position + count)
+                if not more:
+                    raise ValueError("a file that was cut short")
+                count += more
+        except (OSError, ValueError) as error:
+            raise unreadable(self.extent.path, error) from error
 
 
 class _File:
@@ -164,8 +166,7 @@ class _File:
             self.descriptor = open_regular(Path(path))
         except (OSError, ValueError) as error:
             self.descriptor = -1
-            reason = getattr(error, "strerror", "") or str(error)
-            raise StoreError(path, "be a readable shard", reason, _REPAIR) from error
+            raise unreadable(path, error) from error
 
     def __del__(self) -> None:
         if self.descriptor >= 0:

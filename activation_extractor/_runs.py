@@ -55,7 +55,7 @@ class Run(Sink):
         self._writer = StoreWriter(folder, codec, writer_name(), queue_bytes, shares_store=resume)
         self._is_there = resume and has_manifest(folder)
         if not self._is_there:
-            check_free(folder)
+            check_free(folder, "Choose another folder, or leave out resume=False to go on with it.")
         self._about: Mapping[str, Any] = {}
         self._batches_per_unit: int | None = None
         self._unit = self._batches = 0  # the number of the unit that is under way, and its batches so far
@@ -117,7 +117,8 @@ class Run(Sink):
         """
         nbytes = self._writer.add(step)
         if self._batches_per_unit is None:
-            self._batches_per_unit = self._choose_size(max(step.rows, 1), max(nbytes, 1))
+            size = self._choose_size(max(step.rows, 1), max(nbytes, 1))
+            self._batches_per_unit = max(size, self._batches)  # batches before it may have had nothing to write
             self._writer.begin(self._described())
 
     def end(self) -> None:
@@ -126,7 +127,7 @@ class Run(Sink):
         Raises:
             OtherRunError: the store holds rows of further batches.
         """
-        if self._batches:
+        if self._batches and (self.rows or self.known_rows):
             self._end_unit()
         units = list_units(self._folder, self._codec) if self._is_there else []
         if units and units[-1] >= unit_name(self._unit):
@@ -159,7 +160,7 @@ class Run(Sink):
     def _end_unit(self) -> None:
         if self._known is not None:
             self._known.end(self._batches, self._inputs)
-        elif self._writer.unit.rows:
+        elif self._batches_per_unit is not None:  # also without rows: a unit that is there need not be looked at again
             about = {_BATCHES: str(self._batches), _INPUTS: f"{self._inputs:08x}"}
             self._writer.commit(unit_name(self._unit), about)
         self._unit += 1
@@ -191,6 +192,8 @@ class _KnownUnit:
         """Compare the whole once all of its batches have come."""
         if str(batches) != self._about.get(_BATCHES):
             self._fail(f"{batches} batches in place of {self._about.get(_BATCHES)}")
+        if self._ids is not None and self._row != self.rows:
+            self._fail(f"{self._row} rows in place of {self.rows}")
         if f"{inputs:08x}" != self._about.get(_INPUTS):
             self._fail("other inputs under the same ids" if self._ids else "other inputs")
 

@@ -34,6 +34,7 @@ SHARDS = "shards"
 Record = dict[str, Any]  # what a journal says of a shard
 _UNIT = r"(?:[0-9]{8}T[0-9]{12}-[0-9a-f]{8}-)?[0-9]{8}"  # sorted as text, they are in order
 _REPAIR = "Restore it from a copy, or delete it and extract again."
+_NO_LINK = "Copy what it points to in its place."
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,14 @@ def list_units(folder: Path, codec: Codec) -> list[str]:
     """The units whose shards are there, in order; every other file is passed over.
 
     Raises:
-        StoreError: a shard, or the folder of shards, is a link.
+        StoreError: something there, or the folder of shards, is a link.
     """
+    found = scan_shards(folder)
+    for one in found:
+        if one.is_symlink():
+            raise StoreError(one.path, "be a file of the store's own", "a link", _NO_LINK)
     is_named, end = re.compile(_UNIT + re.escape(codec.suffix)).fullmatch, -len(codec.suffix)
-    return sorted([one.name[:end] for one in scan_shards(folder) if is_named(one.name)])
+    return sorted([one.name[:end] for one in found if is_named(one.name)])
 
 
 def is_shard(name: str, codec: Codec) -> bool:
@@ -137,22 +142,17 @@ def scan_shards(folder: Path) -> list[os.DirEntry[str]]:
     """What lies in a store's folder of shards; nothing when there is none.
 
     Raises:
-        StoreError: it is a link, holds one, or cannot be read.
+        StoreError: it is a link, or cannot be read.
     """
     path = folder / SHARDS
-    advice = "Copy what it points to in its place."
     if path.is_symlink():
-        raise StoreError(path, "be a folder of the store's own", "a link", advice)
+        raise StoreError(path, "be a folder of the store's own", "a link", _NO_LINK)
     try:
-        found = list(os.scandir(path))
+        return list(os.scandir(path))
     except FileNotFoundError:
         return []
     except OSError as error:
         raise StoreError(path, "be a folder", error.strerror or str(error), "Give the folder of a store.") from error
-    for one in found:
-        if one.is_symlink():
-            raise StoreError(one.path, "be a file of the store's own", "a link", advice)
-    return found
 
 
 def read_shard(path: Path, codec: Codec) -> Shard:
@@ -163,11 +163,19 @@ def read_shard(path: Path, codec: Codec) -> Shard:
     """
     try:
         return _checked(path, codec.read(path), path.name.removesuffix(codec.suffix))
-    except OSError as error:
-        raise StoreError(path, "be a readable shard", error.strerror or str(error), _REPAIR) from error
     except Exception as error:  # whatever a parser makes of bytes that anybody may have written
-        reason = str(error) if type(error) in (ValueError, TruncatedError) else f"no such header ({error!r:.80})"
-        raise StoreError(path, "be a readable shard", reason, _REPAIR) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | Path, error: Exception) -> StoreError:
+    """What to tell of a shard that cannot be read: that it is damaged, or that the system does not let us."""
+    if isinstance(error, OSError):
+        name = os.path.basename(str(error.filename or ""))
+        where = f" ({name!r})" if name and name != os.path.basename(path) else ""
+        advice = _REPAIR if isinstance(error, FileNotFoundError) else "Check the disk, permissions and open files."
+        return StoreError(path, "be a readable shard", f"{error.strerror or error}{where}", advice)
+    reason = str(error) if type(error) in (ValueError, TruncatedError) else f"no such header ({error!r:.80})"
+    return StoreError(path, "be a readable shard", reason, _REPAIR)
 
 
 def write_shard(folder: Path, codec: Codec, unit: str, entries: Entries, about: Mapping[str, str]) -> int | None:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from activation_extractor._background import Background
-from activation_extractor._files import draft, make_folders, sweep
+from activation_extractor._files import check_writable, make_folders, sweep
 from activation_extractor._fingerprints import differences
 from activation_extractor._ids import SeenIds
 from activation_extractor._journal import JOURNAL, append_record
 from activation_extractor._manifest import (
-    MANIFEST,
     Manifest,
     has_manifest,
     make_manifest,
@@ -32,8 +31,15 @@ UNIT_ROWS = 4096  # rows are hours of work where a model is large, and a unit th
 QUEUE_BYTES = 128 * 2**20
 
 
-def check_free(path: Path) -> None:
+_APPEND = "Choose another folder, or add to it with a sink such as SafetensorsSink(path, append=True)."
+
+
+def check_free(path: Path, advice: str = _APPEND) -> None:
     """Make sure that a folder can become a new store, without touching it.
+
+    Args:
+        path: the folder.
+        advice: what to do about a store that is there.
 
     Raises:
         StoreError: it is a file, or holds something.
@@ -45,7 +51,6 @@ def check_free(path: Path) -> None:
     if is_free:
         return
     if has_manifest(path):
-        advice = "Choose another folder, or add to it with a sink such as SafetensorsSink(path, append=True)."
         raise StoreError(path, "be a new or empty folder", "one that holds a store", advice)
     raise StoreError(path, "be a new or empty folder", "one that holds something", "Choose another folder.")
 
@@ -80,7 +85,8 @@ class StoreWriter:
         self._manifest: Manifest | None = None
         self._layout, self._unit = Layout(codec), Unit()
         self._seen = SeenIds()
-        self._is_ready = self._has_manifest = False
+        self._is_ready = False
+        self._published: Manifest | None = None
         self._background = Background(queue_bytes)
 
     @property
@@ -94,7 +100,7 @@ class StoreWriter:
 
     def go_on(self, manifest: Manifest) -> None:
         """Go on with a store that is there, whose run was found to be the same."""
-        self._manifest, self._has_manifest = manifest, True
+        self._manifest = self._published = manifest
         self._layout = Layout.of(self.codec, manifest.content)
 
     def see(self, ids: Iterable[RowId] | None) -> None:
@@ -158,25 +164,27 @@ class StoreWriter:
         shards = self.folder / SHARDS
         make_folders(shards)
         sweep(shards)
-        with draft(shards / MANIFEST) as beside:
-            beside.touch(exist_ok=False)
+        check_writable(shards)
         self._is_ready = True
 
     def _write(self, manifest: Manifest, name: str, unit: Unit, about: Mapping[str, str]) -> None:
-        if not self._has_manifest:
-            self._publish_manifest(manifest)
+        if self._published is None:
+            self._published = self._publish(manifest)
         nbytes = write_shard(self.folder, self.codec, name, unit.entries(), about)
         if nbytes is not None:
             shard = read_shard(shard_path(self.folder, name, self.codec), self.codec)
-            append_record(self.folder, self._writer, shard.record(nbytes, manifest.entries))
+            append_record(self.folder, self._writer, shard.record(nbytes, self._published.entries))
 
-    def _publish_manifest(self, manifest: Manifest) -> None:
-        if not write_manifest(self.folder, manifest):  # another writer was faster
-            if not self._shares_store:
-                got = "one that another writer began"
-                raise StoreError(self.folder, "be this writer's own store", got, "Use a new folder, or append=True.")
-            check_same(self.folder, manifest)
-        self._has_manifest = True
+    def _publish(self, manifest: Manifest) -> Manifest:
+        """Write the manifest; where another writer was faster, that one's, if it says the same."""
+        if write_manifest(self.folder, manifest):
+            return manifest
+        if not self._shares_store:
+            got = "one that another writer began"
+            raise StoreError(self.folder, "be this writer's own store", got, "Use a new folder, or append=True.")
+        found = check_same(self.folder, manifest)
+        Layout.of(self.codec, found.content).check(Layout.of(self.codec, manifest.content))
+        return found
 
 
 def check_same(folder: Path, wanted: Manifest) -> Manifest:

@@ -71,18 +71,30 @@ class Layout:
         self.ids, self._knows_ids = kind, self._knows_ids or step.rows > 0
         return found
 
+    def check(self, other: Layout) -> None:
+        """Make sure that the columns and ids of another layout fit this one.
+
+        Raises:
+            StoreError: a column has another dtype or row shape, or ids are of another type.
+        """
+        for entry, described in (other._columns | other._keep).items():
+            _fix(self._columns | self._keep, entry, described)
+        self._check_id_type(other.ids)
+
     def _id_type(self, step: Step) -> str | None:
         """The type of the ids: one in the whole store, or there are none in all of it."""
         kind = type(step.ids[0]).__name__ if step.ids else None
         if not step.rows:
             return self.ids
-        if not self._knows_ids:
-            return kind
+        if self._knows_ids:
+            self._check_id_type(kind)
+        return kind
+
+    def _check_id_type(self, kind: str | None) -> None:
         if kind != self.ids and None in (kind, self.ids):
             raise StoreError("ids", "be given for every step or for none", "some", "Give each step its ids.")
         if kind != self.ids:
             raise StoreError("ids", "be of one type in a store", f"{kind} after {self.ids}", "Convert one of them.")
-        return kind
 
 
 class Unit:

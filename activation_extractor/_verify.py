@@ -17,8 +17,7 @@ from activation_extractor._journal import JOURNAL, read_records
 from activation_extractor._manifest import MANIFEST, Manifest, read_manifest, store_name
 from activation_extractor._numpy_files import ABOUT
 from activation_extractor._reading import Reader
-from activation_extractor._shards import SHARDS, Record, Shard, is_shard, list_units, scan_shards, shard_path
-from activation_extractor.errors import StoreError
+from activation_extractor._shards import SHARDS, Record, Shard, is_shard, scan_shards, shard_path
 
 Kind = Literal["altered", "foreign", "missing", "repeated id", "truncated", "unfinished", "unreadable"]
 _CHUNK_BYTES = 1 << 22
@@ -67,7 +66,7 @@ def _strays(folder: Path, manifest: Manifest) -> Iterator[Damage]:
         if entry.name not in (MANIFEST, SHARDS, JOURNAL):
             yield _stray(entry)
     for entry in scan_shards(folder):
-        if not is_shard(entry.name, manifest.codec):
+        if entry.is_symlink() or not is_shard(entry.name, manifest.codec):
             yield _stray(entry)
 
 
@@ -77,8 +76,14 @@ def _stray(entry: os.DirEntry[str]) -> Damage:
     return Damage(Path(entry.path), "foreign", "not written by this library")
 
 
+def _units(folder: Path, manifest: Manifest) -> list[str]:
+    """The units whose shards are there, in order; links are left out."""
+    names = [entry.name for entry in scan_shards(folder) if not entry.is_symlink()]
+    return sorted(name.removesuffix(manifest.codec.suffix) for name in names if is_shard(name, manifest.codec))
+
+
 def _missing(folder: Path, manifest: Manifest) -> Iterator[Damage]:
-    there = set(list_units(folder, manifest.codec))
+    there = set(_units(folder, manifest))
     for unit in read_records(folder):
         if unit not in there and is_shard(unit + manifest.codec.suffix, manifest.codec):
             yield Damage(shard_path(folder, unit, manifest.codec), "missing", "the journal knows it")
@@ -87,7 +92,7 @@ def _missing(folder: Path, manifest: Manifest) -> Iterator[Damage]:
 def _damages(folder: Path, manifest: Manifest) -> Iterator[Damage]:
     reader = Reader(manifest.codec, store_name(manifest.fingerprint))
     records, seen = read_records(folder), SeenIds()
-    for unit in list_units(folder, manifest.codec):
+    for unit in _units(folder, manifest):
         path = shard_path(folder, unit, manifest.codec)
         try:
             shard = reader.shard(str(path))
@@ -96,8 +101,8 @@ def _damages(folder: Path, manifest: Manifest) -> Iterator[Damage]:
                 if entry + OFFSETS in shard.extents:
                     reader.offsets(str(path), entry, 0, None)
             repeated = seen.add(reader.ids(str(path)) or [])
-        except StoreError as error:
-            is_short = isinstance(error.__cause__, TruncatedError)
+        except (OSError, ValueError) as error:
+            is_short = isinstance(error, TruncatedError) or isinstance(error.__cause__, TruncatedError)
             yield Damage(path, "truncated" if is_short else "unreadable", str(error))
             continue
         if repeated is not None:

@@ -252,7 +252,10 @@ def _units(path: Path, manifest: Manifest, reader: Reader) -> list[tuple[str, Re
     gone = sorted(unit for unit in records.keys() - set(there) if is_shard(unit + codec.suffix, codec))
     if gone:
         missing = shard_path(path, gone[0], codec)
-        advice = "Restore it from a copy, or run extract again, which makes it anew."
+        advice = (
+            "Restore it from a copy, or run extract again, which makes it anew; "
+            "without the folder 'journal' what is left can be read."
+        )
         raise StoreError(missing, "be there, as the journal tells", "no such shard", advice)
     found, folder = [], str(path / SHARDS)
     for unit in there:
