@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activation_extractor._entries import OFFSETS, ROWS
+from activation_extractor._entries import OFFSETS
 from activation_extractor._reading import Reader, Values
 from activation_extractor._shards import Shard
 from activation_extractor._values import numpy_has, to_numpy
@@ -30,13 +30,11 @@ class Part:
         path: the shard.
         count: how many rows of the column it has.
         first_row: the row of the store that is the shard's first one.
-        is_short: whether other columns have more rows there.
     """
 
     path: str
     count: int
     first_row: int
-    is_short: bool
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,8 @@ class Column:
 
         All of them, unless a layer that runs conditionally was captured with ``missing="skip"``.
         """
-        return torch.cat([torch.empty(0, dtype=torch.int64), *map(self._rows_of_part, self._parts)])
+        parts = [self._reader.row_numbers(part.path, self._entry) + part.first_row for part in self._parts]
+        return torch.cat([torch.empty(0, dtype=torch.int64), *parts])
 
     def __repr__(self) -> str:
         return f"Column({self._name!r}, {self.shape}, {str(self.dtype).removeprefix('torch.')})"
@@ -196,7 +195,7 @@ class Column:
     def _values(self, number: int) -> Values:
         """The values of a part, once its header has been seen to fit what the store was told."""
         if number not in self._fitting:
-            _check(self._reader.shard(self._parts[number].path), self._entry, self._parts[number], self._form)
+            _check(self._reader.shard(self._parts[number].path), self._entry, self._form)
             self._fitting.add(number)
         return self._reader.open(self._parts[number].path, self._entry)
 
@@ -214,12 +213,13 @@ class Column:
             return [row for first, stop in _runs(indices) for row in self._ragged_rows(first, stop)]
         if isinstance(indices, range) and (span := self._only_span(indices)):
             return span[0].rows(*span[1:])
-        out = torch.empty((len(indices), *self.row_shape), dtype=self.dtype)
-        place = 0
-        for first, stop in _runs(indices):
-            for number, start, end in self._spans(first, stop):
-                self._values(number).read_into(out[place : place + end - start], start)
-                place += end - start
+        spans = [span for first, stop in _runs(indices) for span in self._spans(first, stop)]
+        for number in {number for number, _, _ in spans}:
+            self._values(number)  # is there as it should be, before memory is taken
+        out, place = torch.empty((len(indices), *self.row_shape), dtype=self.dtype), 0
+        for number, start, end in spans:
+            self._values(number).read_into(out[place : place + end - start], start)
+            place += end - start
         return out
 
     def _only_span(self, rows: range) -> tuple[Values, int, int] | None:
@@ -246,24 +246,12 @@ class Column:
                 yield number, first - start, end - start
             first, number = max(first, end), number + 1
 
-    def _rows_of_part(self, part: Part) -> Tensor:
-        if not part.is_short:
-            return torch.arange(part.first_row, part.first_row + part.count)
-        rows = self._reader.open(part.path, self._entry + ROWS).whole()
-        if rows[0] < 0 or rows[-1] >= self._reader.shard(part.path).rows or bool((rows.diff() <= 0).any()):
-            raise StoreError(part.path, f"hold rising rows of {self._entry!r}", "others", "Restore it from a copy.")
-        return rows + part.first_row
 
-
-def _check(shard: Shard, entry: str, part: Part, form: Form) -> None:
-    count = shard.count(entry) if entry in shard.extents else 0
-    if count != part.count:
-        got, advice = f"{count} in place of {part.count}", "Remove the folder 'journal', which is made from shards."
-        raise StoreError(part.path, f"hold the rows of {entry!r} that the journal tells", got, advice)
+def _check(shard: Shard, entry: str, form: Form) -> None:
     found = Form(shard.extents[entry].dtype, shard.extents[entry].shape[1:], entry + OFFSETS in shard.extents)
     if found != form:
         got = f"{found.dtype} {found.row_shape} after {form.dtype} {form.row_shape}"
-        raise StoreError(part.path, f"hold {entry!r} like the other shards", got, "Restore it from a copy.")
+        raise StoreError(shard.path, f"hold {entry!r} like the other shards", got, "Restore it from a copy.")
 
 
 def _runs(indices: range | np.ndarray[Any, Any]) -> Iterator[tuple[int, int]]:

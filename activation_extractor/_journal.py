@@ -17,6 +17,7 @@ from activation_extractor._shards import Record
 from activation_extractor.errors import StoreError
 
 JOURNAL = "journal"
+_MOST = 2**63
 _TYPES = (str, int, int, str)  # of a record's unit, rows, bytes and seal
 
 
@@ -50,7 +51,8 @@ def _append(path: Path, line: bytes) -> None:
 def read_records(folder: Path) -> dict[str, Record]:
     """What the journals of a store say, by unit; lines that are no record are passed over."""
     lines: list[bytes] = []
-    for path in sorted((folder / JOURNAL).glob("*.jsonl")):
+    is_link = (folder / JOURNAL).is_symlink()
+    for path in () if is_link else sorted((folder / JOURNAL).glob("*.jsonl")):
         try:
             descriptor = open_regular(path)
         except (OSError, ValueError):
@@ -82,10 +84,10 @@ def _is_record(record: Any) -> bool:
         types = type(record["unit"]), type(record["rows"]), type(record["bytes"]), type(record[SEAL])
     except (TypeError, LookupError):
         return False
-    if types != _TYPES or record["rows"] < 0 or record["bytes"] < 0:
+    if types != _TYPES or not 0 <= record["rows"] < _MOST or not 0 <= record["bytes"] < _MOST:
         return False
     return "counts" not in record or _are_counts(record["counts"])
 
 
 def _are_counts(counts: Any) -> bool:
-    return type(counts) is dict and all(type(count) is int and count >= 0 for count in counts.values())
+    return type(counts) is dict and all(type(count) is int and 0 <= count < _MOST for count in counts.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import zlib
@@ -18,13 +19,15 @@ import torch
 from activation_extractor._contents import open_regular, read_at
 from activation_extractor._entries import entry_name, keep_entry
 from activation_extractor._files import draft, publish, sync
+from activation_extractor._safetensors import STORED_DTYPES
 from activation_extractor._shards import CODECS, Codec
 from activation_extractor.errors import StoreError
 
 FORMAT = "activation_extractor store"
 VERSION = 1
 MANIFEST = "manifest.json"
-DTYPES = {str(one).removeprefix("torch."): one for one in vars(torch).values() if isinstance(one, torch.dtype)}
+_MOST_VALUES = 2**58  # of a row: its bytes can be counted in 64 bits
+DTYPES = {str(one).removeprefix("torch."): one for one in (*STORED_DTYPES, torch.complex128)}
 
 
 @dataclass(frozen=True)
@@ -172,5 +175,10 @@ def _is_column(column: Any, names: tuple[str, ...]) -> bool:
     if not isinstance(column, dict) or not all(isinstance(column.get(name), str) for name in names):
         return False
     dtype, shape = column.get("dtype"), column.get("row_shape")
-    is_shape = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
-    return isinstance(dtype, str) and dtype in DTYPES and is_shape and isinstance(column.get("ragged"), bool)
+    return isinstance(dtype, str) and dtype in DTYPES and _is_shape(shape) and isinstance(column.get("ragged"), bool)
+
+
+def _is_shape(shape: Any) -> bool:
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        return False
+    return math.prod(max(size, 1) for size in shape) < _MOST_VALUES

@@ -71,6 +71,9 @@ def read_npz_shard(path: Path) -> Contents:
     """What an npz shard holds; see `activation_extractor._safetensors.read_safetensors_shard`."""
     descriptor = open_regular(path)
     with open(descriptor, "rb") as file, zipfile.ZipFile(file) as archive:
+        end = struct.pack("<H", len(archive.comment)) + archive.comment
+        if read_at(descriptor, os.fstat(descriptor).st_size - len(end), len(end)) != end:
+            raise ValueError("bytes behind its end")
         about = json.loads(archive.comment, object_pairs_hook=unique)
         members = {one.filename.removesuffix(_SUFFIX): one for one in archive.infolist()}
         if len(members) < len(archive.infolist()):

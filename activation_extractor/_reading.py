@@ -7,7 +7,7 @@ row costs one or two pages of the disk, and the kernel reads ahead where rows ar
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from activation_extractor._contents import Extent, open_regular
-from activation_extractor._entries import IDS, OFFSETS
-from activation_extractor._shards import CODECS, Codec, Shard, read_shard, unreadable
+from activation_extractor._entries import IDS, OFFSETS, ROWS
+from activation_extractor._shards import CODECS, Codec, Record, Shard, read_shard, unreadable
 from activation_extractor._steps import RowId
 from activation_extractor.errors import StoreError
 
@@ -34,16 +34,24 @@ class Reader:
     Args:
         codec: the format of the shards.
         store: what they say that they belong to.
+        told: what the journal tells of shards, by path; a header that says otherwise is refused.
+        regular: the entries that a shard normally has for its columns.
     """
 
-    def __init__(self, codec: Codec, store: str) -> None:
-        self._codec, self._store = codec, store
+    def __init__(
+        self,
+        codec: Codec,
+        store: str,
+        told: Mapping[str, Record] | None = None,
+        regular: frozenset[str] = frozenset(),
+    ) -> None:
+        self._arguments = codec.name, store, told or {}, regular
         # The caches do not refer to the reader: it is gone, and its files are closed, when the last reference is.
-        self._shards = lru_cache(_MOST_HEADERS)(partial(_read_shard, codec, store))
+        self._shards = lru_cache(_MOST_HEADERS)(partial(_read_shard, codec, store, told or {}, regular))
         self._values = lru_cache(_MOST_OPEN)(partial(_open, self._shards, lru_cache(_MOST_OPEN)(_File)))
 
     def __reduce__(self) -> Any:
-        return _reader_of, (self._codec.name, self._store)
+        return _reader_of, self._arguments
 
     def shard(self, path: str) -> Shard:
         """The header of a shard.
@@ -84,10 +92,28 @@ class Reader:
         Raises:
             StoreError: they do not rise, or lead out of the column.
         """
-        index = self.open(path, entry + OFFSETS)
-        found = index.rows(start, index.extent.shape[0] if stop is None else stop + 1)
-        if found[0] < 0 or found[-1] > self.shard(path).extents[entry].shape[0] or bool((found.diff() < 0).any()):
+        index, positions = self.open(path, entry + OFFSETS), self.shard(path).extents[entry].shape[0]
+        last = index.extent.shape[0] - 1
+        stop = last if stop is None else stop
+        found = index.rows(start, stop + 1)
+        is_well = found[0] >= 0 and found[-1] <= positions and not bool((found[1:] < found[:-1]).any())
+        if not is_well or (start == 0 and found[0] != 0) or (stop == last and found[-1] != positions):
             raise StoreError(path, "hold offsets that rise", f"others for {entry!r}", _REPAIR)
+        return found
+
+    def row_numbers(self, path: str, entry: str) -> Tensor:
+        """Which rows of its shard a column has, ``(rows,)`` int64.
+
+        Raises:
+            StoreError: they do not rise, or are none of the shard's.
+        """
+        shard = self.shard(path)
+        if entry + ROWS not in shard.extents:
+            return torch.arange(shard.rows)
+        found = self.open(path, entry + ROWS).whole()
+        is_well = not len(found) or (found[0] >= 0 and found[-1] < shard.rows)
+        if not is_well or bool((found[1:] <= found[:-1]).any()):
+            raise StoreError(path, f"hold rising rows of {entry!r}", "others", _REPAIR)
         return found
 
 
@@ -173,8 +199,12 @@ class _File:
             os.close(self.descriptor)
 
 
-def _read_shard(codec: Codec, store: str, path: str) -> Shard:
+def _read_shard(codec: Codec, store: str, told: Mapping[str, Record], regular: frozenset[str], path: str) -> Shard:
     shard = read_shard(Path(path), codec)
+    record = told.get(path)
+    if record is not None and record != shard.record(record["bytes"], regular):
+        advice = "Remove the folder 'journal', which is made from shards."
+        raise StoreError(path, "hold what the journal tells", "other rows or columns", advice)
     if shard.about.get("store") != store:
         raise StoreError(path, "belong to this store", "a shard of another one", "Take it out of the folder.")
     return shard
@@ -185,5 +215,5 @@ def _open(shards: Callable[[str], Shard], files: Callable[[str], _File], path: s
     return Values(extent, files(str(extent.path)))
 
 
-def _reader_of(codec_name: str, store: str) -> Reader:
-    return Reader(CODECS[codec_name], store)
+def _reader_of(codec_name: str, *others: Any) -> Reader:
+    return Reader(CODECS[codec_name], *others)

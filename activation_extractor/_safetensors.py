@@ -59,6 +59,7 @@ _DTYPE_NAMES = {
     torch.uint64: "U64",
     torch.bool: "BOOL",
 }
+STORED_DTYPES = tuple(_DTYPE_NAMES)
 _DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
 
 
@@ -162,6 +163,8 @@ def _extent(path: Path, data_start: int, entry: Mapping[str, Any], crc32: str) -
     first, last = _range(entry)
     start = data_start + first
     extent = Extent(path, start, _DTYPES[entry["dtype"]], check_shape(entry["shape"]), int(crc32, 16), start)
+    if f"{extent.crc32:08x}" != crc32:
+        raise ValueError("a checksum that no writer spells so")
     if extent.stop - start != last - first:
         raise ValueError("a shape that does not fit its bytes")
     return extent

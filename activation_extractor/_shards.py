@@ -32,6 +32,7 @@ from activation_extractor.errors import StoreError
 
 SHARDS = "shards"
 Record = dict[str, Any]  # what a journal says of a shard
+_MOST_BARE_ROWS = 2**20  # of a shard whose rows have no bytes that could bear witness to their number
 _UNIT = r"(?:[0-9]{8}T[0-9]{12}-[0-9a-f]{8}-)?[0-9]{8}"  # sorted as text, they are in order
 _REPAIR = "Restore it from a copy, or delete it and extract again."
 _NO_LINK = "Copy what it points to in its place."
@@ -201,8 +202,8 @@ def write_shard(folder: Path, codec: Codec, unit: str, entries: Entries, about: 
 
 def size_of(path: Path) -> int:
     """The size in bytes of a shard."""
-    files = os.scandir(path) if path.is_dir() else [path]
-    return sum(one.stat().st_size for one in files)
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(one.lstat().st_size for one in files)
 
 
 def _checked(path: Path, contents: Contents, unit: str) -> Shard:
@@ -213,6 +214,10 @@ def _checked(path: Path, contents: Contents, unit: str) -> Shard:
     if about["unit"] != unit:
         raise ValueError(f"the shard of unit {about['unit']!r}")
     shard = Shard(path, int(about["rows"]), about, extents)
+    if str(shard.rows) != about["rows"] or not 0 <= shard.rows < 2**63:
+        raise ValueError(f"{about['rows']!r} rows")
+    if shard.rows > _MOST_BARE_ROWS and not any(extent.stop > extent.start for extent in extents.values()):
+        raise ValueError(f"{shard.rows} rows without a byte")
     for name, extent in extents.items():
         _check_entry(name, extent, extents)
     for name in [*shard.columns, *([IDS] if IDS in extents else [])]:
@@ -227,7 +232,11 @@ def _check_entry(name: str, extent: Extent, extents: Mapping[str, Extent]) -> No
         base = name.removesuffix(OFFSETS).removesuffix(ROWS)
         if extent.dtype != torch.int64 or len(extent.shape) != 1 or base not in extents:
             raise ValueError(f"{name!r}, which is no index")
+    elif name == IDS:
+        dtype = torch.uint8 if IDS + OFFSETS in extents else torch.int64
+        if extent.dtype != dtype or len(extent.shape) != 1:
+            raise ValueError("ids that are neither text nor integers")
     elif not extent.shape:
         raise ValueError(f"{name!r}, which has no rows")
-    elif name != IDS and column_key(name) is None and kept_name(name) is None:
+    elif column_key(name) is None and kept_name(name) is None:
         raise ValueError(f"{name!r}, which is no entry of a store")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from activation_extractor._contents import SEAL, Extent, TruncatedError, open_regular, read_at
+from activation_extractor._contents import Extent, TruncatedError, open_regular, read_at
 from activation_extractor._entries import OFFSETS
 from activation_extractor._files import is_draft
 from activation_extractor._ids import SeenIds
@@ -62,7 +62,7 @@ def verify_store(path: str | os.PathLike[str]) -> list[Damage]:
 
 def _strays(folder: Path, manifest: Manifest) -> Iterator[Damage]:
     """Files that are not of the store's own kinds."""
-    for entry in os.scandir(folder):
+    for entry in list(os.scandir(folder)):
         if entry.name not in (MANIFEST, SHARDS, JOURNAL):
             yield _stray(entry)
     for entry in scan_shards(folder):
@@ -96,8 +96,9 @@ def _damages(folder: Path, manifest: Manifest) -> Iterator[Damage]:
         path = shard_path(folder, unit, manifest.codec)
         try:
             shard = reader.shard(str(path))
-            yield from _altered(shard, records.get(unit))
+            yield from _altered(shard, records.get(unit), manifest.entries)
             for entry in shard.columns:
+                reader.row_numbers(str(path), entry)
                 if entry + OFFSETS in shard.extents:
                     reader.offsets(str(path), entry, 0, None)
             repeated = seen.add(reader.ids(str(path)) or [])
@@ -109,15 +110,15 @@ def _damages(folder: Path, manifest: Manifest) -> Iterator[Damage]:
             yield Damage(path, "repeated id", f"{repeated!r} is the id of another row too")
 
 
-def _altered(shard: Shard, record: Record | None) -> Iterator[Damage]:
+def _altered(shard: Shard, record: Record | None, regular: frozenset[str]) -> Iterator[Damage]:
     for entry, extent in shard.extents.items():
         if _crc32(extent) != extent.crc32:
             yield Damage(extent.path, "altered", f"other bytes in {entry!r} than were written")
-    if record is not None and record[SEAL] != shard.about[SEAL]:
+    if record is not None and record != shard.record(record["bytes"], regular):
         yield Damage(shard.path, "altered", "another shard than the journal knows")
     if shard.path.is_dir():
         known = {extent.path.name for extent in shard.extents.values()} | {ABOUT}
-        yield from (_stray(entry) for entry in os.scandir(shard.path) if entry.name not in known)
+        yield from (_stray(entry) for entry in list(os.scandir(shard.path)) if entry.name not in known)
 
 
 def _crc32(extent: Extent) -> int:

@@ -74,10 +74,11 @@ class Store(Mapping[Any, Column]):
         manifest = read_manifest(path)
         self.manifest = manifest.content
         self._forms = _forms(manifest)
-        self._reader = Reader(manifest.codec, store_name(manifest.fingerprint))
-        self._units = _units(path, manifest, self._reader)
+        self._units, told = _units(path, manifest)
+        self._reader = Reader(manifest.codec, store_name(manifest.fingerprint), told, manifest.entries)
         self._starts: list[int] = [0, *accumulate([record["rows"] for _, record in self._units])]
-        extra = [entry for _, record in self._units if "counts" in record for entry in record["counts"]]
+        counts = [record["counts"] for _, record in self._units if "counts" in record]
+        extra = [entry for one in counts for entry, count in one.items() if count]
         self._entries = list(dict.fromkeys([*self._forms, *extra]))
         self._keys = [key for entry in self._entries if (key := column_key(entry))]
 
@@ -108,7 +109,7 @@ class Store(Mapping[Any, Column]):
         """
         if self.manifest["ids"] is None:
             self._check_numbering()
-            return list(range(self.rows))
+            return list(range(sum(self._reader.shard(path).rows for path, _ in self._units)))
         ids = [one for path, _ in self._units for one in self._reader.ids(path) or ()]
         if len(ids) != self.rows:
             advice = "Run verify(), or restore it from a copy."
@@ -223,7 +224,7 @@ class Store(Mapping[Any, Column]):
             usual = record["rows"] if entry in self._forms else 0
             count = record["counts"].get(entry, 0) if "counts" in record else usual
             if count:
-                parts.append(Part(path, count, first, count < record["rows"]))
+                parts.append(Part(path, count, first))
         form = self._forms.get(entry) or _form_in(self._reader, parts[0].path, entry)
         return Column(name, entry, self._reader, parts, form)
 
@@ -244,11 +245,19 @@ def _form_in(reader: Reader, path: str, entry: str) -> Form:
     return Form(extents[entry].dtype, extents[entry].shape[1:], entry + OFFSETS in extents)
 
 
-def _units(path: Path, manifest: Manifest, reader: Reader) -> list[tuple[str, Record]]:
-    """The shard of each unit that is there, in order, and what it holds: from the journal, else from its header."""
+def _units(path: Path, manifest: Manifest) -> tuple[list[tuple[str, Record]], dict[str, Record]]:
+    """The shard of each unit that is there, in order, and what it holds: from the journal, else from its header.
+
+    And what the journal tells of them, by path.
+    """
     records = read_records(path)  # before the listing, which can only grow meanwhile
     codec = manifest.codec
     there = list_units(path, codec)
+    kind = "of a with-block" if manifest.batches_per_unit else "of a data set"
+    strange = next((unit for unit in there if ("-" in unit) == bool(manifest.batches_per_unit)), None)
+    if strange is not None:
+        got = f"the unit {strange!r} {kind}"
+        raise StoreError(path, "hold units of its own kind", got, "Take it out of the folder.")
     gone = sorted(unit for unit in records.keys() - set(there) if is_shard(unit + codec.suffix, codec))
     if gone:
         missing = shard_path(path, gone[0], codec)
@@ -257,9 +266,13 @@ def _units(path: Path, manifest: Manifest, reader: Reader) -> list[tuple[str, Re
             "without the folder 'journal' what is left can be read."
         )
         raise StoreError(missing, "be there, as the journal tells", "no such shard", advice)
-    found, folder = [], str(path / SHARDS)
+    found, told, folder = [], {}, str(path / SHARDS)
+    reader = Reader(codec, store_name(manifest.fingerprint))
     for unit in there:
         shard = f"{folder}{os.sep}{unit}{codec.suffix}"  # a Path for each would take longer than all the rest
-        record = records.get(unit) or reader.shard(shard).record(size_of(Path(shard)), manifest.entries)
+        if unit in records:
+            record = told[shard] = records[unit]
+        else:
+            record = reader.shard(shard).record(size_of(Path(shard)), manifest.entries)
         found.append((shard, record))
-    return found
+    return found, told
