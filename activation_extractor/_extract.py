@@ -141,10 +141,10 @@ def extract(
     bar = Progress(batches, progress)
     if device is not None:
         model.to(device)
-    with _evaluating(model), torch.inference_mode(), recorded as acts, _whole_units(run):
+    with _evaluating(model), torch.inference_mode(), recorded as acts:
         for batch in bar:
             arguments, row_ids, entries = _split(batch, ids, taken)
-            if not run.skips(row_ids, arguments):
+            if not run.skips(row_ids, (arguments, entries)):
                 with acts.step(ids=row_ids, keep=entries):
                     _call(model, arguments)
             bar.show(run.known_rows, run.rows, run.nbytes)
@@ -170,10 +170,21 @@ def _check_order(batches: Any, ids: Ids, resume: Any) -> None:
         raise ArgumentTypeError("batches", "be an iterable of batches", batches)
     if not isinstance(resume, bool):
         raise ArgumentTypeError("resume", "be True or False", resume)
-    sampler = getattr(getattr(batches, "batch_sampler", None), "sampler", getattr(batches, "sampler", None))
-    if resume and ids is None and (isinstance(sampler, _RANDOM) or getattr(sampler, "shuffle", False)):
+    random = next(
+        (one for one in _samplers(batches) if isinstance(one, _RANDOM) or getattr(one, "shuffle", False)), None
+    )
+    if resume and ids is None and random is not None:
         advice = "Pass ids=, leave out shuffle=True, or pass resume=False."
-        raise ArgumentError("batches", "come in a fixed order when rows have no ids", type(sampler).__name__, advice)
+        raise ArgumentError("batches", "come in a fixed order when rows have no ids", type(random).__name__, advice)
+
+
+def _samplers(batches: Any) -> Iterator[Any]:
+    """What decides on the order of a DataLoader's rows, one sampler inside the other."""
+    for name in ("batch_sampler", "sampler"):
+        sampler = getattr(batches, name, None)
+        if sampler is not None:
+            yield sampler
+            yield from _samplers(sampler)
 
 
 def _split(batch: Any, ids: Ids, taken: list[str]) -> tuple[Any, list[RowId] | None, dict[str, Any]]:
@@ -185,7 +196,7 @@ def _split(batch: Any, ids: Ids, taken: list[str]) -> tuple[Any, list[RowId] | N
         absent = [name for name in taken if name not in batch]
         if absent:
             raise ArgumentError("a batch", f"hold the entry {absent[0]!r}", list(batch), "Check ids= and keep=.")
-        entries = {name: batch[name] for name in taken}
+        entries = {name: batch[name] for name in sorted(taken)}
         arguments = {name: value for name, value in batch.items() if name not in taken}
     if isinstance(ids, str):
         return arguments, check_ids(entries.pop(ids)), entries
@@ -218,13 +229,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
-
-
-@contextmanager
-def _whole_units(run: Run) -> Iterator[None]:
-    """On a failure the unit that is under way is dropped."""
-    try:
-        yield
-    except BaseException:
-        run.drop()
-        raise

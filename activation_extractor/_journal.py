@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from activation_extractor._contents import SEAL, open_regular, read_at
-from activation_extractor._files import make_folders, sync_folder
+from activation_extractor._files import sync_folder
 from activation_extractor._shards import Record
 from activation_extractor.errors import StoreError
 
@@ -28,8 +28,8 @@ def append_record(folder: Path, writer: str, record: Record) -> None:
         StoreError: it cannot be written.
     """
     path = folder / JOURNAL / f"{writer}.jsonl"
-    make_folders(path.parent)
     try:
+        path.parent.mkdir(exist_ok=True)
         _append(path, json.dumps(record).encode() + b"\n")
     except OSError as error:
         advice = "The shard is complete; make room, and go on."

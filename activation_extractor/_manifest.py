@@ -181,4 +181,4 @@ def _is_column(column: Any, names: tuple[str, ...]) -> bool:
 def _is_shape(shape: Any) -> bool:
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         return False
-    return math.prod(max(size, 1) for size in shape) < _MOST_VALUES
+    return bool(math.prod(max(size, 1) for size in shape) < _MOST_VALUES)

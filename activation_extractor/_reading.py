@@ -34,7 +34,7 @@ class Reader:
     Args:
         codec: the format of the shards.
         store: what they say that they belong to.
-        told: what the journal tells of shards, by path; a header that says otherwise is refused.
+        told: what the journal tells of shards, by unit; a header that says otherwise is refused.
         regular: the entries that a shard normally has for its columns.
     """
 
@@ -201,7 +201,7 @@ class _File:
 
 def _read_shard(codec: Codec, store: str, told: Mapping[str, Record], regular: frozenset[str], path: str) -> Shard:
     shard = read_shard(Path(path), codec)
-    record = told.get(path)
+    record = told.get(shard.about["unit"])
     if record is not None and record != shard.record(record["bytes"], regular):
         advice = "Remove the folder 'journal', which is made from shards."
         raise StoreError(path, "hold what the journal tells", "other rows or columns", advice)

@@ -53,7 +53,7 @@ class Run(Sink):
         self._folder, self._codec, self._fingerprint = folder, codec, fingerprint
         self._rows_per_unit = rows_per_unit
         self._writer = StoreWriter(folder, codec, writer_name(), queue_bytes, shares_store=resume)
-        self._is_there = resume and has_manifest(folder)
+        self._is_there = resume and _is_store(folder)
         if not self._is_there:
             check_free(folder, "Choose another folder, or leave out resume=False to go on with it.")
         self._about: Mapping[str, Any] = {}
@@ -133,10 +133,6 @@ class Run(Sink):
         if units and units[-1] >= unit_name(self._unit):
             raise OtherRunError(self._folder, [f"data (it ends before the batches of unit {units[-1]!r})"])
 
-    def drop(self) -> None:
-        """Forget the unit that is under way."""
-        self._writer.drop()
-
     def close(self) -> None:
         """Wait until the finished units are on the disk; the one under way is not written."""
         self._writer.finish()
@@ -155,6 +151,9 @@ class Run(Sink):
         path = shard_path(self._folder, unit_name(unit), self._codec)
         if not path.exists():
             return None
+        if not self._is_there:  # another process works on the same, one hopes
+            check_same(self._folder, make_manifest(self._codec, self._described(), [], [], None))
+            self._is_there = True
         return _KnownUnit(self._folder, Reader(self._codec, store_name(self._about)), str(path))
 
     def _end_unit(self) -> None:
@@ -166,6 +165,17 @@ class Run(Sink):
         self._unit += 1
         self._batches = self._inputs = 0
         self._known = None
+
+
+def _is_store(folder: Path) -> bool:
+    """Whether a folder is a store, or becomes one while it is looked at."""
+    if has_manifest(folder):
+        return True
+    try:
+        check_free(folder)
+    except StoreError:
+        return has_manifest(folder)
+    return False
 
 
 class _KnownUnit:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from activation_extractor._background import Background
-from activation_extractor._files import check_writable, make_folders, sweep
+from activation_extractor._files import check_writable, is_draft, make_folders, sweep
 from activation_extractor._fingerprints import differences
 from activation_extractor._ids import SeenIds
 from activation_extractor._journal import JOURNAL, append_record
@@ -57,9 +57,9 @@ def check_free(path: Path, advice: str = _APPEND) -> None:
 
 def _is_bare(path: Path) -> bool:
     """Whether this is what a run leaves that ended before its first unit."""
-    if path.name not in (SHARDS, JOURNAL) or path.is_symlink() or not path.is_dir():
-        return False
-    return all(one.name.startswith(".") and one.suffix == ".tmp" for one in path.iterdir())
+    if path.is_symlink() or path.name not in (SHARDS, JOURNAL):
+        return is_draft(path.name)
+    return path.is_dir() and all(is_draft(one.name) for one in path.iterdir())
 
 
 class StoreWriter:
@@ -147,10 +147,6 @@ class StoreWriter:
         noted = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(about or {})}
         self._background.submit(partial(self._write, self._manifest, name, unit, noted), unit.nbytes)
 
-    def drop(self) -> None:
-        """Forget the unit that is under way."""
-        self._unit = Unit()
-
     def finish(self) -> None:
         """Wait until everything is written.
 
@@ -163,6 +159,7 @@ class StoreWriter:
         """Make the folders, and see early that they can be written to."""
         shards = self.folder / SHARDS
         make_folders(shards)
+        sweep(self.folder)
         sweep(shards)
         check_writable(shards)
         self._is_ready = True

@@ -83,8 +83,9 @@ def _units(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def _missing(folder: Path, manifest: Manifest) -> Iterator[Damage]:
+    records = read_records(folder)  # before the listing, which can only grow meanwhile
     there = set(_units(folder, manifest))
-    for unit in read_records(folder):
+    for unit in records:
         if unit not in there and is_shard(unit + manifest.codec.suffix, manifest.codec):
             yield Damage(shard_path(folder, unit, manifest.codec), "missing", "the journal knows it")
 

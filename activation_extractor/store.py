@@ -74,8 +74,9 @@ class Store(Mapping[Any, Column]):
         manifest = read_manifest(path)
         self.manifest = manifest.content
         self._forms = _forms(manifest)
-        self._units, told = _units(path, manifest)
-        self._reader = Reader(manifest.codec, store_name(manifest.fingerprint), told, manifest.entries)
+        records = read_records(path)  # before the listing, which can only grow meanwhile
+        self._units = _units(path, manifest, records)
+        self._reader = Reader(manifest.codec, store_name(manifest.fingerprint), records, manifest.entries)
         self._starts: list[int] = [0, *accumulate([record["rows"] for _, record in self._units])]
         counts = [record["counts"] for _, record in self._units if "counts" in record]
         extra = [entry for one in counts for entry, count in one.items() if count]
@@ -245,34 +246,26 @@ def _form_in(reader: Reader, path: str, entry: str) -> Form:
     return Form(extents[entry].dtype, extents[entry].shape[1:], entry + OFFSETS in extents)
 
 
-def _units(path: Path, manifest: Manifest) -> tuple[list[tuple[str, Record]], dict[str, Record]]:
-    """The shard of each unit that is there, in order, and what it holds: from the journal, else from its header.
-
-    And what the journal tells of them, by path.
-    """
-    records = read_records(path)  # before the listing, which can only grow meanwhile
-    codec = manifest.codec
-    there = list_units(path, codec)
-    kind = "of a with-block" if manifest.batches_per_unit else "of a data set"
-    strange = next((unit for unit in there if ("-" in unit) == bool(manifest.batches_per_unit)), None)
-    if strange is not None:
-        got = f"the unit {strange!r} {kind}"
-        raise StoreError(path, "hold units of its own kind", got, "Take it out of the folder.")
+def _units(folder: Path, manifest: Manifest, records: Mapping[str, Record]) -> list[tuple[str, Record]]:
+    """The shard of each unit that is there, in order, and what it holds: from the journal, else from its header."""
+    codec, is_of_data = manifest.codec, manifest.batches_per_unit is not None
+    there = list_units(folder, codec)
     gone = sorted(unit for unit in records.keys() - set(there) if is_shard(unit + codec.suffix, codec))
     if gone:
-        missing = shard_path(path, gone[0], codec)
         advice = (
             "Restore it from a copy, or run extract again, which makes it anew; "
             "without the folder 'journal' what is left can be read."
         )
+        missing = shard_path(folder, gone[0], codec)
         raise StoreError(missing, "be there, as the journal tells", "no such shard", advice)
-    found, told, folder = [], {}, str(path / SHARDS)
+    strange = next((unit for unit in there if ("-" in unit) is is_of_data), None)
+    if strange is not None:
+        got = f"{strange!r}, which is one of a {'with-block' if is_of_data else 'data set'}"
+        raise StoreError(folder, "hold units of its own kind", got, "Take it out of the folder.")
     reader = Reader(codec, store_name(manifest.fingerprint))
-    for unit in there:
-        shard = f"{folder}{os.sep}{unit}{codec.suffix}"  # a Path for each would take longer than all the rest
-        if unit in records:
-            record = told[shard] = records[unit]
-        else:
-            record = reader.shard(shard).record(size_of(Path(shard)), manifest.entries)
-        found.append((shard, record))
-    return found, told
+    head = f"{folder / SHARDS}{os.sep}"  # a Path for each shard would take longer than all the rest
+    shards = [f"{head}{unit}{codec.suffix}" for unit in there]
+    return [
+        (shard, records.get(unit) or reader.shard(shard).record(size_of(Path(shard)), manifest.entries))
+        for unit, shard in zip(there, shards, strict=True)
+    ]

@@ -156,7 +156,7 @@ def test_no_journal_and_an_empty_one_say_nothing(tmp_path, journal):
 def test_a_file_in_place_of_the_journals_says_nothing(tmp_path):
     (tmp_path / "journal").write_bytes(lines(record()))
     assert read_records(tmp_path) == {}
-    with pytest.raises(StoreError, match="must be a folder that can be written to"):
+    with pytest.raises(StoreError, match="must be writable, got File exists"):
         append_record(tmp_path, "w", record())
 
 

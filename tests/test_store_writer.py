@@ -162,7 +162,10 @@ def test_a_folder_that_cannot_be_written_to_is_noticed_at_the_first_step(folder,
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", read_only)
-        with pytest.raises(StoreError, match="shards' must be a folder that can be written to, got Read-only file system. Choose another"):
+        with pytest.raises(
+            StoreError,
+            match="shards' must be a folder that can be written to, got Read-only file system. Choose another",
+        ):
             made.add(step(["a"]))
     assert made.rows == made.unit.rows == 0
     made.add(step(["a"]))  # once it can be
@@ -221,18 +224,6 @@ def test_a_step_that_is_refused_changes_nothing(folder, refused):
     made.finish()
     assert load_file(folder / "shards" / "00000000.safetensors")["#ids"].tolist() == [1, 2]
     assert json.loads((folder / "manifest.json").read_text())["ids"] == "int"
-
-
-def test_a_dropped_unit_is_not_written(folder):
-    made = writer(folder)
-    made.add(step([1], 1.0))
-    made.drop()
-    assert made.unit.rows == 0
-    made.add(step([2], 2.0))
-    made.commit(unit_name(0))
-    made.finish()
-    assert load_file(folder / "shards" / "00000000.safetensors")["h.0:mean"].tolist() == [[2.0] * 3]
-    assert len(journal(folder)) == 1
 
 
 def test_a_full_disk_is_an_error_at_the_next_step_and_complete_shards_stay(folder, monkeypatch):

@@ -1,32 +1,26 @@
-"""Files written by `_formats`, read back with safetensors and numpy themselves."""
+"""safetensors files, read back with safetensors itself."""
 
 from __future__ import annotations
 
 import json
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from activation_extractor import _formats
-from activation_extractor._formats import (
-    entry_name,
-    escape,
-    replacing,
+from activation_extractor._contents import TruncatedError
+from activation_extractor._safetensors import (
+    read_safetensors_shard,
     stream_safetensors,
-    sync_folder,
-    temporary,
-    unescape,
-    write_npz,
     write_safetensors,
+    write_safetensors_shard,
 )
-from activation_extractor.errors import ArgumentError, StoreError
+from activation_extractor.errors import ArgumentError
 
 DTYPES = [
     torch.float64,
@@ -34,13 +28,18 @@ DTYPES = [
     torch.float16,
     torch.bfloat16,
     torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
     torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
     torch.complex64,
     torch.int64,
     torch.int32,
     torch.int16,
     torch.int8,
     torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
     torch.bool,
 ]
 
@@ -151,129 +150,102 @@ def test_a_stream_holds_the_same_bytes_as_the_file(tmp_path):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_an_npz_holds_what_numpy_reads(tmp_path):
-    wide = torch.randn(2, 3)
-    tensors = {"h.0:mean": wide, "turned": wide.t(), "bf16": wide.bfloat16(), "int": torch.arange(3)}
-    write_npz(tmp_path / "a.npz", tensors)
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as archive:
-        assert set(archive.files) == set(tensors)
-        assert np.array_equal(archive["h.0:mean"], wide.numpy())
-        assert np.array_equal(archive["turned"], wide.numpy().T)
-        assert archive["bf16"].dtype == np.float32
-        assert np.array_equal(archive["bf16"], wide.bfloat16().float().numpy())
-        assert archive["int"].dtype == np.int64
-
-
-@pytest.mark.parametrize("name", ["file", "allow_pickle"])
-def test_an_npz_takes_every_name(tmp_path, name):
-    write_npz(tmp_path / "a.npz", {name: torch.ones(2)})
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as archive:
-        assert archive.files == [name]
-
-
-NAMES = st.text(st.characters(exclude_categories=[])) | st.text("%:#/\\\x0025F", max_size=12)
-
-
-@settings(deadline=None, max_examples=40)
-@given(NAMES)
-def test_a_name_comes_back_from_its_escaped_form(name):
-    escaped = escape(name)
-    assert unescape(escaped) == name
-    assert not set(escaped) & set(":#/\\\0")
-
-
-@settings(deadline=None, max_examples=40)
-@given(NAMES, NAMES, NAMES, NAMES)
-def test_different_layers_and_reducers_have_different_entries(layer, reducer, other_layer, other_reducer):
-    same = (layer, reducer) == (other_layer, other_reducer)
-    assert (entry_name(layer, reducer) == entry_name(other_layer, other_reducer)) == same
-    assert entry_name(layer).count(":") == 0
-
-
-def test_an_entry_is_named_after_layer_and_reducer():
-    assert entry_name("h.0") == "h.0"
-    assert entry_name("h.0", "mean") == "h.0:mean"
-    assert entry_name("h.0:input", "position(1)") == "h.0%3Ainput:position(1)"
-
-
-@pytest.mark.parametrize("write", [write_safetensors, write_npz])
-def test_a_new_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path, write):
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"old")
-    write(path, {"x": torch.ones(2)})
-    assert path.read_bytes() != b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.parametrize("dtype", [torch.complex128, torch.complex32], ids=str)
 @pytest.mark.parametrize("has_old", [True, False])
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, has_old):
+def test_a_dtype_that_the_format_lacks_is_an_error_and_leaves_the_old_file(tmp_path, has_old, dtype):
     path = tmp_path / "a.safetensors"
     if has_old:
         path.write_bytes(b"old")
-    with pytest.raises(ArgumentError, match=r"dtype of a stored tensor must be one of float64, .*, got torch\.complex"):
-        write_safetensors(path, {"x": torch.ones(2), "y": torch.ones(2, dtype=torch.complex128)})
+    text = rf"dtype of a tensor in a safetensors file must be one of float64, .*, got {dtype}\. Convert it in a reducer"
+    with pytest.raises(ArgumentError, match=text):
+        write_safetensors(path, {"x": torch.ones(2), "y": torch.empty(2, dtype=dtype)})
     assert [one.read_bytes() for one in tmp_path.iterdir()] == ([b"old"] if has_old else [])
 
 
-@pytest.mark.parametrize("error", [ValueError("body"), KeyboardInterrupt()])
-def test_a_block_that_raises_leaves_the_old_file_and_no_other(tmp_path, error):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"old")
-    with pytest.raises(type(error)), replacing(path) as file:
-        file.write(b"half of the new")
-        raise error
-    assert [one.read_bytes() for one in tmp_path.iterdir()] == [b"old"]
+# -- shards -----------------------------------------------------------------------------------------------------------
+
+ENTRIES = {
+    "h.0:mean": [torch.arange(6.0).reshape(2, 3), torch.ones(1, 3)],
+    "scalar": [torch.arange(3)],
+    "bf16": [torch.arange(6).reshape(3, 2).bfloat16()],
+    "none": [torch.zeros(0, 4)],
+    "turned": [torch.arange(6.0).reshape(2, 3).t()],
+}
+ABOUT = {"unit": "00000000", "rows": "3", "store": "größe"}
 
 
-def test_a_disk_that_refuses_half_way_is_an_error_and_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_shard_is_read_back_by_safetensors(tmp_path):
+    write_safetensors_shard(tmp_path / "a.safetensors", ENTRIES, ABOUT)
+    read = load_file(tmp_path / "a.safetensors")
+    assert read.keys() == ENTRIES.keys()
+    for name, chunks in ENTRIES.items():
+        assert read[name].dtype == chunks[0].dtype
+        assert as_bytes(read[name]) == as_bytes(torch.cat(chunks))
+        assert read[name].shape == torch.cat(chunks).shape
+
+
+def test_the_metadata_of_a_shard_has_its_notes_its_seal_and_a_checksum_for_each_entry(tmp_path):
+    seal = write_safetensors_shard(tmp_path / "a.safetensors", ENTRIES, ABOUT)
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    crcs = {f"crc32:{name}": f"{zlib.crc32(as_bytes(torch.cat(chunks))):08x}" for name, chunks in ENTRIES.items()}
+    assert metadata == {**ABOUT, "seal": seal, **crcs}
+
+
+def test_a_checksum_is_that_of_the_bytes_in_the_file(tmp_path):
+    write_safetensors_shard(tmp_path / "a.safetensors", ENTRIES, ABOUT)
+    start, header = header_of(tmp_path / "a.safetensors")
+    data = (tmp_path / "a.safetensors").read_bytes()
+    noted = header.pop("__metadata__")
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        assert noted[f"crc32:{name}"] == f"{zlib.crc32(data[start + first : start + last]):08x}"
+
+
+def test_a_shard_tells_where_its_values_lie(tmp_path):
     path = tmp_path / "a.safetensors"
-    path.write_bytes(b"old")
-    monkeypatch.setattr(_formats.os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(StoreError, match=r"a\.safetensors' must be writable, got No space left\. Check the folder"):
-        write_safetensors(path, {"x": torch.ones(2)})
-    assert [one.read_bytes() for one in tmp_path.iterdir()] == [b"old"]
+    seal = write_safetensors_shard(path, ENTRIES, ABOUT)
+    contents = read_safetensors_shard(path)
+    data = path.read_bytes()
+    assert contents.about == {**ABOUT, "seal": seal}
+    assert contents.extents.keys() == ENTRIES.keys()
+    for name, chunks in ENTRIES.items():
+        extent = contents.extents[name]
+        assert (extent.path, extent.dtype, extent.shape) == (path, chunks[0].dtype, tuple(torch.cat(chunks).shape))
+        assert data[extent.start : extent.stop] == as_bytes(torch.cat(chunks))
+        assert extent.crc32 == zlib.crc32(data[extent.crc_start : extent.stop])
+    contents.check_seal()
 
 
-def test_a_missing_folder_is_an_error_that_names_the_file(tmp_path):
-    path = tmp_path / "missing" / "a.safetensors"
-    with pytest.raises(
-        StoreError, match=r"a\.safetensors' must be writable, got No such file or directory\."
-    ) as caught:
-        write_safetensors(path, {"x": torch.ones(2)})
-    assert caught.value.path == path
-    assert isinstance(caught.value, OSError)
-    assert not path.parent.exists()
+def test_the_same_shard_has_the_same_bytes(tmp_path):
+    for name in "ab":
+        write_safetensors_shard(tmp_path / name, ENTRIES, ABOUT)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(StoreError, match="must be writable, got Not a directory"):
-        write_safetensors(tmp_path / "file" / "a.safetensors", {"x": torch.ones(2)})
+def test_a_shard_is_never_written_over_a_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(FileExistsError):
+        write_safetensors_shard(tmp_path / "a", ENTRIES, ABOUT)
+    assert (tmp_path / "a").read_bytes() == b"old"
 
 
-def test_a_long_name_that_the_disk_takes_is_written(tmp_path):
-    path = tmp_path / ("\N{GRINNING FACE}" * 55 + ".npz")
-    path.touch()  # the disk takes it
-    write_npz(path, {"x": torch.ones(2)})
+def test_a_file_without_the_librarys_notes_is_no_shard(tmp_path):
+    write_safetensors(tmp_path / "a", {"x": torch.ones(1)})
+    with pytest.raises(KeyError):
+        read_safetensors_shard(tmp_path / "a")
 
 
-@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64], ids=str)
-def test_wide_unsigned_integers_are_written_too(tmp_path, dtype):
-    write_safetensors(tmp_path / "a.safetensors", {"x": torch.tensor([1, 2], dtype=dtype)})
-    assert load_file(tmp_path / "a.safetensors")["x"].dtype == dtype
-
-
-def test_a_temporary_file_lies_beside_its_goal_until_the_block_ends(tmp_path):
-    path = tmp_path / ("long" * 40)
-    with temporary(path) as (file, draft):
-        file.write(b"x")
-        assert draft.parent == tmp_path
-        assert draft.name.startswith(".")
-        assert draft.exists()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_can_be_synced(tmp_path):
-    sync_folder(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        sync_folder(tmp_path / "missing")
+def test_a_shard_that_is_cut_short_or_too_long_says_so(tmp_path):
+    write_safetensors_shard(tmp_path / "a", ENTRIES, ABOUT)
+    data = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(data[:-1])
+    with pytest.raises(TruncatedError, match="a file that ends 1 bytes too early"):
+        read_safetensors_shard(tmp_path / "a")
+    (tmp_path / "a").write_bytes(data[:20])
+    with pytest.raises(TruncatedError, match="a file that ends at byte 20 of"):
+        read_safetensors_shard(tmp_path / "a")
+    (tmp_path / "a").write_bytes(data + b"xy")
+    with pytest.raises(ValueError, match="2 bytes behind its last entry"):
+        read_safetensors_shard(tmp_path / "a")
