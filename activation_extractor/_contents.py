@@ -153,6 +153,15 @@ def read_at(descriptor: int, start: int, size: int) -> bytes:
     return data
 
 
+def read_whole(path: Path) -> bytes:
+    """All bytes of a file of its own; raises as `open_regular`."""
+    descriptor = open_regular(path)
+    try:
+        return read_at(descriptor, 0, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+
+
 def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """A dict of the members of a JSON object, none of which may come twice."""
     found: dict[str, Any] = {}

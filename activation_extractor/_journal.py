@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from activation_extractor._contents import SEAL, open_regular, read_at
+from activation_extractor._contents import SEAL, read_whole
 from activation_extractor._files import sync_folder
 from activation_extractor._shards import Record
 from activation_extractor.errors import StoreError
@@ -53,14 +54,8 @@ def read_records(folder: Path) -> dict[str, Record]:
     lines: list[bytes] = []
     is_link = (folder / JOURNAL).is_symlink()
     for path in () if is_link else sorted((folder / JOURNAL).glob("*.jsonl")):
-        try:
-            descriptor = open_regular(path)
-        except (OSError, ValueError):
-            continue
-        try:
-            lines += read_at(descriptor, 0, os.fstat(descriptor).st_size).splitlines()
-        finally:
-            os.close(descriptor)
+        with suppress(OSError, ValueError):  # what cannot be read is read from the shards
+            lines += read_whole(path).splitlines()
     return {record["unit"]: record for record in _parsed(lines) if _is_record(record)}
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import safetensors
 import torch
 
-from activation_extractor._contents import open_regular, read_at
+from activation_extractor._contents import read_whole
 from activation_extractor._entries import entry_name, keep_entry
 from activation_extractor._files import draft, publish, sync
 from activation_extractor._safetensors import STORED_DTYPES
@@ -122,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(_read(path))
+        content = json.loads(read_whole(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         got = "a folder without manifest.json" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
         raise StoreError(folder, "be a store", got, "Give the folder that was given as out= or sink=.") from error
@@ -143,14 +143,6 @@ def read_manifest(folder: Path) -> Manifest:
 def store_name(fingerprint: Mapping[str, Any]) -> str:
     """What the shards of a run say that they belong to."""
     return f"{zlib.crc32(json.dumps(fingerprint, sort_keys=True).encode()):08x}"
-
-
-def _read(path: Path) -> bytes:
-    descriptor = open_regular(path)
-    try:
-        return read_at(descriptor, 0, os.fstat(descriptor).st_size)
-    finally:
-        os.close(descriptor)
 
 
 def _fault(content: Mapping[str, Any]) -> str | None:

@@ -32,6 +32,7 @@ from activation_extractor._contents import (
     check_shape,
     open_regular,
     read_at,
+    read_whole,
     sealed,
     shape_of,
     unique,
@@ -108,7 +109,7 @@ def read_npy_shard(folder: Path) -> Contents:
     """What a folder of npy files holds; see `activation_extractor._safetensors.read_safetensors_shard`."""
     if folder.is_symlink():
         raise ValueError("a link")
-    said = json.loads(_read_whole(folder / ABOUT), object_pairs_hook=unique)
+    said = json.loads(read_whole(folder / ABOUT), object_pairs_hook=unique)
     extents = {}
     for number, (name, crc) in enumerate(said["crc32"].items()):
         path = folder / npy_file(number, name)  # never a path out of the file
@@ -197,11 +198,3 @@ def _extent(path: Path, descriptor: int, first: int, size: int, crc: int) -> Ext
     if extent.stop < first + size:
         raise ValueError("bytes behind an array")
     return extent
-
-
-def _read_whole(path: Path) -> bytes:
-    descriptor = open_regular(path)
-    try:
-        return read_at(descriptor, 0, os.fstat(descriptor).st_size)
-    finally:
-        os.close(descriptor)

@@ -242,7 +242,7 @@ def guarded() -> Iterator[None]:
     used = int(statm.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 2**40
     handler = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(AssertionError("it waits")))
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, before[1]))
-    signal.alarm(120)
+    signal.alarm(30)
     try:
         with mock.patch("os.fsync"):  # nothing here has to survive a power cut
             yield

@@ -8,6 +8,7 @@ import zlib
 
 import pytest
 import torch
+from hostile import guarded
 
 from activation_extractor._contents import (
     Contents,
@@ -184,7 +185,7 @@ def test_a_link_a_folder_and_a_pipe_are_refused_without_waiting(tmp_path):
         with pytest.raises(ValueError, match="a link"):
             open_regular(tmp_path / name)
     for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(ValueError, match="something else than a file"):
+        with guarded(), pytest.raises(ValueError, match="something else than a file"):
             open_regular(path)
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "missing")
