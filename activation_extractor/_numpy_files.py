@@ -39,6 +39,7 @@ from activation_extractor._contents import (
 )
 from activation_extractor._files import replacing, sync, sync_folder
 from activation_extractor._values import numpy_has, ordinary
+from activation_extractor.errors import ArgumentError
 
 ABOUT = "about.json"
 _SUFFIX = ".npy"
@@ -134,7 +135,11 @@ def as_numpy_has(tensor: Tensor) -> Tensor:
         host = host.to_dense()
     if host.dtype == torch.complex32:
         return host.to(torch.complex64)
-    return host if numpy_has(host.dtype) else host.float()
+    try:
+        return host if numpy_has(host.dtype) else host.float()
+    except (NotImplementedError, RuntimeError) as error:
+        condition, advice = "be one that numpy has or that becomes float32", "Convert it in a reducer."
+        raise ArgumentError("the dtype of a tensor in a numpy file", condition, tensor.dtype, advice) from error
 
 
 def _fill(archive: zipfile.ZipFile, entries: Entries) -> dict[str, int]:

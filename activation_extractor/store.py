@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -20,7 +20,7 @@ from activation_extractor._reading import Reader
 from activation_extractor._shards import SHARDS, Record, is_shard, list_units, shard_path, size_of
 from activation_extractor._steps import RowId
 from activation_extractor._verify import Damage, verify_store
-from activation_extractor.errors import ActivationNotFoundError, StoreError
+from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, StoreError
 
 __all__ = ["Column", "Damage", "Store", "StoreDataset", "open_store", "verify_store"]
 
@@ -140,10 +140,13 @@ class Store(Mapping[Any, Column]):
 
         Raises:
             ActivationNotFoundError: there is none for one of them.
+            ArgumentTypeError: one id in place of several.
         """
+        if isinstance(row_ids, str | bytes):
+            raise ArgumentTypeError("row_ids", "be several ids", row_ids, "Use row_of for one.")
         wanted, known = list(row_ids), self._rows_by_id
         for row_id in wanted:
-            if row_id not in known:
+            if not isinstance(row_id, Hashable) or row_id not in known:
                 raise ActivationNotFoundError(row_id, unknown_id(row_id, self.ids))
         return [known[row_id] for row_id in wanted]
 

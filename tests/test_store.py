@@ -16,7 +16,7 @@ from torch import nn
 
 from activation_extractor import SafetensorsSink, Store, capture, open_store
 from activation_extractor._steps import Step, check_ids
-from activation_extractor.errors import ActivationNotFoundError, ArgumentError
+from activation_extractor.errors import ActivationNotFoundError, ArgumentError, ArgumentTypeError
 
 
 def written(folder: Path, values: dict, *, ids=None, keep=None, rows_per_unit=None, steps=1) -> Store:
@@ -227,3 +227,28 @@ def test_what_is_still_being_written_opens_to_its_finished_units(tmp_path):
     assert open_store(tmp_path / "out").ids == [0, 1]
     sink.close()
     assert open_store(tmp_path / "out").ids == [0, 1, 2]
+
+
+def test_rows_are_looked_up_by_id(store):
+    assert store.row_of("c") == 2
+    assert store.rows_of(["f", "a", "f"]) == [5, 0, 5]
+    assert store.rows_of([]) == []
+    assert torch.equal(store["h.0", "mean"][store.rows_of(["b", "e"])], store["h.0", "mean"].torch()[[1, 4]])
+
+
+@pytest.mark.parametrize("row_id", ["g", 2, [1], None])
+def test_an_id_that_is_not_there_is_an_error(store, row_id):
+    with pytest.raises(ActivationNotFoundError, match=r"^No row has the id .*\. There is 'a', 'b', 'c' and 3 more\.$"):
+        store.row_of(row_id)
+
+
+def test_an_id_that_is_nearly_there_is_hinted_at(tmp_path):
+    store = written(tmp_path, {("a", "mean"): torch.zeros(2, 1)}, ids=["P12345", "Q6GZX4"])
+    with pytest.raises(ActivationNotFoundError, match=r"No row has the id 'P1234'\. Close matches: 'P12345'\."):
+        store.row_of("P1234")
+
+
+@pytest.mark.parametrize("one", ["ab", b"ab"])
+def test_one_id_in_place_of_several_is_an_error(store, one):
+    with pytest.raises(ArgumentTypeError, match=r"row_ids must be several ids, got b?'ab'\. Use row_of for one\."):
+        store.rows_of(one)
