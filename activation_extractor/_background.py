@@ -34,14 +34,14 @@ class Background:
         if self._error is not None:
             raise self._error
 
-    def submit(self, job: Job, nbytes: int) -> None:
-        """Queue a job that holds `nbytes`; waits while there is no room for it.
+    def submit(self, job: Job, nbytes: int, beside: int = 0) -> None:
+        """Queue a job that holds `nbytes`; waits while there is no room for it and for what the caller holds `beside`.
 
         Raises:
             BaseException: what an earlier job raised.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._error or self._has_room(nbytes))
+            self._changed.wait_for(lambda: self._error or self._has_room(nbytes + beside))
             self.check()
             if not self._is_running:
                 threading.Thread(target=self._work, name="activation_extractor writer").start()

@@ -164,6 +164,8 @@ class Column:
     def lengths(self) -> Tensor:
         """How many positions each row of a ragged column has, ``(rows,)`` int64."""
         self._check_ragged()
+        for number in range(len(self._parts)):
+            self._values(number)  # is ragged, as the store was told
         parts = [self._reader.offsets(part.path, self._entry, 0, None).diff() for part in self._parts]
         return torch.cat([torch.empty(0, dtype=torch.int64), *parts])
 

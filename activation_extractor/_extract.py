@@ -79,7 +79,8 @@ def extract(
         rows_per_unit: rows a unit has, rounded up to whole batches as large as the first one; by default about 64 MiB
             of them, and at most 4,096.
         format: of the shards; ``npz`` and ``npy`` hold bfloat16 and float8 as float32.
-        queue_bytes: how many bytes of finished units may wait to be written; the model waits while there are more.
+        queue_bytes: how many bytes units may hold, those that wait to be written and the one that is under way; the
+            model waits while there are more.
         resume: go on with a store that is there; False takes a new or empty folder only.
         mask: as for `capture`.
         sequence_axis: as for `capture`.

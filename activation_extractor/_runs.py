@@ -35,7 +35,7 @@ class Run(Sink):
         codec: the format of its shards.
         fingerprint: what the values depend on beside what is captured.
         rows_per_unit: how many rows a unit has, rounded up to whole batches; None for about 64 MiB.
-        queue_bytes: how many bytes of finished units may wait to be written.
+        queue_bytes: how many bytes units may hold, finished ones and the one that is under way.
         resume: whether to go on with a store that is there.
     """
 

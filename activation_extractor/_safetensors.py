@@ -11,6 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -85,11 +86,40 @@ def stream_safetensors(
     file: BinaryIO, tensors: Mapping[str, Tensor | Sequence[Tensor]], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write the bytes of a safetensors file; what is given is as for `write_safetensors`."""
+    entries = {name: [value] if isinstance(value, Tensor) else list(value) for name, value in tensors.items()}
+    header, chunks = _arranged(entries, metadata)
+    file.write(header)
+    for chunk in chunks:
+        file.write(bytes_of(chunk))
+
+
+def write_safetensors_shard(path: Path, entries: Entries, about: Mapping[str, str]) -> str:
+    """Write a shard at a free path, with a checksum for each entry in its metadata; returns its seal.
+
+    The checksums are taken on another thread while the values are written, and filled in at the end.
+    """
+    none = dict.fromkeys(entries, 0)
+    with open(path, "xb") as file, ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(lambda: {name: crc32_of(chunks) for name, chunks in entries.items()})
+        stream_safetensors(file, entries, _with_crc32(sealed(about, entries, none), none))
+        about = sealed(about, entries, taken.result())
+        header, _ = _arranged(entries, _with_crc32(about, taken.result()))
+        file.seek(0)
+        file.write(header)  # as long as before: a checksum always has eight digits
+        sync(file)
+    return about[SEAL]
+
+
+def _with_crc32(about: Mapping[str, str], crcs: Mapping[str, int]) -> dict[str, str]:
+    return {**about, **{_CRC32 + name: f"{crc:08x}" for name, crc in crcs.items()}}
+
+
+def _arranged(entries: Entries, metadata: Mapping[str, str] | None) -> tuple[bytes, list[Tensor]]:
+    """The header of a file, and the chunks in the order in which they follow it."""
     header: dict[str, object] = {_ABOUT: dict(metadata)} if metadata else {}
     chunks: list[Tensor] = []
     offset = 0
     # Widest elements first, as the reference writer does, so that every tensor starts on a multiple of its element.
-    entries = {name: [value] if isinstance(value, Tensor) else list(value) for name, value in tensors.items()}
     for name, parts in sorted(entries.items(), key=lambda entry: (-entry[1][0].element_size(), entry[0])):
         size = sum(part.numel() * part.element_size() for part in parts)
         dtype = _DTYPE_NAMES[check_dtype(parts[0].dtype)]
@@ -98,20 +128,7 @@ def stream_safetensors(
         chunks += parts
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    file.write(struct.pack("<Q", len(text)))
-    file.write(text)
-    for chunk in chunks:
-        file.write(bytes_of(chunk))
-
-
-def write_safetensors_shard(path: Path, entries: Entries, about: Mapping[str, str]) -> str:
-    """Write a shard at a free path, with a checksum for each entry in its metadata; returns its seal."""
-    crcs = {name: crc32_of(chunks) for name, chunks in entries.items()}
-    about = sealed(about, entries, crcs)
-    with open(path, "xb") as file:
-        stream_safetensors(file, entries, {**about, **{_CRC32 + name: f"{crc:08x}" for name, crc in crcs.items()}})
-        sync(file)
-    return about[SEAL]
+    return struct.pack("<Q", len(text)) + text, chunks
 
 
 def read_safetensors_shard(path: Path) -> Contents:

@@ -73,7 +73,7 @@ class StoreWriter:
         folder: the store.
         codec: the format of its shards.
         writer: a name of this run's own, for its journal.
-        queue_bytes: how many bytes of finished units may wait to be written.
+        queue_bytes: how many bytes units may hold, finished ones and the one that is under way.
         shares_store: whether other writers of the same run may be at work in this folder.
     """
 
@@ -145,7 +145,8 @@ class StoreWriter:
             layout = self._layout
             self._manifest = make_manifest(self.codec, self._run, layout.columns, layout.keep, layout.ids)
         noted = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(about or {})}
-        self._background.submit(partial(self._write, self._manifest, name, unit, noted), unit.nbytes)
+        job = partial(self._write, self._manifest, name, unit, noted)
+        self._background.submit(job, unit.nbytes, beside=unit.nbytes)  # the next unit will be as large
 
     def finish(self) -> None:
         """Wait until everything is written.

@@ -116,7 +116,8 @@ class StoreSink(Sink):
         path: a new or empty folder; made when the first step is written.
         unit_bytes: from how many bytes on a unit is written; also from 4,096 rows on.
         rows_per_unit: write a unit from this many rows on instead.
-        queue_bytes: how many bytes of finished units may wait to be written; the next step waits while there are more.
+        queue_bytes: how many bytes units may hold, those that wait to be written and the one that is under way; the
+            next step waits while there are more, but for one unit that is written while the next one is gathered.
         append: add to a store that is there, if it is one of the same model, layers and reducers.
 
     Raises:

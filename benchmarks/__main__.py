@@ -26,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     size = QUICK if options.quick else Size()
-    cases = [case for case in all_cases(size) if fnmatchcase(case.name, options.only)]
-    counts = [count for count in COUNTS if fnmatchcase(count.name, options.only)]
+    cases = [case for case in all_cases(size) if _is_wanted(case.name, options.only)]
+    counts = [count for count in COUNTS if _is_wanted(count.name, options.only)]
     if not cases and not counts:
-        sys.exit(f"--only must match a case, got {options.only!r}. Try --only 'captured_call.*'.")
+        sys.exit(f"--only must match a case, got {', '.join(map(repr, options.only))}. Try --only 'captured_call.*'.")
     machine, results, counted = describe_machine(), [], []
     for case in cases:
         print(f"{case.name}: {case.about}", file=sys.stderr)
@@ -43,12 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_json(options.json, found)
 
 
+def _is_wanted(name: str, patterns: list[str] | None) -> bool:
+    return patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What capturing costs, beside hooks.")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and shorter timings: a first impression")
     parser.add_argument("--json", type=Path, metavar="FILE", help="store the results here")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="only the cases of these names: 'set_up.*'")
+    parser.add_argument(
+        "--only", action="append", metavar="PATTERN", help="only the cases of these names: 'set_up.*'; may be repeated"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch's threads (1)")
     return parser
 

@@ -39,9 +39,11 @@ def test_a_new_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path, has_o
     path = tmp_path / "a.bin"
     if has_old:
         path.write_bytes(b"old")
+    before = path.stat().st_ino if has_old else None
     with replacing(path) as file:
         file.write(b"new")
         assert path.exists() == has_old
+    assert path.stat().st_ino != before  # who reads the old one reads on
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 

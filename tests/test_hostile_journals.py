@@ -112,6 +112,14 @@ def test_a_manifest_that_tells_of_other_columns_is_found_out(tmp_path, column, u
     assert faults(folder) or units == 0 or isinstance(column.get("layer"), str)  # one that no row has
 
 
+@pytest.mark.parametrize("question", ["lengths", "flat", "mapped", "torch"])
+def test_a_column_that_is_not_ragged_as_the_manifest_tells_is_refused(tmp_path, question):
+    folder = make_store(tmp_path / "out", SAFETENSORS)
+    change_manifest(folder, lambda one: {**one, "columns": [{**column, "ragged": True} for column in one["columns"]]})
+    with pytest.raises(StoreError):
+        getattr(open_store(folder)["h", "mean"], question)()
+
+
 MANIFESTS = [{"codec": value} for value in ("npz", "pickle", "../x", None, ["npz"], {"npz": 1})]
 MANIFESTS += [{"ids": value} for value in ("int", None, "float", [])] + [
     {"keep": value} for value in ([], None, [{}], "x")
