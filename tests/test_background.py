@@ -83,6 +83,16 @@ def test_submit_waits_while_the_queue_is_full_and_goes_on_when_there_is_room(gat
     assert done == [1]
 
 
+@pytest.mark.parametrize(("beside", "waits"), [(3, False), (4, True)])
+def test_what_the_caller_holds_beside_needs_room_too(gate, beside, waits):
+    background = Background(10)
+    background.submit(waiting_for(gate), 4)
+    submitting = on_a_thread(lambda: background.submit(lambda: None, 3, beside))
+    assert is_blocked(submitting) == waits
+    gate.set()
+    assert ends(submitting)
+
+
 def test_the_job_that_is_being_done_counts(gate):
     background = Background(10)
     begun = threading.Event()

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from activation_extractor import _store_writer
 from activation_extractor._shards import CODECS, SAFETENSORS, unit_name
 from activation_extractor._steps import Step
 from activation_extractor._store_writer import StoreWriter, check_free
@@ -269,3 +270,22 @@ def test_a_disk_that_is_full_from_the_beginning_leaves_a_folder_that_is_free(fol
             made.finish()
     assert tree(folder) == ["shards"]
     check_free(folder)
+
+
+def test_the_unit_that_is_gathered_counts_beside_those_that_wait_to_be_written(folder, monkeypatch):
+    gate, write = threading.Event(), _store_writer.write_shard
+    monkeypatch.setattr(_store_writer, "write_shard", lambda *arguments: gate.wait(10) and write(*arguments))
+    made = StoreWriter(folder, SAFETENSORS, NAMES[0], 3 * 12, shares_store=False)
+    made.begin(RUN)
+    waits = []
+    for number in range(3):
+        made.add(step([number]))  # 12 bytes
+        thread = threading.Thread(target=made.commit, args=(unit_name(number),))
+        thread.start()
+        thread.join(0.05)
+        waits.append(thread.is_alive())
+    gate.set()
+    thread.join()
+    made.finish()
+    assert waits == [False, False, True]
+    assert len(journal(folder)) == 3
