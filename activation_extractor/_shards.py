@@ -127,11 +127,11 @@ def list_units(folder: Path, codec: Codec) -> list[str]:
         StoreError: something there, or the folder of shards, is a link.
     """
     found = scan_shards(folder)
-    for one in found:
-        if one.is_symlink():
-            raise StoreError(one.path, "be a file of the store's own", "a link", _NO_LINK)
-    is_named, end = re.compile(_UNIT + re.escape(codec.suffix)).fullmatch, -len(codec.suffix)
-    return sorted([one.name[:end] for one in found if is_named(one.name)])
+    links = [one.path for one in found if one.is_symlink()]
+    if links:
+        raise StoreError(links[0], "be a file of the store's own", "a link", _NO_LINK)
+    names = "\0".join([one.name for one in found])  # thousands of names are told apart at once
+    return sorted(re.findall(rf"(?:\A|(?<=\0))({_UNIT}){re.escape(codec.suffix)}(?=\0|\Z)", names))
 
 
 def is_shard(name: str, codec: Codec) -> bool:

@@ -261,9 +261,9 @@ def _units(folder: Path, manifest: Manifest, records: Mapping[str, Record]) -> l
         )
         missing = shard_path(folder, gone[0], codec)
         raise StoreError(missing, "be there, as the journal tells", "no such shard", advice)
-    strange = next((unit for unit in there if ("-" in unit) is is_of_data), None)
-    if strange is not None:
-        got = f"{strange!r}, which is one of a {'with-block' if is_of_data else 'data set'}"
+    strange = [unit for unit in there if ("-" in unit) is is_of_data]
+    if strange:
+        got = f"{strange[0]!r}, which is one of a {'with-block' if is_of_data else 'data set'}"
         raise StoreError(folder, "hold units of its own kind", got, "Take it out of the folder.")
     reader = Reader(codec, store_name(manifest.fingerprint))
     head = f"{folder / SHARDS}{os.sep}"  # a Path for each shard would take longer than all the rest
