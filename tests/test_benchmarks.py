@@ -223,3 +223,10 @@ def test_a_count_above_its_limit_is_missed() -> None:
     assert [describe_count(count, value)["is_met"] for value in (1.0, 2.0, 2.1)] == [True, True, False]
     found = document([], [describe_count(count, 2.1)], describe_machine(), quick=True)
     assert table(found).splitlines()[-1].split() == ["a.b", "2.10", "2.00", "MISSED", "apples"]
+
+
+@pytest.mark.parametrize("name", ["cpu", "storage_cpu"])
+def test_the_page_shows_what_is_stored(name: str) -> None:
+    folder = Path(command.__file__).parent
+    stored = json.loads((folder / f"results/{name}.json").read_text(encoding="utf-8"))
+    assert table(stored) in (folder / "README.md").read_text(encoding="utf-8")

@@ -16,6 +16,8 @@ from activation_extractor import (
     Column,
     IntermediateExtractor,
     MemorySink,
+    NpySink,
+    NpzSink,
     SafetensorsSink,
     Sink,
     Store,
@@ -30,6 +32,8 @@ from activation_extractor import (
 )
 from activation_extractor.reducers import Reducer
 from activation_extractor.sinks import Step
+from activation_extractor.store import Damage, StoreDataset
+from activation_extractor.testing import SinkTests, Written
 
 model = nn.Linear(2, 2)
 
@@ -66,6 +70,8 @@ class Counting(Sink):
 capture(model, "h", sink=Counting())
 capture(model, "h", sink=MemorySink())
 capture(model, "h", sink=SafetensorsSink("out"))
+capture(model, "h", sink=NpzSink("out", append=True, rows_per_unit=3))
+capture(model, "h", sink=NpySink(Path("out"), unit_bytes=1, queue_bytes=2))
 
 store = extract(model, [{"input": torch.zeros(2)}], "h", out="out", ids="id", keep=["label"], progress=False)
 assert_type(store, Store)
@@ -74,6 +80,21 @@ assert_type(store["h"], Column)
 assert_type(store["h"].torch(), Tensor)
 assert_type(store["h"].numpy(), np.ndarray[Any, Any])
 assert_type(store.ids, list[int | str])
+assert_type(store.row_of("a"), int)
+assert_type(store["h"].mapped(), list[Tensor])
+assert_type(store.dataset("h", ("h", "mean"), keep="label"), StoreDataset)
+assert_type(store.verify(), list[Damage])
+extract(model, [], "h", out="out", ids=lambda batch: batch["id"], format="npz", resume=False, queue_bytes=1)
+extract(model, [], "h", out="out", format="parquet")  # type: ignore[arg-type]
+
+
+class TestCounting(SinkTests):
+    def make_sink(self, folder: Path) -> Sink:
+        return Counting()
+
+    def read(self, sink: Sink, folder: Path) -> Written:
+        return Written({("h", "mean"): [torch.zeros(2)]}, ids=["a"])
+
 
 extractor = IntermediateExtractor(model, ["h"])
 extractor.save_outputs("folder", "id", emb_formats=["mean", "LT"], save_method="numpy")
