@@ -152,13 +152,11 @@ class Column:
     def flat(self) -> Tensor:
         """The positions of all rows of a ragged column one behind the other, ``(positions, *features)``, new memory."""
         self._check_ragged()
-        parts = [self._values(number) for number in range(len(self._parts))]
-        out = torch.empty((sum(one.extent.shape[0] for one in parts), *self.row_shape), dtype=self.dtype)
-        start = 0
-        for one in parts:
-            stop = start + one.extent.shape[0]
-            one.read_into(out[start:stop], 0)
-            start = stop
+        numbers = range(len(self._parts))
+        counts = [self._values(number).extent.shape[0] for number in numbers]  # no part stays open for its count
+        out = torch.empty((sum(counts), *self.row_shape), dtype=self.dtype)
+        for number, part in zip(numbers, torch.split(out, counts), strict=True):
+            self._values(number).read_into(part, 0)
         return out
 
     def lengths(self) -> Tensor:

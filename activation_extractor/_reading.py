@@ -19,13 +19,12 @@ from torch import Tensor
 
 from activation_extractor._contents import Extent, open_regular
 from activation_extractor._entries import IDS, OFFSETS, ROWS
-from activation_extractor._shards import CODECS, Codec, Record, Shard, read_shard, unreadable
+from activation_extractor._shards import CODECS, REPAIR, Codec, Record, Shard, read_shard, unreadable
 from activation_extractor._steps import RowId
 from activation_extractor.errors import StoreError
 
 _MOST_OPEN = 64
 _MOST_HEADERS = 256
-_REPAIR = "Restore it from a copy, or delete it and extract again."
 
 
 class Reader:
@@ -84,7 +83,7 @@ class Reader:
         try:
             return [joined[start:stop].decode() for start, stop in pairwise(self.offsets(path, IDS, 0, None).tolist())]
         except ValueError as error:
-            raise StoreError(path, "hold ids that are text", "other bytes", _REPAIR) from error
+            raise StoreError(path, "hold ids that are text", "other bytes", REPAIR) from error
 
     def offsets(self, path: str, entry: str, start: int, stop: int | None) -> Tensor:
         """Where the rows `start` to `stop` of a ragged column begin, and where the last one ends.
@@ -98,7 +97,7 @@ class Reader:
         found = index.rows(start, stop + 1)
         is_well = found[0] >= 0 and found[-1] <= positions and not bool((found[1:] < found[:-1]).any())
         if not is_well or (start == 0 and found[0] != 0) or (stop == last and found[-1] != positions):
-            raise StoreError(path, "hold offsets that rise", f"others for {entry!r}", _REPAIR)
+            raise StoreError(path, "hold offsets that rise", f"others for {entry!r}", REPAIR)
         return found
 
     def row_numbers(self, path: str, entry: str) -> Tensor:
@@ -113,7 +112,7 @@ class Reader:
         found = self.open(path, entry + ROWS).whole()
         is_well = not len(found) or (found[0] >= 0 and found[-1] < shard.rows)
         if not is_well or bool((found[1:] <= found[:-1]).any()):
-            raise StoreError(path, f"hold rising rows of {entry!r}", "others", _REPAIR)
+            raise StoreError(path, f"hold rising rows of {entry!r}", "others", REPAIR)
         return found
 
 

@@ -34,7 +34,7 @@ SHARDS = "shards"
 Record = dict[str, Any]  # what a journal says of a shard
 _MOST_BARE_ROWS = 2**20  # of a shard whose rows have no bytes that could bear witness to their number
 _UNIT = r"(?:[0-9]{8}T[0-9]{12}-[0-9a-f]{8}-)?[0-9]{8}"  # sorted as text, they are in order
-_REPAIR = "Restore it from a copy, or delete it and extract again."
+REPAIR = "Restore it from a copy, or delete it and extract again."
 _NO_LINK = "Copy what it points to in its place."
 
 
@@ -173,10 +173,10 @@ def unreadable(path: str | Path, error: Exception) -> StoreError:
     if isinstance(error, OSError):
         name = os.path.basename(str(error.filename or ""))
         where = f" ({name!r})" if name and name != os.path.basename(path) else ""
-        advice = _REPAIR if isinstance(error, FileNotFoundError) else "Check the disk, permissions and open files."
+        advice = REPAIR if isinstance(error, FileNotFoundError) else "Check the disk, permissions and open files."
         return StoreError(path, "be a readable shard", f"{error.strerror or error}{where}", advice)
     reason = str(error) if type(error) in (ValueError, TruncatedError) else f"no such header ({error!r:.80})"
-    return StoreError(path, "be a readable shard", reason, _REPAIR)
+    return StoreError(path, "be a readable shard", reason, REPAIR)
 
 
 def write_shard(folder: Path, codec: Codec, unit: str, entries: Entries, about: Mapping[str, str]) -> int | None:
