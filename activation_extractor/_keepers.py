@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from activation_extractor._kept import Entry, Kept, referenced
+from activation_extractor._kept import Kept
 from activation_extractor._layers import Target
 from activation_extractor._layout import has_sequence, sequence_second
 from activation_extractor._masks import CallArguments, Masks
@@ -25,6 +25,8 @@ class Place(Protocol):
     kept: Kept
     masks: Masks
     call: CallArguments | None
+    forward_number: int
+    is_unmasked: bool
     ran: set[str]
 
     @property
@@ -119,10 +121,10 @@ def _value_keeper(target: Target, place: Place) -> Any:
             if reducer is full:
                 _keep_whole(key, value, call, index)
             else:
-                kept.put(key, _moved(_reduced(target, name, reducer, value, call, place), options), index)
+                kept.put(key, _moved(_reduced(target, name, reducer, value, call, place), options), index=index)
 
     def _keep_whole(key: tuple[str, str], value: Tensor, call: CallArguments | None, index: int | None) -> None:
-        kept.put(key, _whole(value, options), index)
+        kept.put(key, *_whole(value, options), index)
         if _needs_mask(value, options):
             sequence = sequence_second(target.layer, value, options.sequence_axis)
             kept.put_mask(target.name, place.masks.find(target.layer, sequence, call), index)
@@ -153,11 +155,23 @@ def reduce_sequence(layer: str, name: str, reducer: Reducer, sequence: Tensor, m
     try:
         result = reducer(sequence, mask)
     except Exception as error:
-        shape = "nested" if sequence.is_nested else tuple(sequence.shape)
-        error.add_note(f"while reducing layer {layer!r} with {name!r}, activation {shape}")
+        note_reduction(error, layer, name, sequence)
         raise
-    if owns_result(reducer):
-        return result  # built in: a tensor of its own with a row for each of the batch
+    return result if owns_result(reducer) else own_result(layer, name, sequence, result)
+
+
+def note_reduction(error: Exception, layer: str, name: str, sequence: Tensor) -> None:
+    """Say in an error that a reducer raised what it was reducing."""
+    shape = "nested" if sequence.is_nested else tuple(sequence.shape)
+    error.add_note(f"while reducing layer {layer!r} with {name!r}, activation {shape}")
+
+
+def own_result(layer: str, name: str, sequence: Tensor, result: Tensor) -> Tensor:
+    """What a user's reducer made of an activation, checked and in memory of its own.
+
+    Raises:
+        ReducerError: it is something else than a tensor with a row for each of the batch.
+    """
     if not isinstance(result, Tensor):
         raise ReducerError(name, layer, f"a {type(result).__name__}")
     if result.dim() == 0 or result.shape[0] != sequence.shape[0]:
@@ -172,18 +186,13 @@ def _moved(value: Tensor, options: Options) -> Tensor:
     return value if options.to is None else value.to(options.to)
 
 
-def _whole(value: Tensor, options: Options) -> Entry:
-    if not options.copy:
-        return _referenced(value)
-    if options.to is not None:
-        return value.to(options.to, copy=True)
-    return value.clone()  # detached already, where that is wanted
-
-
-def _referenced(value: Tensor) -> Entry:
+def _whole(value: Tensor, options: Options) -> tuple[Tensor, int | None]:
+    """A copy; or the value itself, and its version when the layer returned it."""
+    if options.copy:
+        return (value.clone() if options.to is None else value.to(options.to, copy=True)), None
     if value.is_inference():
         raise InferenceReferenceError
-    return referenced(value)
+    return value, value._version
 
 
 def _tell_cut(target: Target, place: Place) -> None:

@@ -1,9 +1,10 @@
-"""What one block keeps: the values of its layers, by recorded name and reducer."""
+"""What one block keeps: the values of its layers, by reducer and recorded name."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 from torch import Tensor
 
@@ -14,46 +15,86 @@ Calls = Literal["last", "all", "join"]
 Key = tuple[str, str]  # recorded name, reducer's name
 
 
-Reference = tuple[Tensor, int]  # a tensor kept without a copy, and its version when the layer returned it
+class Entry:
+    """A value that is kept: a tensor of its own, or the layer's own tensor with what tells when it is written to.
 
+    Attributes:
+        tensor: the value; None while there is none.
+        version: the tensor's version when the layer returned it; None when it is a copy.
+        forward: the number of the forward in which it was kept, where a hook needs to know.
+    """
 
-def referenced(tensor: Tensor) -> Reference:
-    """The tensor itself, with what tells whether it is written to later."""
-    return tensor, tensor._version
+    __slots__ = ("forward", "tensor", "version")
 
+    def __init__(self, tensor: Tensor | None = None, version: int | None = None) -> None:
+        self.tensor, self.version, self.forward = tensor, version, -1
 
-Entry = Tensor | Reference
+    def read(self, name: str, *, detach: bool) -> Tensor:
+        """The tensor, an ordinary one, and the same one each time.
+
+        Raises:
+            OverwrittenError: it was kept without a copy and written to since.
+        """
+        assert self.tensor is not None
+        if self.version is None:
+            self.tensor = ordinary(self.tensor)
+        elif self.tensor._version != self.version:
+            raise OverwrittenError(name)
+        elif detach:
+            self.detach()
+        return self.tensor
+
+    def detach(self) -> None:
+        """Let go of the graph."""
+        if self.tensor is not None and self.version is not None and self.tensor.requires_grad:
+            self.tensor = self.tensor.detach()  # shares the version counter
 
 
 class Kept:
     """Values by key; one value a key, or the values of all calls in order.
 
     Attributes:
-        values: what is kept: an entry, or a list of entries with a None where a gradient is still to come.
         masks: the masks of the activations that are kept whole, by recorded name, call by call.
     """
 
     def __init__(self, calls: Calls, max_bytes: int | None, *, detach: bool = True) -> None:
-        self.values: dict[Key, Any] = {}
         self.masks: dict[str, list[Tensor | None]] = {}
+        # By reducer and name: the entries of all calls, with a None where a gradient is still to come; or the last one.
+        self._calls: dict[str, dict[str, list[Entry | None]]] = {}
+        self._last: dict[str, dict[str, Entry]] = {}
         self._keeps_all, self._detach = calls != "last", detach
         self._budget = None if max_bytes is None else _Budget(max_bytes)
 
-    def put(self, key: Key, entry: Entry, index: int | None = None) -> None:
-        """Keep the value of a call: the next one, or the one with this index.
+    def entry(self, key: Key) -> Entry:
+        """Where the last value of a key is kept: the same object as long as the block lives, for hooks to write to."""
+        entries = self._last.setdefault(key[1], {})
+        if key[0] not in entries:
+            entries[key[0]] = Entry()
+        return entries[key[0]]
+
+    @property
+    def names(self) -> set[str]:
+        """The recorded names that something is kept for."""
+        last = {name for entries in self._last.values() for name, one in entries.items() if one.tensor is not None}
+        return last.union(*self._calls.values())
+
+    def put(self, key: Key, tensor: Tensor, version: int | None = None, index: int | None = None) -> None:
+        """Keep the value of a call: the next one, or the one with this index; with a version where it is no copy.
 
         Raises:
             CapacityError: it does not fit ``max_bytes``.
         """
         if not self._keeps_all:
-            self._count(key, entry, self.values.get(key))
-            self.values[key] = entry
+            last = self.entry(key)
+            self._count(key[0], tensor, last.tensor)
+            last.tensor, last.version = tensor, version
             return
-        entries = self.values.setdefault(key, [])
+        entries = self._calls.setdefault(key[1], {}).setdefault(key[0], [])
         index = len(entries) if index is None else index
         entries.extend([None] * (index + 1 - len(entries)))
-        self._count(key, entry, entries[index])
-        entries[index] = entry
+        before = entries[index]
+        self._count(key[0], tensor, None if before is None else before.tensor)
+        entries[index] = Entry(tensor, version)
 
     def put_mask(self, name: str, mask: Tensor | None, index: int | None = None) -> None:
         """Keep the mask that belongs to a value that was put at `index`."""
@@ -65,31 +106,36 @@ class Kept:
         masks.extend([None] * (index + 1 - len(masks)))
         masks[index] = mask
 
-    def read(self, key: Key) -> Any:
+    def read(self, key: Key) -> Tensor | list[Tensor]:
         """The tensor of a key, or the list of the tensors of its calls; ordinary tensors, the same ones each time.
 
         Raises:
             KeyError: nothing is kept under this key.
             OverwrittenError: it was kept without a copy and written to since.
         """
-        value = self.values[key]
-        if isinstance(value, list):
-            value[:] = [entry if entry is None else self._read(key, entry) for entry in value]
-            return [_tensor(entry) for entry in value if entry is not None]
-        self.values[key] = entry = self._read(key, value)
-        return _tensor(entry)
+        if self._keeps_all:
+            return self.read_calls(key)
+        last = self._last[key[1]][key[0]]
+        if last.tensor is None:
+            raise KeyError(key)
+        return last.read(key[0], detach=self._detach)
+
+    def read_calls(self, key: Key) -> list[Tensor]:
+        """The tensors of all calls of a key, as `read` gives them."""
+        entries = self._calls[key[1]][key[0]]
+        return [entry.read(key[0], detach=self._detach) for entry in entries if entry is not None]
 
     def close(self) -> None:
         """Let go of the graphs that references hold, unless they are wanted."""
-        for key, value in self.values.items():
-            if isinstance(value, list):
-                value[:] = [self._detached(entry) for entry in value]
-            else:
-                self.values[key] = self._detached(value)
+        if self._detach:
+            for entry in self._entries():
+                entry.detach()
 
     def clear(self) -> None:
         """Let go of everything."""
-        self.values.clear()
+        for entry in self._entries():
+            entry.tensor = None
+        self._calls.clear()
         self.masks.clear()
         if self._budget is not None:
             self._budget = _Budget(self._budget.max_bytes)
@@ -97,31 +143,17 @@ class Kept:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the values keep alive; memory that several share counts once."""
-        storages = {}
-        for value in self.values.values():
-            for entry in value if isinstance(value, list) else [value]:
-                if entry is not None:
-                    identity, size = storage_bytes(_tensor(entry))
-                    storages[identity] = size
-        return sum(storages.values())
+        return sum(dict(storage_bytes(one.tensor) for one in self._entries() if one.tensor is not None).values())
 
-    def _read(self, key: Key, entry: Entry) -> Entry:
-        if not isinstance(entry, tuple):
-            return ordinary(entry)
-        tensor, version = entry
-        if tensor._version != version:
-            raise OverwrittenError(key[0])
-        read: Entry = self._detached(entry)
-        return read
+    def _entries(self) -> Iterator[Entry]:
+        for last in self._last.values():
+            yield from last.values()
+        for calls in self._calls.values():
+            yield from (entry for entries in calls.values() for entry in entries if entry is not None)
 
-    def _detached(self, entry: Any) -> Any:
-        if self._detach and isinstance(entry, tuple) and entry[0].requires_grad:
-            return entry[0].detach(), entry[1]  # shares the version counter
-        return entry
-
-    def _count(self, key: Key, new: Entry, old: Entry | None) -> None:
+    def _count(self, name: str, new: Tensor, old: Tensor | None) -> None:
         if self._budget is not None:
-            self._budget.replace(key[0], _tensor(new), None if old is None else _tensor(old))
+            self._budget.replace(name, new, old)
 
 
 class _Budget:
@@ -146,7 +178,3 @@ class _Budget:
         if not self._users[identity]:
             del self._users[identity]
             self._kept_bytes -= size
-
-
-def _tensor(entry: Entry) -> Tensor:
-    return entry[0] if isinstance(entry, tuple) else entry

@@ -112,6 +112,12 @@ class Masks:
         for source in self._sources():
             self._check_name(source)
 
+    def has_none(self, call: CallArguments) -> bool:
+        """Whether no layer has a mask in this call: `find` need not be asked."""
+        if self._policy == _DEFAULT if isinstance(self._policy, str) else False:
+            return not (call.has(_DEFAULT) or call.has(_DECODER))
+        return self._policy is None
+
     def find(self, layer: str, activation: Tensor, call: CallArguments | None) -> Tensor | None:
         """The mask for an activation ``(batch, seq, *features)``: ``(batch, seq)`` bool on its device, or None.
 

@@ -55,7 +55,7 @@ _NO_DATE = (1980, 1, 1, 0, 0, 0)  # the same run gives the same bytes
 def write_npz(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write an uncompressed npz file that appears whole or not at all; bfloat16 and float8 become float32."""
     with replacing(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
-        _fill(archive, {name: [as_numpy_has(tensor)] for name, tensor in tensors.items()})
+        _fill(archive, {name: [as_numpy_has(tensor).cpu()] for name, tensor in tensors.items()})
 
 
 def write_npz_shard(path: Path, entries: Entries, about: Mapping[str, str]) -> str:
@@ -129,14 +129,14 @@ def npy_file(number: int, entry: str) -> str:
 
 
 def as_numpy_has(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU in a dtype that numpy has: bfloat16 and float8 as float32, complex32 as complex64."""
-    host = ordinary(tensor.detach()).cpu()
-    if host.layout is not torch.strided:
-        host = host.to_dense()
-    if host.dtype == torch.complex32:
-        return host.to(torch.complex64)
+    """The tensor in a dtype that numpy has: bfloat16 and float8 as float32, complex32 as complex64."""
+    plain = ordinary(tensor.detach())
+    if plain.layout is not torch.strided:
+        plain = plain.to_dense()
+    if plain.dtype == torch.complex32:
+        return plain.to(torch.complex64)
     try:
-        return host if numpy_has(host.dtype) else host.float()
+        return plain if numpy_has(plain.dtype) else plain.float()
     except (NotImplementedError, RuntimeError) as error:
         condition, advice = "be one that numpy has or that becomes float32", "Convert it in a reducer."
         raise ArgumentError("the dtype of a tensor in a numpy file", condition, tensor.dtype, advice) from error

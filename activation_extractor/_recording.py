@@ -17,7 +17,7 @@ from activation_extractor._kept import Kept
 from activation_extractor._layers import Target
 from activation_extractor._masks import CallArguments, Masks
 from activation_extractor._options import Options
-from activation_extractor._plain import is_plain, plain_hook
+from activation_extractor._plain import is_plain, plain_hooks
 from activation_extractor._results import Results
 from activation_extractor._root import StopForward, unwatch, watch
 from activation_extractor._stance import eager_stance
@@ -53,6 +53,7 @@ class Recording:
         self.masks = masks
         self.call: CallArguments | None = None
         self.ran: set[str] = set()  # in the forward that is under way
+        self.forward_number, self.is_unmasked = 0, False
         self._root: nn.Module | None = root
         self._targets = tuple(targets)
         self._gradients: dict[str, GradientKeeper] = {}
@@ -62,6 +63,7 @@ class Recording:
         self._forward_thread: int | None = None
         self._has_warned = self._was_cut = False
         self._exits = ExitStack()
+        self._make_plain = plain_hooks(options, self)
 
     @property
     def stops_early(self) -> bool:
@@ -122,8 +124,8 @@ class Recording:
                 error.add_note(f"The sink could not be closed either: {sink_error}")
 
     def _tap(self, target: Target) -> Detach:
-        if is_plain(target, self.options):
-            return attach(target.module, plain_hook(target, self))
+        if self._make_plain is not None and is_plain(target):
+            return attach(target.module, self._make_plain(target))
         if target.side != "gradient":
             return tap(target, self, keeper(target, self))
         gradients = self._gradients[target.name] = GradientKeeper(target, self)
@@ -171,6 +173,7 @@ class Recording:
             return
         self._forward_thread = threading.get_ident()
         self.call = CallArguments(self.masks.signature, args, kwargs)
+        self.forward_number, self.is_unmasked = self.forward_number + 1, self.masks.has_none(self.call)
         self.ran.clear()
         try:
             if self._in_step:
@@ -179,7 +182,7 @@ class Recording:
                 with self._step(None, {}):
                     yield
         finally:
-            self.call = None
+            self.call, self.is_unmasked = None, False
 
     def note_cut(self) -> None:
         """Note that a forward was cut short and returned None."""
@@ -240,7 +243,7 @@ class Recording:
         """Raise for what was requested and did not come."""
         if self.options.missing == "skip":
             return
-        came = {name for name, _ in self.kept.values}
+        came = self.kept.names
         outputs = [target.layer for target in self._targets if target.side != "gradient" and target.name not in came]
         idle = [target.layer for target in self._targets if self._never_ran(target)]
         if outputs or idle:

@@ -34,7 +34,8 @@ class Results:
     @property
     def names(self) -> list[str]:
         """The recorded names that something is kept for."""
-        return [name for name in self._layers if any(key[0] == name for key in self._kept.values)]
+        kept = self._kept.names
+        return [name for name in self._layers if name in kept]
 
     @property
     def reducers(self) -> list[str]:
@@ -54,9 +55,8 @@ class Results:
             OverwrittenError: see `Kept.read`.
         """
         if self._options.calls != "join":
-            value: Tensor | list[Tensor] = self._kept.read(key)
-            return value
-        parts = self._kept.read((key[0], "full"))
+            return self._kept.read(key)
+        parts = self._kept.read_calls((key[0], "full"))
         if key[1] not in self._options.reducers:
             raise KeyError(key)
         count, joined = self._joined.get(key, (0, None))
@@ -75,13 +75,14 @@ class Results:
     def columns(self) -> dict[Key, Tensor | Ragged]:
         """What a step hands to a sink: padding left out of whole activations, a column for each call of 'all'."""
         columns: dict[Key, Tensor | Ragged] = {}
+        real = _RealPositions()
         for name in self.names:
             for reducer in self._options.reducers:
                 value = self.read((name, reducer))
                 several = isinstance(value, list)
                 for index, one in enumerate(value if isinstance(value, list) else [value]):
                     column = (f"{name}#{index}" if several else name, reducer)
-                    columns[column] = self._packed(name, reducer, one, index)
+                    columns[column] = self._packed(name, reducer, one, index, real)
         return columns
 
     def clear(self) -> None:
@@ -109,7 +110,7 @@ class Results:
             whole.append(sequence.new_ones(sequence.shape[:2], dtype=torch.bool) if mask is None else mask)
         return torch.cat(whole, 1)
 
-    def _packed(self, name: str, reducer: str, value: Tensor, index: int) -> Tensor | Ragged:
+    def _packed(self, name: str, reducer: str, value: Tensor, index: int, real: _RealPositions) -> Tensor | Ragged:
         axis = self._options.sequence_axis
         if self._options.reducers[reducer] is not full or not has_sequence(value, axis):
             return value
@@ -118,10 +119,33 @@ class Results:
         if mask is None:
             lengths = torch.full((sequence.shape[0],), sequence.shape[1], dtype=torch.int64)
             return Ragged(sequence.flatten(0, 1), lengths)
-        return Ragged(sequence[mask], mask.sum(1).cpu())
+        return real.of(sequence, mask)
 
     def _mask(self, name: str, index: int) -> Tensor | None:
         if self._options.calls == "join":
-            return self._joined_mask(name, self._kept.read((name, "full")))
+            return self._joined_mask(name, self._kept.read_calls((name, "full")))
         masks = self._kept.masks.get(name, [])
         return masks[index] if index < len(masks) else None
+
+
+class _RealPositions:
+    """Leaves padding out. Layers share their mask, and reading it makes an accelerator wait: it is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Tensor, Tensor | None, Tensor]] = {}
+
+    def of(self, sequence: Tensor, mask: Tensor) -> Ragged:
+        """The real positions of ``(batch, seq, *features)``: a view when all of them are."""
+        if id(mask) not in self._known:
+            self._known[id(mask)] = (mask, *_real_positions(mask))  # with the mask, whose id is its own while it lives
+        _, places, lengths = self._known[id(mask)]
+        flat = sequence.flatten(0, 1)
+        return Ragged(flat if places is None else flat.index_select(0, places), lengths)
+
+
+def _real_positions(mask: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Where they are in the flattened mask, None for everywhere; and how many a row has, on the CPU."""
+    lengths = mask.sum(1).cpu()
+    if bool((lengths == mask.shape[1]).all()):
+        return None, lengths
+    return mask.flatten().nonzero().squeeze(1), lengths

@@ -45,7 +45,7 @@ class Codec:
     Attributes:
         name: as the manifest calls it.
         suffix: of a shard's name.
-        convert: makes of a tensor what is stored: on the CPU, in a dtype of the format; refuses what cannot be stored.
+        convert: makes of a tensor what is stored, in a dtype of the format and on its device; refuses what cannot be.
         write: writes a shard at a free path, synced; returns its seal.
         read: reads a shard's header.
     """
@@ -59,7 +59,7 @@ class Codec:
 
 def _as_safetensors_has(tensor: Tensor) -> Tensor:
     check_dtype(tensor.dtype)
-    return ordinary(tensor.detach()).cpu()
+    return ordinary(tensor.detach())
 
 
 SAFETENSORS = Codec("safetensors", ".safetensors", _as_safetensors_has, write_safetensors_shard, read_safetensors_shard)

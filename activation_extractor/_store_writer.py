@@ -23,6 +23,7 @@ from activation_extractor._manifest import (
 )
 from activation_extractor._shards import SHARDS, Codec, read_shard, shard_path, write_shard
 from activation_extractor._steps import RowId, Step
+from activation_extractor._transfer import Transfer
 from activation_extractor._units import Layout, Unit
 from activation_extractor.errors import OtherRunError, StoreError
 
@@ -83,7 +84,8 @@ class StoreWriter:
         self._writer, self._shares_store = writer, shares_store
         self._run: dict[str, Any] = {}
         self._manifest: Manifest | None = None
-        self._layout, self._unit = Layout(codec), Unit()
+        self._transfer = Transfer()
+        self._layout, self._unit = Layout(codec), Unit(self._transfer)
         self._seen = SeenIds()
         self._is_ready = False
         self._published: Manifest | None = None
@@ -140,7 +142,7 @@ class StoreWriter:
         Raises:
             StoreError: an earlier unit could not be written.
         """
-        unit, self._unit = self._unit, Unit()
+        unit, self._unit = self._unit, Unit(self._transfer)
         if self._manifest is None:
             layout = self._layout
             self._manifest = make_manifest(self.codec, self._run, layout.columns, layout.keep, layout.ids)

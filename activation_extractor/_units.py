@@ -11,6 +11,7 @@ from torch import Tensor
 from activation_extractor._entries import IDS, OFFSETS, ROWS, entry_name, keep_entry
 from activation_extractor._shards import Codec
 from activation_extractor._steps import Ragged, RowId, Step
+from activation_extractor._transfer import Arrival, Transfer
 from activation_extractor.errors import ArgumentError, StoreError
 
 Described = dict[str, Any]
@@ -50,7 +51,7 @@ class Layout:
         return list(self._keep.values())
 
     def fit(self, step: Step) -> dict[str, Tensor | Ragged]:
-        """The columns of a step as they are stored, by entry.
+        """The columns of a step as they are stored, by entry, each on its device still.
 
         Raises:
             StoreError: a column changed its dtype or row shape, or the ids their type.
@@ -98,29 +99,36 @@ class Layout:
 
 
 class Unit:
-    """Consecutive whole steps that become one shard.
+    """Consecutive whole steps that become one shard, on the CPU or on their way to it.
 
     Attributes:
         rows: how many rows they have.
         nbytes: how many bytes their columns have.
+
+    Args:
+        transfer: what brings columns to the CPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, transfer: Transfer) -> None:
         self.rows = self.nbytes = 0
+        self._transfer, self._arrival = transfer, Arrival()
         self._columns: dict[str, _Column] = {}
         self._ids: list[RowId] = []
 
     def add(self, columns: Mapping[str, Tensor | Ragged], rows: int, ids: list[RowId] | None) -> int:
-        """Add the columns of a step; returns their size in bytes."""
+        """Add the columns of a step, without waiting for their device; returns their size in bytes."""
         before = self.nbytes
+        hosts = self._transfer.to_host({name: _chunk(value) for name, value in columns.items()}, self._arrival)
         for name, value in columns.items():
-            self.nbytes += self._columns.setdefault(name, _Column()).add(value, self.rows)
+            lengths = value.lengths.cpu() if isinstance(value, Ragged) else None
+            self.nbytes += self._columns.setdefault(name, _Column()).add(hosts[name], lengths, self.rows)
         self._ids += ids or ()
         self.rows += rows
         return self.nbytes - before
 
     def entries(self) -> dict[str, list[Tensor]]:
-        """What goes into the shard, as chunks."""
+        """What goes into the shard, as chunks; waits until they have arrived."""
+        self._arrival.wait()
         entries = _id_entries(self._ids)
         for name, column in self._columns.items():
             entries |= column.entries(name, self.rows)
@@ -135,14 +143,12 @@ class _Column:
         self._lengths: list[Tensor] = []
         self._spans: list[tuple[int, int]] = []  # the first row of each chunk, and the row behind its last
 
-    def add(self, value: Tensor | Ragged, first_row: int) -> int:
-        """Add a step's rows; returns their size in bytes."""
-        chunk = value.values if isinstance(value, Ragged) else value
-        if isinstance(value, Ragged):
-            self._lengths.append(value.lengths)
+    def add(self, chunk: Tensor, lengths: Tensor | None, first_row: int) -> int:
+        """Add a step's rows, with their lengths where they are ragged; returns their size in bytes."""
+        if lengths is not None:
+            self._lengths.append(lengths)
         self._chunks.append(chunk)
-        count = len(value.lengths) if isinstance(value, Ragged) else len(chunk)
-        self._spans.append((first_row, first_row + count))
+        self._spans.append((first_row, first_row + len(chunk if lengths is None else lengths)))
         return chunk.numel() * chunk.element_size()
 
     def entries(self, name: str, unit_rows: int) -> dict[str, list[Tensor]]:
@@ -154,9 +160,13 @@ class _Column:
         return entries
 
 
+def _chunk(value: Tensor | Ragged) -> Tensor:
+    return value.values if isinstance(value, Ragged) else value
+
+
 def _stored(codec: Codec, value: Tensor | Ragged) -> tuple[Tensor | Ragged, Described]:
     """A column's rows as they are stored, and their description."""
-    given = value.values if isinstance(value, Ragged) else value
+    given = _chunk(value)
     chunk = codec.convert(given)
     described: Described = {
         "dtype": str(chunk.dtype).removeprefix("torch."),
@@ -165,7 +175,7 @@ def _stored(codec: Codec, value: Tensor | Ragged) -> tuple[Tensor | Ragged, Desc
     }
     if chunk.dtype != given.dtype:
         described["converted_from"] = str(given.dtype).removeprefix("torch.")
-    return (Ragged(chunk, value.lengths.cpu()) if isinstance(value, Ragged) else chunk), described
+    return (Ragged(chunk, value.lengths) if isinstance(value, Ragged) else chunk), described
 
 
 def _fix(known: dict[str, Described], entry: str, described: Described) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from activation_extractor._shards import CODECS, NPY, NPZ, SAFETENSORS, Codec
 from activation_extractor._steps import Ragged, Step
+from activation_extractor._transfer import Transfer
 from activation_extractor._units import Layout, Unit
 from activation_extractor.errors import ArgumentError, StoreError
 
@@ -34,7 +35,7 @@ def ragged(lengths: list[int], start: int = 0) -> Ragged:
 
 def entries(*steps: Step, codec: Codec = SAFETENSORS) -> dict[str, Tensor]:
     """What goes into the shard of these steps, each entry as one tensor."""
-    layout, unit = Layout(codec), Unit()
+    layout, unit = Layout(codec), Unit(Transfer())
     for one in steps:
         unit.add(layout.fit(one), one.rows, one.ids)
     return {name: torch.cat(list(chunks)) for name, chunks in unit.entries().items()}
@@ -53,7 +54,7 @@ def test_steps_of_a_unit_become_one_entry_for_each_column():
 
 
 def test_a_unit_counts_its_rows_and_the_bytes_of_its_columns():
-    layout, unit = Layout(SAFETENSORS), Unit()
+    layout, unit = Layout(SAFETENSORS), Unit(Transfer())
     first = step(dense(2), ["a", "b"], {"label": torch.tensor([1, 0])})
     assert unit.add(layout.fit(first), 2, first.ids) == 2 * 2 * 4 + 2 * 8
     assert unit.add({"h.0:full": ragged([3, 0])}, 2, ["c", "d"]) == 3 * 4 * 4
