@@ -8,40 +8,52 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from types import MethodType
 from typing import Any
 
 # Typed as torch declares them; they are OrderedDicts, whose instances can have attributes.
 Hooks = dict[int, Callable[..., Any]]
 Flags = dict[int, bool]
 
-
+_REDUCE = "__reduce_ex__"
 _lock = threading.Lock()
 
 
-def hide_ours(hooks: Hooks, flags: Flags | None = None) -> None:
-    """Leave our hooks out when this dictionary, and the flags that belong to it, are copied or pickled."""
+def hide_ours(all_hooks: Iterable[Hooks]) -> None:
+    """Leave our hooks out when one of these dictionaries is copied or pickled."""
     with _lock:
-        if "__reduce_ex__" not in hooks.__dict__:
-            hooks.__dict__["__reduce_ex__"] = partial(_reduce_foreign, hooks, hooks)
-        if flags is not None and "__reduce_ex__" not in flags.__dict__:
-            flags.__dict__["__reduce_ex__"] = partial(_reduce_foreign, flags, hooks)
+        for hooks in all_hooks:
+            if _REDUCE not in hooks.__dict__:
+                hooks.__dict__[_REDUCE] = MethodType(_reduce_hooks, hooks)
 
 
-def show_all(hooks: Hooks, flags: Flags | None = None) -> None:
-    """Undo `hide_ours` once the dictionary holds none of our hooks."""
+def hide_flags(flags: Flags, hooks: Hooks) -> None:
+    """Leave the flags of our hooks out, likewise."""
     with _lock:
-        if hooks and any(map(is_ours, _entries(hooks).values())):
-            return
-        hooks.__dict__.pop("__reduce_ex__", None)
-        if flags is not None:
-            flags.__dict__.pop("__reduce_ex__", None)
+        if _REDUCE not in flags.__dict__:
+            flags.__dict__[_REDUCE] = partial(_reduce_foreign, flags, hooks)
+
+
+def show_all(all_hooks: Iterable[Hooks], flags: Flags | None = None) -> None:
+    """Undo `hide_ours` for those that hold none of our hooks any more, and `hide_flags` for what belongs to them."""
+    with _lock:
+        for hooks in all_hooks:
+            if hooks and any(map(is_ours, _entries(hooks).values())):
+                continue
+            hooks.__dict__.pop(_REDUCE, None)
+            if flags is not None:
+                flags.__dict__.pop(_REDUCE, None)
 
 
 def is_ours(hook: Callable[..., Any]) -> bool:
     """Whether a hook was attached by this library's captures."""
     return getattr(hook, "__module__", None) in _OURS
+
+
+def _reduce_hooks(hooks: Hooks, protocol: Any) -> Any:
+    return _reduce_foreign(hooks, hooks, protocol)
 
 
 def _reduce_foreign(entries: dict[int, Any], hooks: Hooks, protocol: Any) -> Any:

@@ -44,9 +44,14 @@ class Entry:
             self.detach()
         return self.tensor
 
+    def close(self, *, detach: bool) -> None:
+        """The block ends: let go of the graph, unless it is wanted."""
+        if detach and self.version is not None:
+            self.detach()
+
     def detach(self) -> None:
         """Let go of the graph."""
-        if self.tensor is not None and self.version is not None and self.tensor.requires_grad:
+        if self.tensor is not None and self.tensor.requires_grad:
             self.tensor = self.tensor.detach()  # shares the version counter
 
 
@@ -67,10 +72,11 @@ class Kept:
 
     def entry(self, key: Key) -> Entry:
         """Where the last value of a key is kept: the same object as long as the block lives, for hooks to write to."""
-        entries = self._last.setdefault(key[1], {})
-        if key[0] not in entries:
-            entries[key[0]] = Entry()
-        return entries[key[0]]
+        return self._last.setdefault(key[1], {}).setdefault(key[0], Entry())
+
+    def keep_in(self, entry: Entry, key: Key) -> None:
+        """Keep the last value of a key in an entry that its hook brings."""
+        self._last.setdefault(key[1], {})[key[0]] = entry
 
     @property
     def names(self) -> set[str]:
@@ -126,10 +132,9 @@ class Kept:
         return [entry.read(key[0], detach=self._detach) for entry in entries if entry is not None]
 
     def close(self) -> None:
-        """Let go of the graphs that references hold, unless they are wanted."""
-        if self._detach:
-            for entry in self._entries():
-                entry.detach()
+        """The block ends: let go of the graphs that references hold, unless they are wanted."""
+        for entry in self._entries():
+            entry.close(detach=self._detach)
 
     def clear(self) -> None:
         """Let go of everything."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from activation_extractor._layers import glob
+from activation_extractor._mask_values import MaskCheck, check_form, fit, is_additive
 from activation_extractor._modules import ModuleTree
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError
 
@@ -52,17 +52,36 @@ def bind(signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: dic
     return bound
 
 
-class CallArguments:
-    """What one call of the model was given, as far as masks need it."""
+def positions_of(signature: inspect.Signature | None) -> dict[str, int]:
+    """Where in a call the arguments of these names stand that may be given without them."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = signature.parameters.values() if signature else ()
+    return {one.name: index for index, one in enumerate(parameters) if one.kind in kinds}
 
-    def __init__(self, signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._call = signature, args, kwargs
+
+class CallArguments:
+    """What one call of the model was given, as far as masks need it.
+
+    Nothing is bound as Python would: that costs as much as a small reduction, in every forward.
+
+    Args:
+        positions: where the model's arguments stand, see `positions_of`.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        checks: where to put what is still to be checked of masks on an accelerator; None checks it at once.
+    """
+
+    def __init__(
+        self,
+        positions: Mapping[str, int],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        checks: list[MaskCheck] | None = None,
+    ) -> None:
+        self.checks = checks
+        self._positions, self._args, self._kwargs = positions, args, kwargs
         self._found: dict[str, Any] = {}
         self.fitted: dict[Any, Tensor] = {}  # masks already checked in this call, by what they were made from
-
-    @cached_property
-    def _arguments(self) -> dict[str, Any]:
-        return bind(*self._call)
 
     def get(self, name: str) -> Any:
         """The argument of this name, also from inside a dict of features that is itself an argument."""
@@ -75,18 +94,17 @@ class CallArguments:
         return self.get(name) is not None
 
     def _find(self, name: str) -> Any:
-        keywords = self._call[2]
-        if name in keywords:  # binding the others costs as much as a small reduction
-            return keywords[name]
-        if name in self._arguments:
-            return self._arguments[name]
-        nested = (value for value in self._arguments.values() if isinstance(value, Mapping))
+        if name in self._kwargs:
+            return self._kwargs[name]
+        if self._positions.get(name, len(self._args)) < len(self._args):
+            return self._args[self._positions[name]]
+        nested = (value for value in (*self._args, *self._kwargs.values()) if isinstance(value, Mapping))
         return next((value[name] for value in nested if name in value), None)
 
     @property
     def is_cached(self) -> bool:
         """Whether the call carries a cache of earlier positions."""
-        return any(self._arguments.get(name) is not None for name in _CACHE_ARGUMENTS)
+        return any(map(self.has, _CACHE_ARGUMENTS))
 
 
 class Masks:
@@ -97,12 +115,13 @@ class Masks:
         model: the plain model, whose signature tells which masks it takes.
 
     Attributes:
-        signature: the signature of the model's forward, if it has one.
+        positions: where the model's arguments stand in a call.
     """
 
     def __init__(self, policy: MaskPolicy, model: nn.Module) -> None:
         self._policy = policy
-        self.signature = signature = signature_of(model)
+        signature = signature_of(model)
+        self.positions = positions_of(signature)
         self._known_sources: dict[str, str | Tensor | None] = {}
         self._names = frozenset(signature.parameters if signature else ())
         self._takes_any = signature is None or _takes_any(signature)
@@ -114,8 +133,8 @@ class Masks:
 
     def has_none(self, call: CallArguments) -> bool:
         """Whether no layer has a mask in this call: `find` need not be asked."""
-        if self._policy == _DEFAULT if isinstance(self._policy, str) else False:
-            return not (call.has(_DEFAULT) or call.has(_DECODER))
+        if isinstance(self._policy, str):
+            return self._policy == _DEFAULT and not (call.has(_DEFAULT) or call.has(_DECODER))
         return self._policy is None
 
     def find(self, layer: str, activation: Tensor, call: CallArguments | None) -> Tensor | None:
@@ -134,7 +153,7 @@ class Masks:
         source = self._known_sources[layer]
         if callable(self._policy):
             mask = self._policy(layer, activation, self._given(layer, call))
-            return None if mask is None else _fitted(layer, mask, activation, is_cached=False)
+            return None if mask is None else fit(layer, mask, activation)
         if isinstance(source, str):
             source = self._argument(layer, source, call)
         return None if source is None else _cached(layer, source, activation, call)
@@ -152,7 +171,7 @@ class Masks:
     def _given(self, layer: str, call: CallArguments | None) -> Any:
         """The call's own mask as a callable policy is handed it: bool where it says yes or no, else as it is."""
         mask = None if call is None else call.get(self._default(layer, call))
-        return mask != 0 if isinstance(mask, Tensor) and mask.dim() == 2 and not _is_additive(mask) else mask
+        return mask != 0 if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(is_additive(mask)) else mask
 
     def _argument(self, layer: str, name: str, call: CallArguments | None) -> Any:
         if call is None:
@@ -202,7 +221,7 @@ def check_policy(mask: MaskPolicy) -> None:
                 condition = "map layer patterns to argument names, tensors or None"
                 raise ArgumentTypeError("mask", condition, {pattern: source}, advice)
     elif isinstance(mask, Tensor):
-        _check_form(mask, None)
+        check_form(mask)
     elif not (mask is None or isinstance(mask, str) or callable(mask)):
         condition = "be an argument's name, a tensor, a dict, a callable (layer, activation, mask) -> mask, or None"
         raise ArgumentTypeError("mask", condition, mask)
@@ -212,50 +231,11 @@ def _takes_any(signature: inspect.Signature) -> bool:
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
 
 
-def _check_form(mask: Any, layer: str | None) -> None:
-    """A mask is ``(batch, seq)`` and says yes or no; an additive or 4-D mask is something else."""
-    if not isinstance(mask, Tensor):
-        raise MaskError("be a tensor", type(mask).__name__, "Convert it, or pass mask=None.", layer)
-    if mask.dim() != 2:
-        advice = "Pass the two-dimensional mask that the tokenizer made as mask=."
-        raise MaskError("have shape (batch, seq)", f"shape {tuple(mask.shape)}", advice, layer)
-    if _is_additive(mask):
-        advice = "Pass the mask of zeros and ones that it was made from as mask=."
-        raise MaskError("hold zeros and ones", "an additive mask", advice, layer)
-
-
-def _is_additive(mask: Tensor) -> bool:
-    if mask.dtype.is_floating_point:
-        return not bool(((mask == 0) | (mask == 1)).all())
-    return mask.dtype.is_signed and bool((mask < 0).any())
-
-
 def _cached(layer: str, mask: Any, activation: Tensor, call: CallArguments | None) -> Tensor:
-    """`_fitted`, done once in a call for all layers of one shape: the checks read the mask's values."""
+    """`fit`, done once in a call for all layers of one shape."""
     if call is None:
-        return _fitted(layer, mask, activation, is_cached=False)
+        return fit(layer, mask, activation)
     key = (id(mask), activation.shape[:2], activation.device)
     if key not in call.fitted:
-        call.fitted[key] = _fitted(layer, mask, activation, is_cached=call.is_cached)
+        call.fitted[key] = fit(layer, mask, activation, is_cached=call.is_cached, checks=call.checks)
     return call.fitted[key]
-
-
-def _fitted(layer: str, mask: Any, activation: Tensor, *, is_cached: bool) -> Tensor:
-    _check_form(mask, layer)
-    batch, seq = activation.shape[:2]
-    if is_cached and mask.shape[1] > seq:
-        mask = mask[:, -seq:]
-    if tuple(mask.shape) != (batch, seq):
-        advice = "For layers that change the sequence length pass mask=callable(layer, activation, mask) or mask=None."
-        raise MaskError(f"have shape {(batch, seq)}", f"shape {tuple(mask.shape)}", advice, layer)
-    is_real: Tensor = mask.to(activation.device) != 0
-    _check_rows(layer, is_real)
-    return is_real
-
-
-def _check_rows(layer: str, mask: Tensor) -> None:
-    has_real = mask.any(1)
-    if not bool(has_real.all()):
-        row = int((~has_real).nonzero()[0])
-        advice = "Leave empty rows out of the batch, or pass mask=None."
-        raise MaskError("have a real position in every row", f"none in row {row}", advice, layer)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +16,15 @@ from activation_extractor import _context
 from activation_extractor._keepers import GradientKeeper, keeper
 from activation_extractor._kept import Kept
 from activation_extractor._layers import Target
+from activation_extractor._mask_values import MaskCheck
 from activation_extractor._masks import CallArguments, Masks
 from activation_extractor._options import Options
 from activation_extractor._plain import is_plain, plain_hooks
 from activation_extractor._results import Results
-from activation_extractor._root import StopForward, unwatch, watch
+from activation_extractor._root import Forward, StopForward, unwatch, watch
 from activation_extractor._stance import eager_stance
 from activation_extractor._steps import RowId, make_step
-from activation_extractor._taps import Detach, attach, tap, tap_gradient
+from activation_extractor._taps import Attached, Detach, tap, tap_gradient
 from activation_extractor.errors import (
     GradientNotFoundError,
     InferenceReferenceError,
@@ -62,8 +64,8 @@ class Recording:
         self._groups = False  # whether the open step is a `step` block
         self._forward_thread: int | None = None
         self._has_warned = self._was_cut = False
-        self._exits = ExitStack()
-        self._make_plain = plain_hooks(options, self)
+        self._checks: list[MaskCheck] | None = [] if sink is not None and sink.reads_later else None
+        self._undo: list[Detach] = []
 
     @property
     def stops_early(self) -> bool:
@@ -76,18 +78,19 @@ class Recording:
             raise InferenceReferenceError
         root = self._root
         assert root is not None
-        with ExitStack() as exits:
-            detaches: list[Detach] = []
-            exits.callback(_call_all, detaches)
-            detaches.extend(map(self._tap, self._targets))
+        undo = self._undo
+        try:
+            self._attach(undo)
             watch(root, self)
-            exits.callback(unwatch, root, self)
+            undo.append(partial(unwatch, root, self))
             eager_stance.enter()
-            exits.callback(eager_stance.leave)
+            undo.append(eager_stance.leave)
             _context.enter(self)
-            exits.callback(_context.leave, self)
-            self.is_open = True
-            self._exits = exits.pop_all()
+            undo.append(partial(_context.leave, self))
+        except BaseException:
+            _call_all(undo)
+            raise
+        self.is_open = True
 
     def close(self, error: BaseException | None) -> None:
         """Detach everything; end the step that is the block, unless the body failed.
@@ -100,7 +103,7 @@ class Recording:
             StopEarlyError: the body failed over the output that `stop_early` left out.
         """
         self.is_open = False
-        self._exits.close()
+        _call_all(self._undo)
         self.kept.close()
         self._root = None
         try:
@@ -123,9 +126,17 @@ class Recording:
             if sink_error is not error:  # a step may have raised it already
                 error.add_note(f"The sink could not be closed either: {sink_error}")
 
+    def _attach(self, undo: list[Detach]) -> None:
+        attached, make_hook = Attached(), plain_hooks(self.options, self)
+        undo.append(attached.detach)
+        for target in self._targets:
+            if make_hook is not None and is_plain(target):
+                attached.add(target.module, make_hook(target))
+            else:
+                undo.append(self._tap(target))
+        attached.hide()
+
     def _tap(self, target: Target) -> Detach:
-        if self._make_plain is not None and is_plain(target):
-            return attach(target.module, self._make_plain(target))
         if target.side != "gradient":
             return tap(target, self, keeper(target, self))
         gradients = self._gradients[target.name] = GradientKeeper(target, self)
@@ -164,25 +175,25 @@ class Recording:
         """The names of what is wanted from the modules with these ids."""
         return {target.name for target in self._targets if id(target.module) in members}
 
-    @contextmanager
-    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractContextManager[None]:
         """Span one forward of the model; with a sink, and outside a `step` block, it is a step."""
-        if self.call is not None:
-            self._check_thread()
-            yield  # the model calls itself: part of the outer forward
-            return
+        if self.call is None:
+            return Forward(self, CallArguments(self.masks.positions, args, kwargs, self._checks))
+        self._check_thread()
+        return nullcontext()  # the model calls itself: part of the outer forward
+
+    def begin_forward(self, call: CallArguments) -> AbstractContextManager[None] | None:
+        """Begin a forward; returns its step, if it is one."""
         self._forward_thread = threading.get_ident()
-        self.call = CallArguments(self.masks.signature, args, kwargs)
-        self.forward_number, self.is_unmasked = self.forward_number + 1, self.masks.has_none(self.call)
+        self.call = call
+        self.forward_number += 1
+        self.is_unmasked = self.masks.has_none(call)
         self.ran.clear()
-        try:
-            if self._in_step:
-                yield
-            else:
-                with self._step(None, {}):
-                    yield
-        finally:
-            self.call, self.is_unmasked = None, False
+        return None if self._in_step else self._step(None, {})
+
+    def end_forward(self) -> None:
+        """End a forward."""
+        self.call, self.is_unmasked = None, False
 
     def note_cut(self) -> None:
         """Note that a forward was cut short and returned None."""
@@ -228,6 +239,8 @@ class Recording:
 
     def _begin_step(self) -> None:
         self.results.clear()
+        if self._checks:
+            self._checks.clear()
         self._in_step = True
         for gradients in self._gradients.values():
             gradients.forget()
@@ -236,7 +249,7 @@ class Recording:
         self._check_complete()
         columns = self.results.columns()
         if self._sink is not None and (columns or ids is not None or keep):
-            self._sink.write(make_step(self._steps, columns, ids, keep))
+            self._sink.write(make_step(self._steps, columns, ids, keep, tuple(self._checks or ())))
             self._steps += 1
 
     def _check_complete(self) -> None:
@@ -256,11 +269,11 @@ class Recording:
         return target.side == "gradient" and not self._gradients[target.name].calls
 
 
-def _call_all(detaches: list[Detach]) -> None:
-    """Take off every hook, the last one first, also when interrupted in the middle."""
+def _call_all(undo: list[Detach]) -> None:
+    """Undo everything, the last thing first, also when interrupted in the middle."""
     try:
-        while detaches:
-            detaches.pop()()
+        while undo:
+            undo.pop()()
     finally:
-        if detaches:
-            _call_all(detaches)
+        if undo:
+            _call_all(undo)

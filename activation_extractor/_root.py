@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from torch import nn
@@ -42,6 +42,42 @@ class Watcher(Owner, Protocol):
     def awaited(self, members: frozenset[int]) -> set[str]:
         """The names of what it wants from the modules with these ids."""
         ...
+
+
+class Spanning(Protocol):
+    """What a forward begins and ends for."""
+
+    def begin_forward(self, call: Any) -> AbstractContextManager[None] | None:
+        """The forward that was given `call` begins; returns its step, if it is one."""
+        ...
+
+    def end_forward(self) -> None:
+        """It has ended, however it did."""
+        ...
+
+
+class Forward:
+    """One forward of the model. Not a generator: its frame would cost as much as a captured call."""
+
+    __slots__ = ("_call", "_step", "_watcher")
+
+    def __init__(self, watcher: Spanning, call: Any) -> None:
+        self._watcher, self._call = watcher, call
+
+    def __enter__(self) -> None:
+        try:
+            self._step = self._watcher.begin_forward(self._call)
+            if self._step is not None:
+                self._step.__enter__()
+        except BaseException:
+            self._watcher.end_forward()
+            raise
+
+    def __exit__(self, *error: Any) -> bool | None:  # noqa: PYI036
+        try:
+            return None if self._step is None else self._step.__exit__(*error)
+        finally:
+            self._watcher.end_forward()
 
 
 class StopForward(BaseException):
@@ -121,14 +157,14 @@ class _RootCall:
         watchers = [watcher for watcher in self.watchers if watcher in opened]
         if not watchers or backward_task() != -1:  # a stranger's call, or checkpointing's recomputation
             return call(*args, **kwargs)
-        with ExitStack() as stack:
-            for watcher in watchers:
-                stack.enter_context(watcher.forward(args, kwargs))
-            if current_cut() is None and any(watcher.stops_early for watcher in watchers):
-                return self._cut_short(call, args, kwargs, opened, watchers)
+        if current_cut() is None and any(watcher.stops_early for watcher in watchers):
+            call = partial(self._cut_short, call, opened, watchers)
+        with watchers[0].forward(args, kwargs) if len(watchers) == 1 else _all_of(watchers, args, kwargs):
             return call(*args, **kwargs)
 
-    def _cut_short(self, call: Any, args: Any, kwargs: Any, opened: tuple[Owner, ...], watchers: list[Watcher]) -> Any:
+    def _cut_short(
+        self, call: Any, opened: tuple[Owner, ...], watchers: list[Watcher], *args: Any, **kwargs: Any
+    ) -> Any:
         # Every capture open in this context is served, whether or not it wants to stop early itself.
         cut = Cut({owner: owner.awaited(self._members) for owner in opened if hasattr(owner, "awaited")})
         token = _cut.set(cut)
@@ -142,3 +178,11 @@ class _RootCall:
         finally:
             cuts.remove(cut)
             _cut.reset(token)
+
+
+def _all_of(watchers: list[Watcher], args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExitStack:
+    """A context that spans one forward for several watchers."""
+    with ExitStack() as stack:
+        for watcher in watchers:
+            stack.enter_context(watcher.forward(args, kwargs))
+        return stack.pop_all()

@@ -39,6 +39,8 @@ class Run(Sink):
         resume: whether to go on with a store that is there.
     """
 
+    reads_later = True
+
     def __init__(
         self,
         folder: Path,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from activation_extractor._mask_values import MaskCheck
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
 
 RowId = int | str
@@ -44,6 +45,8 @@ class Step:
             sink's own, detached, on the device where they were reduced.
         ids: the samples' ids, or None when none were given.
         keep: further columns of the user's, with one row for each sample.
+        checks: what is still to be seen of the masks before the values may be trusted, for a sink that `reads_later`;
+            otherwise it was seen already.
     """
 
     index: int
@@ -51,6 +54,7 @@ class Step:
     values: Mapping[tuple[str, str], Tensor | Ragged]
     ids: Sequence[RowId] | None = None
     keep: Mapping[str, Tensor] = field(default_factory=dict)
+    checks: Sequence[MaskCheck] = ()
 
 
 def check_ids(ids: Any) -> list[RowId] | None:
@@ -105,6 +109,7 @@ def make_step(
     values: Mapping[tuple[str, str], Tensor | Ragged],
     ids: list[RowId] | None,
     keep: Mapping[str, Tensor],
+    checks: Sequence[MaskCheck] = (),
 ) -> Step:
     """A step, once all of its parts have been seen to have the same rows.
 
@@ -118,7 +123,7 @@ def make_step(
         if count != rows:
             advice = "Group calls that belong together, give an id for each row, or leave that layer out."
             raise StepError("have the same rows in every column", f"{count} in {key!r} beside {rows}", advice)
-    return Step(index, rows, values, ids, keep)
+    return Step(index, rows, values, ids, keep, checks)
 
 
 def _rows(key: tuple[str, str], value: Tensor | Ragged) -> int:

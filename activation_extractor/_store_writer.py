@@ -131,7 +131,7 @@ class StoreWriter:
         columns = layout.fit(step)
         self.see(step.ids)
         self._layout = layout  # only now that nothing refuses the step
-        nbytes = self._unit.add(columns, step.rows, list(step.ids) if step.ids else None)
+        nbytes = self._unit.add(columns, step)
         self.rows += step.rows
         self.nbytes += nbytes
         return nbytes

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from activation_extractor._context import Owner, open_here
-from activation_extractor._foreign import hide_ours, show_all
+from activation_extractor._foreign import Hooks, hide_flags, hide_ours, show_all
 from activation_extractor._layers import Target
 from activation_extractor._masks import bind, signature_of
 from activation_extractor._values import main_tensor, select_part
@@ -39,7 +39,7 @@ def tap(target: Target, owner: Owner, keep: Keep) -> Detach:
     """
     if target.side == "input":
         return _before(target.module, _input_hook(target, owner, keep))
-    return attach(target.module, _output_hook(target, owner, keep))
+    return _attach(target.module, _output_hook(target, owner, keep))
 
 
 def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Keep]) -> Detach:
@@ -51,7 +51,7 @@ def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Keep]) -
         expect: called in each call of the layer, with whether it is a recomputation; returns what takes the gradient.
     """
     handles: list[RemovableHandle] = []
-    detach = attach(target.module, _gradient_hook(target, owner, expect, handles))
+    detach = _attach(target.module, _gradient_hook(target, owner, expect, handles))
 
     def detach_all() -> None:
         detach()
@@ -121,26 +121,49 @@ def picker(target: Target) -> Callable[[Any], Tensor]:
     return pick
 
 
-def attach(module: nn.Module, hook: Callable[..., None]) -> Detach:
-    """Attach a forward hook of ours; returns what takes it off again, twice without harm."""
-    hook_id = module.register_forward_hook(hook).id
-    hooks = module._forward_hooks
-    hide_ours(hooks)
+class Attached:
+    """Forward hooks of ours, on any number of modules."""
 
-    def detach() -> None:
-        hooks.pop(hook_id, None)
-        show_all(hooks)
+    def __init__(self) -> None:
+        self._hooks: list[Hooks] = []
+        self._ids: list[int] = []
 
-    return detach
+    def add(self, module: nn.Module, hook: Callable[..., None]) -> None:
+        """Attach a hook; `hide` is to be called when all of them are."""
+        self._ids.append(module.register_forward_hook(hook).id)
+        self._hooks.append(module._forward_hooks)
+
+    def hide(self) -> None:
+        """Keep them out of copies of the modules."""
+        hide_ours(self._hooks)
+
+    def detach(self) -> None:
+        """Take them off again; twice without harm, and all of them also when interrupted."""
+        ids, all_hooks = self._ids, self._hooks
+        try:
+            for index in range(len(ids)):
+                all_hooks[index].pop(ids[index], None)
+        except BaseException:
+            self.detach()
+            raise
+        show_all(all_hooks)
+
+
+def _attach(module: nn.Module, hook: Callable[..., None]) -> Detach:
+    attached = Attached()
+    attached.add(module, hook)
+    attached.hide()
+    return attached.detach
 
 
 def _before(module: nn.Module, hook: Callable[..., None]) -> Detach:
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     hooks, flags = module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
-    hide_ours(hooks, flags)
+    hide_ours([hooks])
+    hide_flags(flags, hooks)
 
     def detach() -> None:
         handle.remove()
-        show_all(hooks, flags)
+        show_all([hooks], flags)
 
     return detach

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from activation_extractor._entries import IDS, OFFSETS, ROWS, entry_name, keep_entry
+from activation_extractor._mask_values import MaskCheck
 from activation_extractor._shards import Codec
 from activation_extractor._steps import Ragged, RowId, Step
 from activation_extractor._transfer import Arrival, Transfer
-from activation_extractor.errors import ArgumentError, StoreError
+from activation_extractor.errors import ArgumentError, MaskError, StoreError
 
 Described = dict[str, Any]
 
@@ -114,25 +115,45 @@ class Unit:
         self._transfer, self._arrival = transfer, Arrival()
         self._columns: dict[str, _Column] = {}
         self._ids: list[RowId] = []
+        self._checks: list[tuple[int, MaskCheck, Tensor]] = []
 
-    def add(self, columns: Mapping[str, Tensor | Ragged], rows: int, ids: list[RowId] | None) -> int:
+    def add(self, columns: Mapping[str, Tensor | Ragged], step: Step) -> int:
         """Add the columns of a step, without waiting for their device; returns their size in bytes."""
         before = self.nbytes
-        hosts = self._transfer.to_host({name: _chunk(value) for name, value in columns.items()}, self._arrival)
+        verdicts = {str(number): check.verdict for number, check in enumerate(step.checks)}
+        chunks = {name: _chunk(value) for name, value in columns.items()}
+        hosts = self._transfer.to_host(chunks | verdicts, self._arrival)
+        self._checks += [
+            (step.index, check, hosts[number]) for number, check in zip(verdicts, step.checks, strict=True)
+        ]
         for name, value in columns.items():
             lengths = value.lengths.cpu() if isinstance(value, Ragged) else None
             self.nbytes += self._columns.setdefault(name, _Column()).add(hosts[name], lengths, self.rows)
-        self._ids += ids or ()
-        self.rows += rows
+        self._ids += step.ids or ()
+        self.rows += step.rows
         return self.nbytes - before
 
     def entries(self) -> dict[str, list[Tensor]]:
-        """What goes into the shard, as chunks; waits until they have arrived."""
+        """What goes into the shard, as chunks; waits until they have arrived.
+
+        Raises:
+            MaskError: a step's values were reduced with a mask that is none.
+        """
         self._arrival.wait()
+        for step, check, verdict in self._checks:
+            _settle(step, check, verdict)
         entries = _id_entries(self._ids)
         for name, column in self._columns.items():
             entries |= column.entries(name, self.rows)
         return entries
+
+
+def _settle(step: int, check: MaskCheck, verdict: Tensor) -> None:
+    try:
+        check.settle(verdict)
+    except MaskError as error:
+        error.add_note(f"seen when step {step} had come from its device")
+        raise
 
 
 class _Column:

@@ -37,7 +37,13 @@ class Sink(ABC):
     A sink of one's own implements `write`; ``capture(..., sink=MySink())`` calls it after each step that ended well,
     in the thread of the step, and `close` when the block is left. A capture that is entered again goes on writing.
     `activation_extractor.testing.SinkTests` is a test suite for it.
+
+    Attributes:
+        reads_later: whether `write` returns before an accelerator has computed what the step holds, and the sink
+            itself settles the step's `checks` once it has. False for nearly all sinks: then it was waited for.
     """
+
+    reads_later: ClassVar[bool] = False
 
     def begin(self, about: Mapping[str, Any]) -> None:  # noqa: B027 - most sinks have no use for it
         """Be told what is to be captured, whenever a block is entered, before anything is attached.
@@ -126,6 +132,7 @@ class StoreSink(Sink):
     """
 
     codec: ClassVar[Codec]
+    reads_later = True
 
     def __init__(
         self,

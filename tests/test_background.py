@@ -217,7 +217,8 @@ def test_an_interrupt_while_waiting_leaves_the_queue_usable(gate, call):
     assert threading.current_thread() is main
 
     def interrupt() -> None:
-        threading.Event().wait(0.1)  # until the main thread waits
+        while not background._changed._waiters:  # until the main thread waits
+            threading.Event().wait(0.01)
         signal.pthread_kill(main.ident, signal.SIGINT)
         gate.wait(PATIENCE_SECONDS)
         done.append(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -186,9 +187,9 @@ def changed(document: Any, changes: list[tuple[list[int], Any, bool]]) -> Any:
             key = list(member)[step % len(member)] if isinstance(member, dict) else step % len(member)
             member = member[key]
         if isinstance(inside, dict) and is_new:
-            inside[claim if isinstance(claim, str) else "x:y"] = inside[key]
+            inside[claim if isinstance(claim, str) else "x:y"] = copy.deepcopy(inside[key])
         elif inside is not None:
-            inside[key] = claim
+            inside[key] = copy.deepcopy(claim)  # a list that comes twice would end up inside of itself
     return document
 
 

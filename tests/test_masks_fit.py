@@ -12,7 +12,7 @@ from pooling import assert_mean_over, mean_by
 from torch import nn
 
 from activation_extractor import capture
-from activation_extractor._masks import CallArguments, Masks, bind, check_policy, signature_of
+from activation_extractor._masks import CallArguments, Masks, bind, check_policy, positions_of, signature_of
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError
 
 RIGHT = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
@@ -161,7 +161,7 @@ def test_arguments_without_a_signature_are_numbered():
 
 
 def test_a_mask_is_checked_once_in_a_call_for_all_layers_of_one_shape(stack, tokens):
-    masks, call = Masks("attention_mask", stack), CallArguments(signature_of(stack), (tokens, RIGHT), {})
+    masks, call = Masks("attention_mask", stack), CallArguments(positions_of(signature_of(stack)), (tokens, RIGHT), {})
     found = masks.find("h.0", torch.ones(2, 5, 8), call)
     assert masks.find("h.1", torch.ones(2, 5, 4), call) is found
     assert found.dtype == torch.bool

@@ -37,7 +37,7 @@ def entries(*steps: Step, codec: Codec = SAFETENSORS) -> dict[str, Tensor]:
     """What goes into the shard of these steps, each entry as one tensor."""
     layout, unit = Layout(codec), Unit(Transfer())
     for one in steps:
-        unit.add(layout.fit(one), one.rows, one.ids)
+        unit.add(layout.fit(one), one)
     return {name: torch.cat(list(chunks)) for name, chunks in unit.entries().items()}
 
 
@@ -56,8 +56,8 @@ def test_steps_of_a_unit_become_one_entry_for_each_column():
 def test_a_unit_counts_its_rows_and_the_bytes_of_its_columns():
     layout, unit = Layout(SAFETENSORS), Unit(Transfer())
     first = step(dense(2), ["a", "b"], {"label": torch.tensor([1, 0])})
-    assert unit.add(layout.fit(first), 2, first.ids) == 2 * 2 * 4 + 2 * 8
-    assert unit.add({"h.0:full": ragged([3, 0])}, 2, ["c", "d"]) == 3 * 4 * 4
+    assert unit.add(layout.fit(first), first) == 2 * 2 * 4 + 2 * 8
+    assert unit.add({"h.0:full": ragged([3, 0])}, Step(1, 2, {}, ["c", "d"])) == 3 * 4 * 4
     assert (unit.rows, unit.nbytes) == (4, 32 + 48)
 
 

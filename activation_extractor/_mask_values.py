@@ -1,0 +1,100 @@
+"""What a mask may hold, and making it fit an activation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from activation_extractor.errors import MaskError
+
+
+class MaskCheck:
+    """What is to be seen of a mask's values, for which an accelerator would have to be waited for.
+
+    Attributes:
+        verdict: ``(3,)`` int64 on the mask's device: whether it is additive, whether every row has a real position, and
+            the first row that may have none.
+    """
+
+    def __init__(self, layer: str, mask: Tensor, is_real: Tensor) -> None:
+        has_real = is_real.any(1)
+        self._layer = layer
+        self.verdict = torch.stack([is_additive(mask), has_real.all(), has_real.int().argmin()])
+
+    def settle(self, verdict: Tensor) -> None:
+        """Raise for what the verdict says; it may be given as it came to the CPU.
+
+        Raises:
+            MaskError: the mask is additive, or has a row without a real position.
+        """
+        was_additive, is_whole, row = verdict.tolist()
+        if was_additive:
+            _refuse_additive(self._layer)
+        if not is_whole:
+            advice = "Leave empty rows out of the batch, or pass mask=None."
+            raise MaskError("have a real position in every row", f"none in row {row}", advice, self._layer)
+
+
+def check_form(mask: Any) -> None:
+    """Refuse what can be no mask, whatever the activation.
+
+    Raises:
+        MaskError: it is no tensor ``(batch, seq)``, or additive.
+    """
+    _check_shape(mask, None)
+    if bool(is_additive(mask)):
+        _refuse_additive(None)
+
+
+def fit(
+    layer: str, mask: Any, activation: Tensor, *, is_cached: bool = False, checks: list[MaskCheck] | None = None
+) -> Tensor:
+    """A mask as ``(batch, seq)`` bool on the activation's device.
+
+    Args:
+        layer: for the error.
+        mask: what was given as a mask.
+        activation: ``(batch, seq, *features)``.
+        is_cached: whether the activation may be of the last positions alone, in a cached decoding step.
+        checks: where to put what is still to be checked of a mask on an accelerator; None checks it at once.
+
+    Raises:
+        MaskError: it does not fit, is additive, or has a row without a real position.
+    """
+    _check_shape(mask, layer)
+    batch, seq = activation.shape[:2]
+    if is_cached and mask.shape[1] > seq:
+        mask = mask[:, -seq:]
+    if tuple(mask.shape) != (batch, seq):
+        advice = "For layers that change the sequence length pass mask=callable(layer, activation, mask) or mask=None."
+        raise MaskError(f"have shape {(batch, seq)}", f"shape {tuple(mask.shape)}", advice, layer)
+    is_real: Tensor = mask != 0
+    if batch:
+        check = MaskCheck(layer, mask, is_real)
+        if checks is None or mask.device.type == "cpu":
+            check.settle(check.verdict)
+        else:
+            checks.append(check)
+    return is_real.to(activation.device)
+
+
+def is_additive(mask: Tensor) -> Tensor:
+    """Whether a mask says more than yes and no: one bool, on its device."""
+    if mask.dtype.is_floating_point:
+        return ((mask != 0) & (mask != 1)).any()
+    return (mask < 0).any() if mask.dtype.is_signed else mask.new_zeros((), dtype=torch.bool)
+
+
+def _check_shape(mask: Any, layer: str | None) -> None:
+    if not isinstance(mask, Tensor):
+        raise MaskError("be a tensor", type(mask).__name__, "Convert it, or pass mask=None.", layer)
+    if mask.dim() != 2:
+        advice = "Pass the two-dimensional mask that the tokenizer made as mask=."
+        raise MaskError("have shape (batch, seq)", f"shape {tuple(mask.shape)}", advice, layer)
+
+
+def _refuse_additive(layer: str | None) -> None:
+    advice = "Pass the mask of zeros and ones that it was made from as mask=."
+    raise MaskError("hold zeros and ones", "an additive mask", advice, layer)
