@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from activation_extractor._arena import Arena
 from activation_extractor._entries import IDS, OFFSETS, ROWS, entry_name, keep_entry
 from activation_extractor._mask_values import MaskCheck
 from activation_extractor._shards import Codec
@@ -113,6 +114,7 @@ class Unit:
     def __init__(self, transfer: Transfer) -> None:
         self.rows = self.nbytes = 0
         self._transfer, self._arrival = transfer, Arrival()
+        self._arena = Arena()
         self._columns: dict[str, _Column] = {}
         self._ids: list[RowId] = []
         self._checks: list[tuple[int, MaskCheck, Tensor]] = []
@@ -127,8 +129,9 @@ class Unit:
             (step.index, check, hosts[number]) for number, check in zip(verdicts, step.checks, strict=True)
         ]
         for name, value in columns.items():
+            host = self._arena.keep(hosts[name]) if hosts[name] is chunks[name] else hosts[name]
             lengths = value.lengths.cpu() if isinstance(value, Ragged) else None
-            self.nbytes += self._columns.setdefault(name, _Column()).add(hosts[name], lengths, self.rows)
+            self.nbytes += self._columns.setdefault(name, _Column()).add(host, lengths, self.rows)
         self._ids += step.ids or ()
         self.rows += step.rows
         return self.nbytes - before

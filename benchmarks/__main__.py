@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.cases import all_cases
-from benchmarks.counts import COUNTS
+from benchmarks.counts import all_counts
 from benchmarks.measure import measure
-from benchmarks.report import table
+from benchmarks.peer_cases import installed_peers, missing_peers
+from benchmarks.report import plot, table
 from benchmarks.results import describe_case, describe_count, describe_machine, document, write_json
 from benchmarks.sizes import QUICK, Size
 
@@ -23,24 +27,36 @@ ROUNDS, QUICK_ROUNDS = 101, 15  # 15 pairs are the fewest that a ratio is given 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for."""
     options = parser().parse_args(arguments)
+    stored = options.stored
+    found = measured(options) if stored is None else json.loads(stored.read_text(encoding="utf-8"))
+    print(table(found))
+    if options.json is not None:
+        write_json(options.json, found)
+    if options.plot is not None:
+        plot(found, options.plot)
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure what the options ask for."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    size = QUICK if options.quick else Size()
-    cases = [case for case in all_cases(size) if _is_wanted(case.name, options.only)]
-    counts = [count for count in COUNTS if _is_wanted(count.name, options.only)]
+    size = replace(QUICK if options.quick else Size(), device=options.device)
+    if options.peers and missing_peers():
+        print(f"not installed, left out: {', '.join(missing_peers())}", file=sys.stderr)
+    everything = all_cases(size, with_peers=options.peers)
+    cases = [case for case in everything if _is_wanted(case.name, options.only)]
+    counts = [count for count in all_counts(size) if _is_wanted(count.name, options.only)]
     if not cases and not counts:
         sys.exit(f"--only must match a case, got {', '.join(map(repr, options.only))}. Try --only 'captured_call.*'.")
-    machine, results, counted = describe_machine(), [], []
+    machine, results, counted = describe_machine(size.device), [], []
     for case in cases:
         print(f"{case.name}: {case.about}", file=sys.stderr)
         results.append(describe_case(case, measure(case, QUICK_ROUNDS if options.quick else ROUNDS)))
     for count in counts:
         print(f"{count.name}: {count.about}", file=sys.stderr)
         counted.append(describe_count(count, count.count(size)))
-    found = document(results, counted, machine, quick=options.quick)
-    print(table(found))
-    if options.json is not None:
-        write_json(options.json, found)
+    others = [peer.distribution for peer in installed_peers() if peer.distribution] if options.peers else []
+    return document(results, counted, machine, quick=options.quick, others=["transformers", *others])
 
 
 def _is_wanted(name: str, patterns: list[str] | None) -> bool:
@@ -55,8 +71,25 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", action="append", metavar="PATTERN", help="only the cases of these names: 'set_up.*'; may be repeated"
     )
+    parser.add_argument(
+        "--device", type=_device, default=torch.device("cpu"), help="where models run: cpu (default), cuda"
+    )
+    parser.add_argument("--peers", action="store_true", help="beside other libraries too, those that are installed")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios: .svg or .png; needs matplotlib")
+    parser.add_argument("--stored", type=Path, metavar="FILE", help="show or draw stored results, and measure nothing")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch's threads (1)")
     return parser
+
+
+def _device(text: str) -> torch.device:
+    """A device that is there."""
+    try:
+        device = torch.device(text)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"must be a device that is there, got {text!r}: {reason}") from error
+    return device
 
 
 if __name__ == "__main__":

@@ -11,17 +11,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from activation_extractor import capture
+from benchmarks.extraction import POOLED, extract_into, forward_alone
+from benchmarks.models import gpt2, token_batches
 from benchmarks.sizes import Size
 from benchmarks.storage import MIB, ROWS_PER_MIB, drop_cache, one_shard, shard_of
 
 _COLD_ROWS = 256
 _STEP_MIB = 4
 _HELD_MIB = 128 + 64 + _STEP_MIB  # the queue, one unit, one step
+_POOLED_MIB = 2 * 16 + _STEP_MIB  # two units of 4,096 rows, one step
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,13 @@ class Count:
     Attributes:
         name: dotted, its group first.
         about: what is counted, with its unit.
-        limit: what it may be at most.
+        limit: what it may be at most; None where nothing is demanded.
         count: counts it.
     """
 
     name: str
     about: str
-    limit: float
+    limit: float | None
     count: Callable[[Size], float]
 
 
@@ -54,35 +58,77 @@ def cold_rows(size: Size) -> float:
     return (_read_bytes() - before) / MIB
 
 
-def held_memory(size: Size, **environment: str) -> float:
-    """MiB of memory at the peak of a run that writes full activations, above the bare loop of forwards."""
-    return _peak_in_child("store", size, environment) - _peak_in_child("bare", size, environment)
+def held_memory(size: Size, kind: str, **environment: str) -> float:
+    """MiB of memory at the peak of a run that writes activations, above the bare loop of forwards."""
+    return _peak_in_child(kind, size, environment) - _peak_in_child("bare", size, environment)
+
+
+def device_memory(size: Size, **options: Any) -> float:
+    """MiB of an accelerator's memory at the peak of an extraction, above the bare loop of forwards."""
+    model, batches = gpt2(size), token_batches(size, size.batches)
+    with tempfile.TemporaryDirectory() as folder:
+        run = partial(extract_into, model, batches, Path(folder), **options)
+        return (
+            _device_peak(size.device, run) - _device_peak(size.device, partial(forward_alone, model, batches))
+        ) / MIB
+
+
+def _device_peak(device: torch.device, run: Callable[[], object]) -> int:
+    torch.accelerator.reset_peak_memory_stats(device)
+    run()
+    peak: int = torch.accelerator.max_memory_allocated(device)
+    return peak
+
+
+def all_counts(size: Size) -> list[Count]:
+    """Everything that is counted on a device."""
+    return COUNTS if size.device.type == "cpu" else [*COUNTS, *DEVICE_COUNTS]
 
 
 COUNTS = [
     Count("store_read.cold_rows", "MiB read from the disk for 256 random rows of 2 KiB", 5.0, cold_rows),
-    Count("store_write.memory", "MiB of memory above the bare loop of forwards", _HELD_MIB, held_memory),
+    Count(
+        "store_write.memory",
+        "MiB of memory above the bare loop of forwards, whole activations",
+        _HELD_MIB,
+        partial(held_memory, kind="full"),
+    ),
     Count(
         "store_write.memory_returned",
         "the same, where malloc gives freed blocks of 1 MiB back at once",
         _HELD_MIB,
-        partial(held_memory, MALLOC_MMAP_THRESHOLD_=str(MIB)),
+        partial(held_memory, kind="full", MALLOC_MMAP_THRESHOLD_=str(MIB)),
     ),
+    Count(
+        "store_write.memory_pooled",
+        "MiB of memory above the bare loop of forwards, pooled",
+        _POOLED_MIB,
+        partial(held_memory, kind="pooled"),
+    ),
+]
+DEVICE_COUNTS = [
+    Count(
+        "device_memory.pooled",
+        "MiB of the device above the forwards, mean and last",
+        None,
+        partial(device_memory, reduce=POOLED),
+    ),
+    Count("device_memory.full", "MiB of the device above the forwards, whole activations", None, device_memory),
 ]
 
 
 def run_loop(kind: str, megabytes: int, folder: Path) -> None:
-    """Forwards that each return `_STEP_MIB`, captured whole into a store or not at all."""
+    """Forwards that each return `_STEP_MIB`, captured into a store, whole or pooled, or not at all."""
     torch.set_num_threads(1)
     width, rows = 1024, _STEP_MIB * 256
-    model, x = nn.Sequential(nn.Linear(64, width)).eval(), torch.randn(rows, 64)
+    model, x = nn.Sequential(nn.Linear(64, width)).eval(), torch.randn(rows // 128, 128, 64)
     steps = megabytes // _STEP_MIB
     with torch.inference_mode():
         if kind == "bare":
             for _ in range(steps):
                 model(x)
             return
-        with capture(model, "0", sink=folder):
+        with capture(model, "0", sink=folder, reduce="mean" if kind == "pooled" else "full"):
             for _ in range(steps):
                 model(x)
 

@@ -27,11 +27,11 @@ class Case:
         about: the question in a few words.
         ours: what is measured.
         reference: what it is compared with, the cheapest thing that does the job by hand.
-        floor: what both do anyway and what is subtracted from both; None when there is nothing to subtract.
         calls: how many captured calls (or layers) one run holds; times are given for one of them.
         loops: how many runs one timing holds.
-        target: the ratio that is demanded now; None where none is.
-        goal: the ratio that is demanded later.
+        floor: what both do anyway and what is subtracted from both; None when there is nothing to subtract.
+        reference_floor: what is subtracted from the reference, where it does something else anyway.
+        target: the ratio that is demanded; None where none is.
         most_rounds: of a case that takes long; None for as many as are asked for.
     """
 
@@ -39,11 +39,11 @@ class Case:
     about: str
     ours: System
     reference: System
-    floor: System | None
     calls: int
     loops: int
-    target: float | None
-    goal: float | None
+    floor: System | None = None
+    reference_floor: System | None = None
+    target: float | None = None
     most_rounds: int | None = None
 
 
@@ -69,11 +69,12 @@ class Rounds:
     """What one case took, round by round; each list has one entry a round."""
 
     floor: list[Seconds] = field(default_factory=list)
+    reference_floor: list[Seconds] = field(default_factory=list)
     reference: list[Seconds] = field(default_factory=list)
     ours: list[Seconds] = field(default_factory=list)
 
     def ratios(self, clock: str) -> list[float]:
-        """(ours - floor) / (reference - floor), each from the timings of one round."""
+        """(ours - floor) / (reference - its floor), each from the timings of one round."""
         return [_divide(ours, reference) for ours, reference in zip(*self._added(clock), strict=True)]
 
     def added(self, system: str, clock: str) -> list[float]:
@@ -82,16 +83,19 @@ class Rounds:
         return ours if system == "ours" else reference
 
     def _added(self, clock: str) -> tuple[list[float], list[float]]:
-        floor = [getattr(one, clock) for one in self.floor] or [0.0] * len(self.ours)
-        ours = [getattr(one, clock) - least for one, least in zip(self.ours, floor, strict=True)]
-        reference = [getattr(one, clock) - least for one, least in zip(self.reference, floor, strict=True)]
-        return ours, reference
+        ours = _above(self.ours, self.floor, clock)
+        return ours, _above(self.reference, self.reference_floor or self.floor, clock)
+
+
+def _above(timings: Sequence[Seconds], floor: Sequence[Seconds], clock: str) -> list[float]:
+    least = [getattr(one, clock) for one in floor] or [0.0] * len(timings)
+    return [getattr(one, clock) - nothing for one, nothing in zip(timings, least, strict=True)]
 
 
 def measure(case: Case, rounds: int) -> Rounds:
     """Time the systems of a case in turn, `rounds` times; the order is reversed from round to round."""
-    systems = {"floor": case.floor, "reference": case.reference, "ours": case.ours}
-    order = [(name, system) for name, system in systems.items() if system is not None]
+    names = ("floor", "reference_floor", "reference", "ours")
+    order = [(name, getattr(case, name)) for name in names if getattr(case, name) is not None]
     result, rounds = Rounds(), min(rounds, case.most_rounds or rounds)
     for _, system in order:  # once for nothing: allocators, caches, lazy imports
         time_system(system, case.loops)

@@ -1,50 +1,42 @@
-"""A model whose forward costs what a transformer's does."""
+"""The models and inputs that cases run."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from benchmarks.sizes import Size
+
+VOCABULARY = 1000
 
 
-class Block(nn.Module):
-    """Attention and MLP, each behind a norm and beside a residual path."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(batch, seq, width)`` to the same."""
-        batch, seq, width = x.shape
-        q, k, v = self.qkv(self.norms[0](x)).view(batch, seq, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)  # (batch, heads, seq, head_size)
-        x = x + self.out(attended.transpose(1, 2).reshape(batch, seq, width))
-        changed: Tensor = x + self.mlp(self.norms[1](x))
-        return changed
+def small_layers(layers: int, device: torch.device | str = "cpu") -> nn.Sequential:
+    """Layers that compute next to nothing, so that what is added to a call is seen."""
+    return nn.Sequential(*(nn.Linear(16, 16) for _ in range(layers))).to(device)
 
 
-class Transformer(nn.Module):
-    """A decoder with the sizes of a small GPT-2: 12 blocks of width 256."""
+def gpt2(size: Size, *, has_head: bool = False) -> Any:
+    """A GPT-2 with random weights: 12 blocks of width 256 at its usual size."""
+    import transformers
 
-    def __init__(self, blocks: int = 12, width: int = 256, heads: int = 4, vocabulary: int = 1000) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(vocabulary, width)
-        self.h = nn.ModuleList(Block(width, heads) for _ in range(blocks))
+    config = transformers.GPT2Config(
+        n_layer=size.blocks,
+        n_embd=256,
+        n_head=4,
+        n_positions=256,
+        vocab_size=VOCABULARY,
+        bos_token_id=0,
+        eos_token_id=0,
+        use_cache=has_head,
+    )
+    kind = transformers.GPT2LMHeadModel if has_head else transformers.GPT2Model
+    return kind(config).eval().to(size.device)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """``(batch, seq)`` token ids to ``(batch, seq, width)``."""
-        x: Tensor = self.embed(input_ids)
-        for block in self.h:
-            x = block(x)
-        return x
 
-
-def token_batches(batches: int, rows: int = 4, seq: int = 128) -> list[dict[str, Tensor]]:
+def token_batches(size: Size, batches: int, rows: int = 4, seq: int = 128) -> list[dict[str, Tensor]]:
     """Batches of random tokens without padding, and a number for each row."""
-    tokens = torch.randint(0, 1000, (batches, rows, seq), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, VOCABULARY, (batches, rows, seq), generator=torch.Generator().manual_seed(0))
     ids = torch.arange(batches * rows).reshape(batches, rows)
-    return [{"input_ids": one, "id": row_ids} for one, row_ids in zip(tokens, ids, strict=True)]
+    return [{"input_ids": one.to(size.device), "id": row_ids} for one, row_ids in zip(tokens, ids, strict=True)]

@@ -1,11 +1,13 @@
-"""Results as a table, drawn from what was stored and from nothing else."""
+"""Results as a table and as a picture, drawn from what was stored and from nothing else."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 COUNTED = ("counted", "value", "limit", "", "what")
-COLUMNS = ("case", "floor us", "by hand us", "ours us", "ratio [95 %]", "CPU ratio", "target", "goal", "")
+COLUMNS = ("case", "floor us", "by hand us", "ours us", "ratio [95 %]", "CPU ratio", "target", "")
+_VERDICTS = {None: "", True: "met", False: "MISSED"}
 
 
 def table(document: dict[str, Any]) -> str:
@@ -15,16 +17,47 @@ def table(document: dict[str, Any]) -> str:
     return "\n".join([heading(document), *_lines(timed), *_lines(counted)])
 
 
+def plot(document: dict[str, Any], path: Path) -> None:
+    """Draw the ratios with their intervals, and what is demanded, on a logarithmic axis; needs matplotlib.
+
+    Args:
+        document: what was stored.
+        path: where to; its suffix is the format.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    results = [one for one in document["results"] if None not in one["ratio"]["wall"].values()][::-1]
+    figure = Figure(figsize=(8, 1.2 + 0.24 * len(results)), layout="constrained")
+    axes = figure.subplots()
+    for row, result in enumerate(results):
+        ratio = result["ratio"]["wall"]
+        color = {None: "tab:gray", True: "tab:blue", False: "tab:red"}[result["is_met"]]
+        axes.plot([ratio["low"], ratio["high"]], [row, row], color=color, linewidth=2)
+        axes.plot(ratio["median"], row, "o", color=color, markersize=5)
+        if result["target"] is not None:
+            axes.plot(result["target"], row, "|", color="black", markersize=12)
+    axes.axvline(1, color="lightgray", linewidth=1, zorder=0)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks(range(len(results)), [result["name"] for result in results])
+    axes.set_ylim(-0.7, len(results) - 0.3)
+    axes.set_xlabel("time, as a multiple of the way by hand: median and 95 % interval; | is what is demanded")
+    axes.set_title(heading(document).partition(", load")[0], fontsize=9)
+    with rc_context({"svg.hashsalt": "benchmarks"}):  # the same picture from the same results, byte for byte
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
 def heading(document: dict[str, Any]) -> str:
     """Where and with what it was measured."""
     machine, versions = document["machine"], document["versions"]
-    where = f"{machine['processor']}, {machine['cores']} cores, {machine['torch_threads']} torch thread(s)"
+    device = "" if machine["device"] == "cpu" else f"{machine['device']}, "
+    where = f"{device}{machine['processor']}, {machine['cores']} cores, {machine['torch_threads']} torch thread(s)"
     return f"{where}, load {machine['load']}, {', '.join(f'{name} {version}' for name, version in versions.items())}"
 
 
 def _counted(count: dict[str, Any]) -> tuple[str, ...]:
-    verdict = "met" if count["is_met"] else "MISSED"
-    return (count["name"], f"{count['value']:.2f}", f"{count['limit']:.2f}", verdict, count["about"])
+    return (count["name"], f"{count['value']:.2f}", _number(count["limit"]), _VERDICTS[count["is_met"]], count["about"])
 
 
 def _lines(rows: list[tuple[str, ...]]) -> list[str]:
@@ -44,8 +77,7 @@ def _row(result: dict[str, Any]) -> tuple[str, ...]:
         _interval(result["ratio"]["wall"]),
         _interval(result["ratio"]["cpu"]),
         _number(result["target"]),
-        _number(result["goal"]),
-        {None: "", True: "met", False: "MISSED"}[result["is_met"]],
+        _VERDICTS[result["is_met"]],
     )
 
 

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from benchmarks.counts import Count
 from benchmarks.measure import Case, Rounds, Seconds, Spread, median_interval
 
 CLOCKS = ("wall", "cpu")
+SYSTEMS = ("floor", "reference_floor", "reference", "ours")
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine(device: torch.device) -> dict[str, Any]:
     """What the figures depend on, beside the versions; asked before measuring, for the load is that of others."""
     return {
         "processor": processor_name(),
@@ -27,29 +29,37 @@ def describe_machine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "system": platform.system(),
         "load": round(os.getloadavg()[0], 2),
-        "device": "cpu",
+        "device": device_name(device),
     }
 
 
-def describe_versions() -> dict[str, str]:
-    """The versions that the figures belong to."""
-    return {
+def describe_versions(others: Iterable[str] = ()) -> dict[str, str]:
+    """The versions that the figures belong to; of other distributions, those that are installed."""
+    found = {
         "activation_extractor": activation_extractor.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+    return found | {name: version(name) for name in others}
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself, as far as torch tells."""
+    if device.type == "cpu":
+        return "cpu"
+    tell = getattr(torch.get_device_module(device), "get_device_name", None)
+    return device.type if tell is None else f"{device.type}, {tell()}"
 
 
 def describe_case(case: Case, rounds: Rounds) -> dict[str, Any]:
     """One case: the ratio, what is added by a call, and the time of a run of each system, by both clocks."""
     added = ("reference", "ours")
-    ran = {name: getattr(rounds, name) for name in ("floor", "reference", "ours") if getattr(rounds, name)}
+    ran = {name: getattr(rounds, name) for name in SYSTEMS if getattr(rounds, name)}
     ratio = {clock: median_interval(rounds.ratios(clock)) for clock in CLOCKS}
     return {
         "name": case.name,
         "about": case.about,
         "target": case.target,
-        "goal": case.goal,
         "is_met": None if case.target is None else ratio["wall"].low <= case.target,
         "calls_per_run": case.calls,
         "runs_per_timing": case.loops,
@@ -67,15 +77,28 @@ def describe_count(count: Count, value: float) -> dict[str, Any]:
         "about": count.about,
         "limit": count.limit,
         "value": float(f"{value:.4g}"),
-        "is_met": value <= count.limit,
+        "is_met": None if count.limit is None else value <= count.limit,
     }
 
 
 def document(
-    results: list[dict[str, Any]], counts: list[dict[str, Any]], machine: dict[str, Any], *, quick: bool
+    results: list[dict[str, Any]],
+    counts: list[dict[str, Any]],
+    machine: dict[str, Any],
+    *,
+    quick: bool,
+    others: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Everything that one invocation found; an infinite ratio, where the reference added nothing, is None."""
-    about = {"format": 1, "quick": quick, "machine": machine, "versions": describe_versions()}
+    """Everything that one invocation found; an infinite ratio, where the reference added nothing, is None.
+
+    Args:
+        results: the cases.
+        counts: what was counted.
+        machine: where.
+        quick: whether with less work.
+        others: distributions whose versions the results depend on too.
+    """
+    about = {"format": 2, "quick": quick, "machine": machine, "versions": describe_versions(others)}
     return {**about, "results": _finite(results), "counts": counts}
 
 

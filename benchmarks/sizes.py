@@ -1,41 +1,62 @@
-"""How much work the cases are."""
+"""How much work the cases are, and where it is done."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Size:
-    """How much work a case is.
+    """How much work a case is, and on what device.
 
     Attributes:
         layers: of the model that shows pure overhead.
         set_up_layers: the numbers of layers for which entering and leaving is measured.
+        scales: the numbers of layers between which the cost of a layer is compared.
+        threads: the numbers of threads that share a model.
         loops: runs of 200 small layers in one timing; other cases scale it to about the same time.
+        blocks: of the transformer.
+        new_tokens: that it generates.
         batches: of a whole extraction.
+        backend: what compiles a model.
         megabytes: MiB that are written to or read from the disk in one run.
         shards: of the store that is opened.
         whole_megabytes: MiB that are written by the run whose memory is measured.
         cold_megabytes: MiB of the store that is read cold.
+        device: where models run.
     """
 
     layers: int = 200
     set_up_layers: tuple[int, ...] = (10, 200, 1000)
+    scales: tuple[int, ...] = (1, 10, 100, 1000)
+    threads: tuple[int, ...] = (1, 4, 16, 64)
     loops: int = 5
+    blocks: int = 12
+    new_tokens: int = 16
     batches: int = 64
+    backend: str = "inductor"
     megabytes: int = 128
     shards: int = 1000
     whole_megabytes: int = 4096
     cold_megabytes: int = 1024
+    device: torch.device = CPU
 
 
 QUICK = Size(loops=2, batches=16, megabytes=64, whole_megabytes=512, cold_megabytes=256)
 SMALLEST = Size(
     layers=3,
     set_up_layers=(3,),
+    scales=(1, 3),
+    threads=(1, 2),
     loops=1,
+    blocks=4,
+    new_tokens=2,
     batches=2,
+    backend="eager",
     megabytes=1,
     shards=3,
     whole_megabytes=4,

@@ -1,4 +1,4 @@
-"""What the store costs: writing, opening, reading, and a whole extraction, beside the plainest way to do each."""
+"""What the store costs: writing, opening and reading, beside the plainest way to do each."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from activation_extractor import Column, SafetensorsSink, Store, extract, open_store
+from activation_extractor import Column, SafetensorsSink, Store, open_store
 from activation_extractor.sinks import Step
 from benchmarks.measure import Case, Run
-from benchmarks.models import Transformer, token_batches
 from benchmarks.sizes import Size
+from benchmarks.systems import prepared
 
 MIB = 2**20
 UNIT_BYTES = 64 * MIB
@@ -41,11 +41,9 @@ def writing(size: Size) -> Iterator[Case]:
         about="1 MiB of activations to the disk, checksum included",
         ours=partial(in_folder, partial(write_store, steps)),
         reference=plain,
-        floor=None,
         calls=size.megabytes,
         loops=1,
         target=1 / 0.85,
-        goal=None,
         most_rounds=31,
     )
     yield Case(
@@ -53,11 +51,8 @@ def writing(size: Size) -> Iterator[Case]:
         about="what a checksum adds to the plain write, in one thread",
         ours=partial(in_folder, partial(write_plainly, steps, has_checksum=True)),
         reference=plain,
-        floor=None,
         calls=size.megabytes,
         loops=1,
-        target=None,
-        goal=None,
         most_rounds=31,
     )
 
@@ -69,11 +64,9 @@ def reading(size: Size) -> Iterator[Case]:
         about="opening a store, beside reading one JSON file that lists its shards",
         ours=partial(prepared, lambda: partial(open_store, many_shards(size.shards).path)),
         reference=partial(prepared, lambda: partial(read_json, many_shards(size.shards).path / "listed.json")),
-        floor=None,
         calls=1,
         loops=size.loops,
         target=5.0,
-        goal=None,
     )
     rows = size.megabytes * ROWS_PER_MIB
     places = random.Random(0).choices(range(rows), k=200)
@@ -82,11 +75,9 @@ def reading(size: Size) -> Iterator[Case]:
         about="a random row in the page cache, beside np.array(memmap[i])",
         ours=partial(prepared, lambda: partial(read_rows, one_shard(rows)["layer"], places)),
         reference=partial(prepared, lambda: partial(read_arrays, mapped(one_shard(rows)), places)),
-        floor=None,
         calls=len(places),
         loops=size.loops,
         target=3.0,
-        goal=None,
     )
     spans = [slice(start, start + ROWS_PER_MIB) for start in range(0, rows, ROWS_PER_MIB)]
     yield Case(
@@ -94,11 +85,9 @@ def reading(size: Size) -> Iterator[Case]:
         about="1 MiB of consecutive rows in the page cache, beside reading the file as it is",
         ours=partial(prepared, lambda: partial(read_rows, one_shard(rows)["layer"], spans)),
         reference=partial(prepared, lambda: partial(read_file, shard_of(one_shard(rows)))),
-        floor=None,
         calls=size.megabytes,
         loops=1,
         target=1.1,
-        goal=None,
     )
 
 
@@ -115,33 +104,14 @@ def cold_reading(size: Size) -> Iterator[Case]:
         reference=partial(
             prepared, lambda: partial(cold, one_shard(rows), partial(read_file, shard_of(one_shard(rows))))
         ),
-        floor=None,
         calls=size.megabytes,
         loops=1,
         target=1.1,
-        goal=None,
         most_rounds=31,
     )
 
 
-def extraction(size: Size) -> Iterator[Case]:
-    """Mean and last token of every block, to disk, beside the bare loop of forwards."""
-    model, batches = Transformer().eval(), token_batches(size.batches)
-    yield Case(
-        name="extract.pooled",
-        about="a batch through 12 blocks, pooled to disk",
-        ours=partial(in_folder, partial(extract_pooled, model, batches)),
-        reference=partial(prepared, lambda: partial(forward_alone, model, batches)),
-        floor=None,
-        calls=size.batches,
-        loops=1,
-        target=1.03,
-        goal=1.02,
-        most_rounds=15,
-    )
-
-
-STORAGE: list[Callable[[Size], Iterator[Case]]] = [writing, reading, cold_reading, extraction]
+STORAGE: list[Callable[[Size], Iterator[Case]]] = [writing, reading, cold_reading]
 
 
 # -- systems ----------------------------------------------------------------------------------------------------------
@@ -152,12 +122,6 @@ def in_folder(run: Callable[[Path], object]) -> Iterator[Run]:
     """A run that is given a new folder each time; they are removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         yield lambda: run(Path(tempfile.mkdtemp(dir=folder)))
-
-
-@contextmanager
-def prepared(prepare: Callable[[], Run]) -> Iterator[Run]:
-    """A run that needs something made first."""
-    yield prepare()
 
 
 def write_store(steps: Sequence[Tensor], folder: Path) -> None:
@@ -225,18 +189,6 @@ def drop_cache(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
-
-
-def extract_pooled(model: nn.Module, batches: Sequence[Any], folder: Path) -> None:
-    """The whole way."""
-    extract(model, batches, "h.*", reduce=["mean", "last"], out=folder / "store", ids="id", progress=False)
-
-
-def forward_alone(model: nn.Module, batches: Sequence[Any]) -> None:
-    """The loop that a user would write who wants nothing but the forwards."""
-    with torch.inference_mode():
-        for batch in batches:
-            model(input_ids=batch["input_ids"])
 
 
 # -- stores -----------------------------------------------------------------------------------------------------------

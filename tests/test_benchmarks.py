@@ -15,18 +15,22 @@ import pytest
 import torch
 from models import count_hooks
 
+from activation_extractor import capture
+
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the suite is beside the package, and not installed with it
 
 from benchmarks import __main__ as command
-from benchmarks import cases as benchmark_cases
+from benchmarks import systems
 from benchmarks.cases import all_cases
 from benchmarks.counts import COUNTS, Count
 from benchmarks.measure import Case, Rounds, Seconds, measure, median_interval, time_system
+from benchmarks.models import small_layers
 from benchmarks.report import table
 from benchmarks.results import describe_case, describe_count, describe_machine, document
 from benchmarks.sizes import SMALLEST
 
-CASES = {case.name: case for case in all_cases(SMALLEST)}
+CPU = torch.device("cpu")
+CASES = {case.name: case for case in all_cases(SMALLEST, with_peers=True)}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -34,32 +38,33 @@ def test_every_case_runs_once_at_its_smallest_size(case: Case) -> None:
     rounds = measure(case, 1)
     assert len(rounds.ours) == len(rounds.reference) == 1
     assert len(rounds.floor) == (case.floor is not None)
+    assert len(rounds.reference_floor) == (case.reference_floor is not None)
     assert min(timing.wall for timing in [*rounds.ours, *rounds.reference, *rounds.floor]) > 0
     assert set(describe_case(case, rounds)["ratio"]) == {"wall", "cpu"}
 
 
 def test_cases_have_names_of_their_own() -> None:
-    assert len(CASES) == len(all_cases(SMALLEST))
+    assert len(CASES) == len(all_cases(SMALLEST, with_peers=True))
 
 
 @pytest.mark.parametrize("name", ["hooked", "captured"])
 def test_systems_leave_the_model_as_it_was(name: str) -> None:
-    model, x = benchmark_cases.small_layers(3), torch.randn(4, 16)
-    options: Any = {"make_hook": benchmark_cases.store_itself} if name == "hooked" else {"copy": True}
-    with getattr(benchmark_cases, name)(model, x, torch.no_grad, **options) as run:
+    model, x = small_layers(3), torch.randn(4, 16)
+    options: Any = {"make_hook": systems.store_itself} if name == "hooked" else {"copy": True}
+    with getattr(systems, name)(model, x, torch.no_grad, **options) as run:
         assert torch.equal(run(), model(x))
         assert count_hooks(model) >= 3
     assert count_hooks(model) == 0
 
 
 def test_both_systems_of_a_captured_call_keep_the_same_values() -> None:
-    model, x = benchmark_cases.small_layers(3), torch.randn(4, 16)
+    model, x = small_layers(3), torch.randn(4, 16)
     store: dict[str, torch.Tensor] = {}
     handles = [
-        module.register_forward_hook(benchmark_cases.store_detached_clone(store, name))
+        module.register_forward_hook(systems.store_detached_clone(store, name))
         for name, module in model.named_children()
     ]
-    with benchmark_cases.capture(model, "*") as acts:
+    with capture(model, "*") as acts:
         model(x)
     for handle in handles:
         handle.remove()
@@ -111,13 +116,23 @@ def test_ratios_are_those_of_what_is_added_to_the_floor_of_the_same_round() -> N
     assert rounds.added("ours", "wall") == [3.0, 3.0]
 
 
+def test_a_reference_may_have_a_floor_of_its_own() -> None:
+    rounds = Rounds(
+        floor=[Seconds(1.0, 1.0)],
+        reference_floor=[Seconds(3.0, 3.0)],
+        reference=[Seconds(4.0, 5.0)],
+        ours=[Seconds(2.5, 2.0)],
+    )
+    assert (rounds.ratios("wall"), rounds.ratios("cpu")) == ([1.5], [0.5])
+
+
 def test_without_a_floor_whole_times_are_compared() -> None:
     rounds = Rounds(reference=[Seconds(2.0, 2.0)], ours=[Seconds(5.0, 3.0)])
     assert (rounds.ratios("wall"), rounds.ratios("cpu")) == ([2.5], [1.5])
 
 
 def test_a_reference_that_noise_swallowed_counts_against_us() -> None:
-    rounds = Rounds([Seconds(2.0, 2.0)], [Seconds(1.0, 1.0)], [Seconds(3.0, 3.0)])
+    rounds = Rounds([Seconds(2.0, 2.0)], [], [Seconds(1.0, 1.0)], [Seconds(3.0, 3.0)])
     assert rounds.ratios("wall") == [math.inf]
 
 
@@ -153,7 +168,7 @@ def test_the_command_stores_json_with_machine_versions_and_spread(
     assert set(stored) == {"format", "quick", "machine", "versions", "results", "counts"}
     assert stored["machine"]["cores"] >= 1
     assert stored["machine"]["processor"]
-    assert set(stored["versions"]) == {"activation_extractor", "python", "torch"}
+    assert set(stored["versions"]) == {"activation_extractor", "python", "torch", "transformers"}
     assert [result["name"] for result in stored["results"]] == [name for name in CASES if name.startswith("captured")]
     for result in stored["results"]:
         assert result["rounds"] == 2
@@ -163,8 +178,50 @@ def test_the_command_stores_json_with_machine_versions_and_spread(
     assert table(stored) in capsys.readouterr().out  # the table needs nothing that was not stored
 
 
+def test_stored_results_are_shown_and_drawn_and_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = Path(command.__file__).parent / "results/cpu.json"
+    monkeypatch.setattr(command, "measure", None)
+    for suffix in ("svg", "png"):
+        command.main(["--stored", str(stored), "--plot", str(tmp_path / f"plot.{suffix}")])
+        assert table(json.loads(stored.read_text(encoding="utf-8"))) in capsys.readouterr().out
+    drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert "<svg" in drawn
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_is_the_same_from_the_same_results(tmp_path: Path) -> None:
+    stored = Path(command.__file__).parent / "results/cpu.json"
+    for name in ("one.svg", "two.svg"):
+        command.main(["--stored", str(stored), "--plot", str(tmp_path / name)])
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_a_device_that_is_not_there_is_an_error_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for device in ("cuda", "toaster"):
+        if device == "cuda" and torch.cuda.is_available():
+            continue
+        with pytest.raises(SystemExit) as caught:
+            command.main(["--device", device])
+        assert caught.value.code == 2
+        assert f"must be a device that is there, got {device!r}" in capsys.readouterr().err
+
+
+def test_peers_that_are_not_installed_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "QUICK", SMALLEST)
+    monkeypatch.setattr(command, "QUICK_ROUNDS", 1)
+    monkeypatch.setattr(command, "missing_peers", lambda: ["nnsight", "captum"])
+    command.main(["--quick", "--peers", "--only", "peer.cloning_hook"])
+    captured = capsys.readouterr()
+    assert "not installed, left out: nnsight, captum" in captured.err
+    assert "peer.cloning_hook" in captured.out
+
+
 def test_results_name_neither_the_host_nor_a_path() -> None:
-    found = document([], [], describe_machine(), quick=True)
+    found = document([], [], describe_machine(CPU), quick=True)
     del found["machine"]["processor"]  # may hold a slash of its own
     content = json.dumps(found)
     assert "/" not in content
@@ -172,8 +229,8 @@ def test_results_name_neither_the_host_nor_a_path() -> None:
 
 
 def test_an_infinite_ratio_is_stored_as_null_and_shown() -> None:
-    rounds = Rounds([Seconds(2.0, 2.0)], [Seconds(1.0, 1.0)], [Seconds(3.0, 3.0)])
-    found = document([describe_case(made_of(None, None, None), rounds)], [], describe_machine(), quick=True)
+    rounds = Rounds([Seconds(2.0, 2.0)], [], [Seconds(1.0, 1.0)], [Seconds(3.0, 3.0)])
+    found = document([describe_case(made_of(None, None, None), rounds)], [], describe_machine(CPU), quick=True)
     assert found["results"][0]["ratio"]["wall"]["median"] is None
     assert "inf [inf, inf]" in table(found)
     json.dumps(found, allow_nan=False)
@@ -195,7 +252,7 @@ def test_a_pattern_that_matches_no_case_says_so() -> None:
 
 
 def made_of(ours: Any, reference: Any, floor: Any) -> Case:
-    return Case("case", "about", ours, reference, floor, calls=1, loops=2, target=1.2, goal=1.1)
+    return Case("case", "about", ours, reference, floor=floor, calls=1, loops=2, target=1.2)
 
 
 def noted(name: str, seen: list[str]) -> Any:
@@ -213,15 +270,25 @@ def noted(name: str, seen: list[str]) -> Any:
 @pytest.mark.parametrize("count", COUNTS, ids=[count.name for count in COUNTS])
 def test_every_count_is_counted_once_at_its_smallest_size(count: Count) -> None:
     value = count.count(SMALLEST)
-    found = document([], [describe_count(count, value)], describe_machine(), quick=True)
+    found = document([], [describe_count(count, value)], describe_machine(CPU), quick=True)
     assert found["counts"][0]["is_met"] == (value <= count.limit)
     assert count.name in table(found)
 
 
 def test_a_count_above_its_limit_is_missed() -> None:
+    free = Count("a.c", "pears", None, lambda size: 0.0)
+    assert describe_count(free, 7.0)["is_met"] is None
+    assert table(document([], [describe_count(free, 7.0)], describe_machine(CPU), quick=True)).splitlines()[
+        -1
+    ].split() == [
+        "a.c",
+        "7.00",
+        "-",
+        "pears",
+    ]
     count = Count("a.b", "apples", 2.0, lambda size: 0.0)
     assert [describe_count(count, value)["is_met"] for value in (1.0, 2.0, 2.1)] == [True, True, False]
-    found = document([], [describe_count(count, 2.1)], describe_machine(), quick=True)
+    found = document([], [describe_count(count, 2.1)], describe_machine(CPU), quick=True)
     assert table(found).splitlines()[-1].split() == ["a.b", "2.10", "2.00", "MISSED", "apples"]
 
 

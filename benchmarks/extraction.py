@@ -1,0 +1,186 @@
+"""A whole data set to the disk, pooled and full, beside the bare loop, a plain file write, and the original system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from activation_extractor import extract
+from activation_extractor._transfer import Arrival, Transfer
+from benchmarks.measure import Case, Run
+from benchmarks.models import gpt2, token_batches
+from benchmarks.sizes import Size
+from benchmarks.storage import MIB, in_folder, write_plainly
+from benchmarks.systems import first_tensor, prepared, ready
+
+BLOCKS = "h.*"
+POOLED = ["mean", "last"]
+_SHAPE = (4, 128, 256)
+
+
+def pooled(size: Size) -> Iterator[Case]:
+    """Mean and last token of every block, to disk, beside the bare loop of forwards."""
+    model, batches = gpt2(size), token_batches(size, size.batches)
+    yield Case(
+        name="extract.pooled",
+        about=f"a batch of 4 x 128 through {size.blocks} blocks of width 256, mean and last of each to the disk",
+        ours=partial(in_folder, partial(extract_into, model, batches, reduce=POOLED)),
+        reference=partial(ready, partial(forward_alone, model, batches)),
+        calls=size.batches,
+        loops=1,
+        target=1.02,
+        most_rounds=15,
+    )
+
+
+def saving(size: Size) -> Iterator[Case]:
+    """The same without the time of a forward, so that saving is seen: beside the original system's way."""
+    model, batches = Handing(size.blocks), activation_batches(size)
+    yield Case(
+        name="save.pooled",
+        about="saving a batch, beside copying it to numpy whole, reducing it there, and a compressed file a layer",
+        ours=partial(in_folder, partial(extract_into, model, batches, reduce=POOLED)),
+        reference=partial(in_folder, partial(save_like_the_original, model, batches)),
+        floor=partial(ready, partial(forward_alone, model, batches)),
+        calls=size.batches,
+        loops=1,
+        target=0.2,
+        most_rounds=31,
+    )
+    yield Case(
+        name="save.full",
+        about="saving a batch whole, beside a plain file write of the same bytes",
+        ours=partial(in_folder, partial(extract_into, model, batches)),
+        reference=partial(in_folder, partial(write_after, model, batches, size.blocks)),
+        floor=partial(ready, partial(forward_alone, model, batches)),
+        calls=size.batches,
+        loops=1,
+        target=1.2,
+        most_rounds=31,
+    )
+
+
+def full(size: Size) -> Iterator[Case]:
+    """Every block whole, to disk, beside the larger of the forwards alone and the plain write alone."""
+    model, batches = gpt2(size), token_batches(size, max(1, size.batches // 4))
+    yield Case(
+        name="extract.full",
+        about=f"a batch through {size.blocks} blocks, each whole to the disk, beside the forwards alone",
+        ours=partial(in_folder, partial(extract_into, model, batches)),
+        reference=partial(ready, partial(forward_alone, model, batches)),
+        calls=len(batches),
+        loops=1,
+        target=1.15,
+        most_rounds=15,
+    )
+
+
+def copying(size: Size) -> Iterator[Case]:
+    """The pooled results of a step to the host, beside one plain copy of as many bytes into pinned memory."""
+    if size.device.type == "cpu":
+        return
+    results = {str(index): torch.randn(4, 256, device=size.device) for index in range(2 * size.blocks)}
+    whole = {str(index): torch.randn(*_SHAPE, device=size.device) for index in range(size.blocks)}
+    for name, tensors in (("pooled", results), ("full", whole)):
+        yield Case(
+            name=f"copy.{name}",
+            about=f"{len(tensors)} results to the host, beside one plain copy of their bytes into pinned memory",
+            ours=partial(ready, partial(to_host, Transfer(), tensors)),
+            reference=partial(prepared, partial(plain_copy, tensors)),
+            calls=1,
+            loops=size.loops,
+        )
+
+
+EXTRACTION: list[Callable[[Size], Iterator[Case]]] = [pooled, saving, full, copying]
+
+
+# -- models and systems -----------------------------------------------------------------------------------------------
+
+
+class Handing(nn.Module):
+    """Blocks that hand on what they are given, as the activations of a transformer would come."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.h = nn.ModuleList(nn.Identity() for _ in range(blocks))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """What it is given, through all blocks."""
+        for block in self.h:
+            input_ids = block(input_ids)
+        return input_ids
+
+
+def activation_batches(size: Size) -> list[dict[str, Tensor]]:
+    """What a transformer's blocks would return, and a number for each row; all batches share their memory."""
+    values = torch.randn(*_SHAPE, device=size.device)
+    return [{"input_ids": values, "id": torch.arange(4) + 4 * number} for number in range(size.batches)]
+
+
+def extract_into(model: nn.Module, batches: Sequence[Any], folder: Path, reduce: Any = "full") -> None:
+    """The whole way."""
+    extract(model, batches, BLOCKS, reduce=reduce, out=folder / "store", ids="id", progress=False)
+
+
+def forward_alone(model: nn.Module, batches: Sequence[Any]) -> None:
+    """The loop that a user would write who wants nothing but the forwards."""
+    with torch.inference_mode():
+        for batch in batches:
+            model(input_ids=batch["input_ids"])
+
+
+def save_like_the_original(model: Any, batches: Sequence[Any], folder: Path) -> None:
+    """Whole activations to numpy in the hook, reduced there, one compressed file for each layer and batch."""
+    store: dict[str, Any] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            store[name] = first_tensor(output).detach().cpu().numpy()
+
+        return hook
+
+    handles = [block.register_forward_hook(keep(f"h.{index}")) for index, block in enumerate(model.h)]
+    with torch.inference_mode():
+        for number, batch in enumerate(batches):
+            model(input_ids=batch["input_ids"])
+            for name, values in store.items():
+                ids = batch["id"].numpy()
+                np.savez_compressed(folder / f"{name}_{number}", mean=values.mean(1), last=values[:, -1], id=ids)
+    for handle in handles:
+        handle.remove()
+
+
+def write_after(model: nn.Module, batches: Sequence[Any], blocks: int, folder: Path) -> None:
+    """The forwards, then as many bytes as their activations have, plainly."""
+    forward_alone(model, batches)
+    megabytes = max(1, len(batches) * blocks * torch.Size(_SHAPE).numel() * 4 // MIB)
+    values = torch.ones(MIB // 4)
+    write_plainly([values] * megabytes, folder)
+
+
+def to_host(transfer: Transfer, tensors: dict[str, Tensor]) -> None:
+    """As a step's results travel."""
+    arrival = Arrival()
+    transfer.to_host(tensors, arrival)
+    arrival.wait()
+
+
+def plain_copy(tensors: dict[str, Tensor]) -> Run:
+    """One copy of as many bytes."""
+    device = next(iter(tensors.values())).device
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    source = torch.empty(nbytes, dtype=torch.uint8, device=device)
+    host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def run() -> None:
+        host.copy_(source, non_blocking=True)
+        torch.accelerator.current_stream(device).synchronize()
+
+    return run

@@ -1,0 +1,68 @@
+"""Our blocks beside the libraries that a user would pick instead, where they are installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import Case, Run
+from benchmarks.models import small_layers
+from benchmarks.peers import PEERS, Peer, batch_norms, small_cnn, wrong_values
+from benchmarks.sizes import Size
+from benchmarks.systems import Mode, bare, captured
+
+SLOW = frozenset({"torchlens"})  # seconds a forward
+
+
+def peers(size: Size) -> Iterator[Case]:
+    """A captured call, beside each peer; it has to be cheaper than those whose values are right."""
+    model, x = small_layers(size.layers, size.device), torch.randn(4, 16, device=size.device)
+    names = [name for name, _ in model.named_children()]
+    for peer in installed_peers():
+        wrong, of = wrong_on_a_cnn(peer)
+        is_slow = peer.name in SLOW
+        yield Case(
+            name=f"peer.{peer.name}",
+            about=f"one captured call, beside {peer.name}, {wrong} of whose {of} BatchNorm outputs are wrong",
+            ours=partial(captured, model, x, torch.inference_mode),
+            reference=partial(peer_system, peer, model, names, x),
+            floor=partial(bare, model, x),
+            calls=size.layers,
+            loops=1 if is_slow else size.loops,
+            target=1.0 if not wrong and peer.package else None,
+            most_rounds=15 if is_slow else 31,
+        )
+
+
+def installed_peers() -> list[Peer]:
+    """The peers that can be measured here."""
+    return [peer for peer in PEERS if peer.is_installed]
+
+
+def missing_peers() -> list[str]:
+    """The names of the peers that are not installed."""
+    return [peer.name for peer in PEERS if not peer.is_installed]
+
+
+def wrong_on_a_cnn(peer: Peer) -> tuple[int, int]:
+    """How many BatchNorm outputs come back wrong where in-place ReLUs follow, and how many there are."""
+    model = small_cnn()
+    names = batch_norms(model)
+    with torch.inference_mode():
+        return wrong_values(peer, model, names, torch.randn(2, 3, 32, 32)), len(names)
+
+
+@contextmanager
+def peer_system(
+    peer: Peer, model: nn.Module, names: list[str], x: Tensor, mode: Mode = torch.inference_mode
+) -> Iterator[Run]:
+    """A forward with all layers captured by a peer."""
+    with mode(), peer.capturing(model, names) as run:
+        yield partial(run, x)
+
+
+PEER_CASES: list[Callable[[Size], Iterator[Case]]] = [peers]

@@ -1,0 +1,189 @@
+"""What capturing adds to models that people run: a transformer, a convolutional network, a compiled model, decoding."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from activation_extractor import capture
+from benchmarks.measure import Case, Run
+from benchmarks.models import gpt2, token_batches
+from benchmarks.peers import batch_norms, small_cnn
+from benchmarks.sizes import Size
+from benchmarks.systems import (
+    Store,
+    append_first_clone,
+    bare,
+    captured,
+    hooked,
+    prepared,
+    ready,
+    store_clone,
+    store_first_clone,
+)
+
+
+def tokens(size: Size) -> Tensor:
+    """One batch of 4 x 128."""
+    return token_batches(size, 1)[0]["input_ids"]
+
+
+def transformers_blocks(size: Size) -> Iterator[Case]:
+    """The output of every block; the output of every module that has no modules inside."""
+    model, x = gpt2(size), tokens(size)
+    names = [f"h.{index}" for index in range(size.blocks)]
+    leaves = [name for name, module in model.named_modules() if name and not list(module.children())]
+    everything = [name for name in leaves if not name.endswith("attn_dropout")]  # which a fused attention leaves out
+    for name, layers in (("blocks", names), ("all_leaves", everything)):
+        yield Case(
+            name=f"transformer.{name}",
+            about=f"one of {len(layers)} captured calls, copied: 4 x 128 positions, width 256",
+            ours=partial(captured, model, x, torch.inference_mode, layers),
+            reference=partial(hooked, model, x, torch.inference_mode, store_first_clone, layers),
+            floor=partial(bare, model, x),
+            calls=len(layers),
+            loops=1,
+            most_rounds=51,
+        )
+
+
+def early_stop(size: Size) -> Iterator[Case]:
+    """A forward that ends behind the third of 12 blocks, beside a whole one."""
+    model, x = gpt2(size), tokens(size)
+    last = f"h.{size.blocks // 4 - 1}"
+    yield Case(
+        name="early_stop.third_of_12",
+        about="a forward cut short behind a quarter of its blocks, beside a whole one",
+        ours=partial(captured, model, x, torch.inference_mode, last, stop_early=True),
+        reference=partial(bare, model, x),
+        calls=1,
+        loops=1,
+        target=0.27,
+        most_rounds=51,
+    )
+
+
+def batch_norms_of_a_cnn(size: Size) -> Iterator[Case]:
+    """The BatchNorms of a network whose ReLUs overwrite their outputs, beside hooks that clone."""
+    model, x = small_cnn().to(size.device), torch.randn(2, 3, 32, 32, device=size.device)
+    names = batch_norms(model)
+    yield Case(
+        name="cnn.batch_norms",
+        about=f"one of {len(names)} captured calls, copied before an in-place ReLU",
+        ours=partial(captured, model, x, torch.inference_mode, names),
+        reference=partial(hooked, model, x, torch.inference_mode, store_clone, names),
+        floor=partial(bare, model, x),
+        calls=len(names),
+        loops=size.loops,
+    )
+
+
+def decoding(size: Size) -> Iterator[Case]:
+    """Every block in every decoding step, beside hooks that append clones to lists."""
+    model, prompt = gpt2(size, has_head=True), tokens(size)[:1, :8]
+    names = [f"transformer.h.{index}" for index in range(size.blocks)]
+    generate = partial(generate_greedily, model, prompt, size.new_tokens)
+    yield Case(
+        name="generate.all_calls",
+        about="one captured call of a decoding step, calls='all'",
+        ours=partial(ready, partial(generate_captured, generate, model, names)),
+        reference=partial(ready, partial(generate_hooked, generate, model, names)),
+        floor=partial(ready, generate),
+        calls=size.blocks * size.new_tokens,
+        loops=1,
+        most_rounds=51,
+    )
+
+
+def compiled(size: Size) -> Iterator[Case]:
+    """A compiled model in a block, which makes it run eagerly, beside the eager model with hooks that clone."""
+    backend = size.backend if size.backend != "inductor" or shutil.which("g++") else "aot_eager"
+    eager, x = gpt2(size), tokens(size)
+    names = [f"h.{index}" for index in range(size.blocks)]
+    yield Case(
+        name="compiled.captured",
+        about=f"a forward of a model compiled with {backend}, its blocks captured, beside eager with hooks",
+        ours=partial(prepared, lambda: entered(compiled_once(eager, backend), x, names)),
+        reference=partial(hooked, eager, x, torch.inference_mode, store_first_clone, names),
+        calls=1,
+        loops=1,
+        most_rounds=15,
+    )
+    yield Case(
+        name="compiled.given_up",
+        about="the same, beside the compiled model alone: what running eagerly costs",
+        ours=partial(prepared, lambda: entered(compiled_once(eager, backend), x, names)),
+        reference=partial(prepared, lambda: partial(forward, compiled_once(eager, backend), x)),
+        calls=1,
+        loops=1,
+        most_rounds=15,
+    )
+
+
+WHOLE_MODELS: list[Callable[[Size], Iterator[Case]]] = [
+    transformers_blocks,
+    early_stop,
+    batch_norms_of_a_cnn,
+    decoding,
+    compiled,
+]
+
+
+# -- systems ----------------------------------------------------------------------------------------------------------
+
+
+def generate_greedily(model: Any, prompt: Tensor, new_tokens: int) -> Tensor:
+    """Greedy decoding with a cache."""
+    mask = torch.ones_like(prompt)
+    generated: Tensor = model.generate(
+        prompt, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
+    )
+    return generated
+
+
+def generate_captured(generate: Run, model: Any, names: list[str]) -> None:
+    """Within a block."""
+    with capture(model, names, calls="all"):
+        generate()
+
+
+def generate_hooked(generate: Run, model: Any, names: list[str]) -> None:
+    """With hooks by hand."""
+    store: Store = {}
+    handles = [model.get_submodule(name).register_forward_hook(append_first_clone(store, name)) for name in names]
+    generate()
+    for handle in handles:
+        handle.remove()
+
+
+_COMPILED: dict[tuple[int, str], Any] = {}
+
+
+def compiled_once(model: Any, backend: str) -> Any:
+    """The model compiled; kept, since compiling takes half a minute."""
+    key = id(model), backend
+    if key not in _COMPILED:
+        _COMPILED[key] = torch.compile(model, backend=backend)
+    return _COMPILED[key]
+
+
+def forward(model: Any, x: Tensor) -> None:
+    """A forward."""
+    with torch.inference_mode():
+        model(x)
+
+
+def entered(model: Any, x: Tensor, names: list[str]) -> Run:
+    """A forward within a block of its own; the model has been compiled before."""
+    forward(model, x)
+
+    def run() -> None:
+        with capture(model, names):
+            forward(model, x)
+
+    return run
