@@ -32,6 +32,7 @@ from activation_extractor.errors import (
     StepError,
     StopEarlyError,
 )
+from activation_extractor.reducers import full
 from activation_extractor.sinks import Sink
 
 
@@ -56,6 +57,7 @@ class Recording:
         self.call: CallArguments | None = None
         self.ran: set[str] = set()  # in the forward that is under way
         self.forward_number, self.is_unmasked = 0, False
+        self._reduces = any(reducer is not full for reducer in options.reducers.values())
         self._root: nn.Module | None = root
         self._targets = tuple(targets)
         self._gradients: dict[str, GradientKeeper] = {}
@@ -187,7 +189,7 @@ class Recording:
         self._forward_thread = threading.get_ident()
         self.call = call
         self.forward_number += 1
-        self.is_unmasked = self.masks.has_none(call)
+        self.is_unmasked = self._reduces and self.masks.has_none(call)
         self.ran.clear()
         return None if self._in_step else self._step(None, {})
 

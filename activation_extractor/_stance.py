@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class EagerStance:
         with self._lock:
             if self._set is not None or not self._users:
                 return False
-            self._set = outside_compilation(torch.compiler.set_stance)("force_eager")
+            self._set = _run_outside()(_force_eager)
             return True
 
     def leave(self) -> None:
@@ -43,7 +44,7 @@ class EagerStance:
         with self._lock:
             self._users -= 1
             if self._users == 0 and self._set is not None:
-                outside_compilation(self._set.__exit__)(None, None, None)
+                _run_outside()(partial(self._set.__exit__, None, None, None))
                 self._set = None
 
 
@@ -54,6 +55,16 @@ def outside_compilation(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     disabled: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
     return disabled
+
+
+def _force_eager() -> Any:
+    return torch.compiler.set_stance("force_eager")
+
+
+@cache
+def _run_outside() -> Callable[..., Any]:
+    """What runs a function outside compilation; made once, since making it costs more than what it is used for."""
+    return outside_compilation(lambda function: function())
 
 
 eager_stance = EagerStance()

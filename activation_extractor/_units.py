@@ -17,6 +17,7 @@ from activation_extractor._transfer import Arrival, Transfer
 from activation_extractor.errors import ArgumentError, MaskError, StoreError
 
 Described = dict[str, Any]
+_SMALL_CHUNK_BYTES = 64 * 2**10
 
 
 class Layout:
@@ -176,12 +177,18 @@ class _Column:
         return chunk.numel() * chunk.element_size()
 
     def entries(self, name: str, unit_rows: int) -> dict[str, list[Tensor]]:
-        entries = {name: self._chunks}
+        entries = {name: _joined(self._chunks)}
         if self._lengths:
             entries[name + OFFSETS] = [_offsets(torch.cat(self._lengths))]
         if sum(stop - start for start, stop in self._spans) < unit_rows:
             entries[name + ROWS] = [torch.arange(start, stop) for start, stop in self._spans]
         return entries
+
+
+def _joined(chunks: list[Tensor]) -> list[Tensor]:
+    """Many small chunks as one: each costs the writer as much as copying some tens of KiB."""
+    nbytes = sum(chunk.nbytes for chunk in chunks)
+    return [torch.cat(chunks)] if len(chunks) > 1 and nbytes <= len(chunks) * _SMALL_CHUNK_BYTES else chunks
 
 
 def _chunk(value: Tensor | Ragged) -> Tensor:
