@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from activation_extractor._layers import glob
 from activation_extractor._mask_values import MaskCheck, check_form, fit, is_additive
 from activation_extractor._modules import ModuleTree
+from activation_extractor._streams import current_stream
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError
 
 MaskPolicy = Any
@@ -235,7 +236,8 @@ def _cached(layer: str, mask: Any, activation: Tensor, call: CallArguments | Non
     """`fit`, done once in a call for all layers of one shape."""
     if call is None:
         return fit(layer, mask, activation)
-    key = (id(mask), activation.shape[:2], activation.device)
+    # What one stream has made another may not read yet: models with streams of their own get a mask for each.
+    key = (id(mask), activation.shape[:2], activation.device, current_stream(activation.device))
     if key not in call.fitted:
         call.fitted[key] = fit(layer, mask, activation, is_cached=call.is_cached, checks=call.checks)
     return call.fitted[key]

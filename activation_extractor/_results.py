@@ -13,6 +13,7 @@ from activation_extractor._layers import Target
 from activation_extractor._layout import has_sequence, sequence_second, single_axis
 from activation_extractor._options import Options
 from activation_extractor._steps import Ragged
+from activation_extractor._streams import hold
 from activation_extractor._values import ordinary
 from activation_extractor.reducers import full
 
@@ -139,6 +140,7 @@ class _RealPositions:
         if id(mask) not in self._known:
             self._known[id(mask)] = (mask, *_real_positions(mask))  # with the mask, whose id is its own while it lives
         _, places, lengths = self._known[id(mask)]
+        hold([sequence, mask])  # the step may end on another stream than the forward ran on
         flat = sequence.flatten(0, 1)
         return Ragged(flat if places is None else flat.index_select(0, places), lengths)
 

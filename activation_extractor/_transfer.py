@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from activation_extractor._streams import current_stream, hold, new_stream
+
 # Tensors travel together up to this size, which bounds what packing them costs the device: it holds them twice.
 PARCEL_BYTES = 64 * 2**20
 
@@ -55,7 +57,9 @@ class Transfer:
 
     def _copied(self, tensors: Mapping[str, Tensor], device: torch.device, arrival: Arrival) -> dict[str, Tensor]:
         odd = {name: tensor.cpu() for name, tensor in tensors.items() if not _is_plain(tensor)}
-        parcels = _parcels({name: tensor for name, tensor in tensors.items() if name not in odd})
+        plain = {name: tensor for name, tensor in tensors.items() if name not in odd}
+        hold(plain.values())  # packing reads them here, wherever they were made
+        parcels = _parcels(plain)
         hosts = self._fetch([_packed(parcel) for parcel in parcels], device, arrival)
         for host, parcel in zip(hosts, parcels, strict=True):
             odd |= _unpacked(host, parcel)
@@ -66,7 +70,7 @@ class Transfer:
         stream = self._stream(device)
         if stream is None or not sources:
             return [source.cpu() for source in sources]
-        stream.wait_stream(torch.accelerator.current_stream(device))
+        stream.wait_stream(current_stream(device))
         with stream:
             hosts = [_pinned_like(source).copy_(source, non_blocking=True) for source in sources]
             for source in sources:
@@ -77,7 +81,7 @@ class Transfer:
     def _stream(self, device: torch.device) -> Any:
         """The stream for copies from a device; None when it has none."""
         if device not in self._streams:
-            self._streams[device] = _new_stream(device)
+            self._streams[device] = new_stream(device)
         return self._streams[device]
 
 
@@ -87,16 +91,6 @@ def _by_device(tensors: Mapping[str, Tensor]) -> dict[torch.device, list[str]]:
         if tensor.device.type != "cpu":
             names[tensor.device].append(name)
     return names
-
-
-def _new_stream(device: torch.device) -> Any:
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is None or accelerator.type != device.type:
-        return None
-    try:
-        return torch.Stream(device=device)
-    except RuntimeError:  # NotImplementedError is one
-        return None
 
 
 def _is_plain(tensor: Tensor) -> bool:

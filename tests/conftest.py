@@ -32,3 +32,14 @@ def stack() -> nn.Module:
 def tokens() -> torch.Tensor:
     torch.manual_seed(1)
     return torch.randint(0, 50, (2, 5))
+
+
+@pytest.fixture
+def accelerator() -> torch.device:
+    """This machine's accelerator, for tests marked `gpu`; without one they are skipped, or fail under REQUIRE_GPU=1."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
+        return torch.device(device.type, torch.accelerator.current_device_index())
+    if os.environ.get("REQUIRE_GPU") == "1":
+        pytest.fail("REQUIRE_GPU=1 says that there is an accelerator, but torch finds none", pytrace=False)
+    pytest.skip("torch finds no accelerator here; with REQUIRE_GPU=1 that is a failure")

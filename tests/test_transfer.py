@@ -15,7 +15,7 @@ import torch
 from models import BlockStack
 from torch import Tensor, nn
 
-from activation_extractor import MemorySink, NpySink, NpzSink, SafetensorsSink, capture, extract, open_store
+from activation_extractor import MemorySink, NpySink, NpzSink, SafetensorsSink, _streams, capture, extract, open_store
 from activation_extractor import _transfer as transfer_module
 from activation_extractor._transfer import Arrival, Transfer
 from activation_extractor.errors import MaskError
@@ -120,6 +120,46 @@ class Pooled:
                 for batch in batches(3):
                     model(batch["input_ids"].to(device), batch["attention_mask"].to(device))
         assert_same(open_store(tmp_path / "there"), open_store(tmp_path / "cpu"), tolerance=0.2)
+
+
+class Streams:
+    """Forwards on streams of the user's and of the model's own."""
+
+    @pytest.mark.parametrize("reduce", ["mean", "full"])
+    def test_a_step_may_end_on_another_stream_that_has_waited(self, tmp_path: Path, reduce: str) -> None:
+        given = batches(4)
+        expected = extracted(stack(), tmp_path / "cpu", given, reduce=reduce)
+        model, side = stack().to(DEVICE), torch.Stream(device=DEVICE)
+        side.wait_stream(torch.accelerator.current_stream(DEVICE))
+        with torch.inference_mode(), capture(model, "h.*", reduce=reduce, sink=tmp_path / "there") as acts:
+            for batch in given:
+                with acts.step(ids=batch["id"]):
+                    with side:
+                        model(batch["input_ids"].to(DEVICE), batch["attention_mask"].to(DEVICE))
+                    torch.accelerator.current_stream(DEVICE).wait_stream(side)
+        assert_same(open_store(tmp_path / "there"), expected)
+
+    def test_a_mask_is_fitted_for_each_stream_that_reads_it(self) -> None:
+        class TwoStreams(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.there, self.here = nn.Linear(4, 4), nn.Linear(4, 4)
+
+            def forward(self, x: Tensor, attention_mask: Tensor) -> None:
+                main, side = torch.accelerator.current_stream(DEVICE), torch.Stream(device=DEVICE)
+                side.wait_stream(main)
+                with side:
+                    self.there(x)
+                self.here(x)
+                main.wait_stream(side)
+
+        model, x, mask = TwoStreams().eval().to(DEVICE), torch.randn(2, 3, 4), torch.tensor([[1, 1, 0], [1, 1, 1]])
+        with torch.inference_mode(), capture(model, ["there", "here"], reduce="mean") as acts:
+            model(x.to(DEVICE), mask.to(DEVICE))
+        for name in ("there", "here"):
+            layer = model.get_submodule(name).to("cpu")
+            expected = torch.stack([layer(x[0, :2]).mean(0), layer(x[1]).mean(0)])
+            assert torch.allclose(acts[name].cpu(), expected, atol=1e-5)
 
 
 class Whole:
@@ -236,10 +276,7 @@ class TheTransfer:
         assert (hosts["a"].tolist(), hosts["b"].tolist()) == ([1, 1, 1], [0, 0])
 
     def test_a_device_without_streams_is_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(device: Any) -> None:
-            raise NotImplementedError
-
-        monkeypatch.setattr(torch, "Stream", refuse)
+        monkeypatch.setattr(_streams, "has_streams", lambda kind: False)
         arrival = Arrival()
         with fake.recorded() as log:
             hosts = Transfer().to_host({"a": torch.ones(3).to(DEVICE), "b": torch.zeros(2).to(DEVICE)}, arrival)
@@ -257,7 +294,7 @@ def as_compared(value: Tensor) -> Tensor:
 
 
 if fake.IN_CHILD:
-    TestPooled, TestWhole, TestMasks, TestTheTransfer = Pooled, Whole, Masks, TheTransfer
+    TestPooled, TestStreams, TestWhole, TestMasks, TestTheTransfer = Pooled, Streams, Whole, Masks, TheTransfer
 else:
 
     def test_transfers_in_a_process_with_a_fake_accelerator() -> None:

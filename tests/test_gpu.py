@@ -1,0 +1,341 @@
+"""All of it on an accelerator, whichever torch knows: what comes from there is what a run on the CPU gives.
+
+On a machine that has none one test stands for all, skipped, or failed under REQUIRE_GPU=1. The same tests are run there
+in a child process, on the fake device, which hands out poison to whoever does not wait.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import fake_accelerator as fake
+import numpy as np
+import pytest
+import torch
+from models import BlockStack
+from on_accelerator import (
+    BATCH,
+    LAYERS,
+    LENGTHS,
+    SELECTIONS,
+    WIDTH,
+    assert_close,
+    assert_near,
+    assert_reduced,
+    batches,
+    cnn,
+    count_calls,
+    count_memory,
+    extracted,
+    images,
+    language_model,
+    model_call,
+    on_both,
+    own_stream,
+    plain_outputs,
+    plain_rows,
+    retained,
+    run_steps,
+    shards,
+)
+from safetensors.torch import load_file
+from torch import nn
+
+from activation_extractor import capture, gradients, open_store
+from activation_extractor.errors import CapacityError, MaskError, OverwrittenError
+from activation_extractor.sinks import SafetensorsSink
+
+if fake.IN_CHILD:
+    fake.install()
+
+
+@pytest.fixture
+def peak_bytes(accelerator: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
+    """Tells the most memory that the device's allocator had given out at once since it was asked before."""
+    if accelerator.type == fake.NAME:
+        yield count_memory(monkeypatch)
+        return
+    try:
+        torch.accelerator.reset_peak_memory_stats(accelerator)
+    except RuntimeError:
+        pytest.skip(f"the allocator of {accelerator.type} does not tell")
+
+    def tell() -> int:
+        torch.accelerator.synchronize(accelerator)
+        peak = torch.accelerator.max_memory_allocated(accelerator)
+        torch.accelerator.reset_peak_memory_stats(accelerator)
+        return peak
+
+    yield tell
+
+
+class Extraction:
+    """A data set to disk is what the CPU's store is."""
+
+    @pytest.mark.parametrize("padding", ["left", "right", None])
+    @pytest.mark.parametrize("kind", ["gpt2", "bert"])
+    def test_it_is_what_the_cpu_gives(
+        self, tmp_path: Path, accelerator: torch.device, kind: str, padding: str | None
+    ) -> None:
+        model, layers, given = language_model(kind), SELECTIONS[kind], batches(3, padding=padding)
+        options = {"reduce": ["full", "mean", "first", "last", "max"]}
+        expected = extracted(model, layers, tmp_path / "cpu", given, **options)
+        rows = plain_rows(model, layers, [model_call(batch) for batch in given])
+        found = extracted(model, layers, tmp_path / "there", given, device=accelerator, **options)
+        assert {one.device for one in model.parameters()} == {accelerator}
+        assert_close(found, expected)
+        assert_reduced(found, rows, options["reduce"])
+
+    @pytest.mark.parametrize(
+        ("kind", "dtype", "codec"),
+        [
+            ("gpt2", torch.bfloat16, "safetensors"),
+            ("gpt2", torch.float16, "npz"),
+            ("gpt2", torch.bfloat16, "npy"),
+            ("bert", torch.float16, "safetensors"),
+            ("bert", torch.bfloat16, "npz"),
+            ("bert", torch.float16, "npy"),
+        ],
+    )
+    def test_half_precision_in_every_format(
+        self, tmp_path: Path, accelerator: torch.device, kind: str, dtype: torch.dtype, codec: str
+    ) -> None:
+        model, layers, given = language_model(kind, dtype), SELECTIONS[kind], batches(2)
+        options = {"reduce": ["full", "mean", "last"], "format": codec}
+        expected = extracted(model, layers, tmp_path / "cpu", given, **options)
+        found = extracted(model.to(accelerator), layers, tmp_path / "there", given, **options)
+        assert found.ids == [f"0-{number}-{row}" for number in range(2) for row in range(BATCH)]
+        assert found.keep["label"].torch().tolist() == list(range(2 * BATCH))
+        assert_close(found, expected, dtype)
+
+    @pytest.mark.parametrize(("position", "text"), [(0, "got none in row 1"), (-1, "got an additive mask")])
+    def test_a_mask_that_is_none_is_an_error(
+        self, tmp_path: Path, accelerator: torch.device, position: int, text: str
+    ) -> None:
+        given = batches(2)
+        given[1]["attention_mask"][1] = position
+        with pytest.raises(MaskError, match=text):
+            extracted(BlockStack().to(accelerator), "h.*", tmp_path / "there", given)
+        assert list((tmp_path / "there" / "shards").iterdir()) == []
+
+    def test_one_that_failed_in_the_middle_goes_on_and_ends_in_the_same_bytes(
+        self, tmp_path: Path, accelerator: torch.device
+    ) -> None:
+        model, given = language_model("gpt2").to(accelerator), batches(7)
+        extracted(model, "h.*", tmp_path / "undisturbed", given, rows_per_unit=2 * BATCH)
+        calls = count_calls(model, fails_at=6)
+        with pytest.raises(RuntimeError, match="call 6"):
+            extracted(model, "h.*", tmp_path / "there", given, rows_per_unit=2 * BATCH)
+        there = shards(tmp_path / "there")
+        assert list(there) == list(shards(tmp_path / "undisturbed"))[:2]  # of five batches the fifth was unfinished
+        assert_close(open_store(tmp_path / "there"), extracted(model.to("cpu"), "h.*", tmp_path / "cpu", given[:4]))
+        model.to(accelerator)
+        extracted(model, "h.*", tmp_path / "there", given, rows_per_unit=2 * BATCH)
+        assert len(calls) == 6 + 4 + 3  # four on the CPU
+        assert shards(tmp_path / "there") == shards(tmp_path / "undisturbed")
+
+    def test_a_block_that_failed_in_the_middle_has_stored_its_finished_steps(
+        self, tmp_path: Path, accelerator: torch.device
+    ) -> None:
+        model, given = BlockStack().eval(), batches(4)
+        expected = extracted(model, "h.*", tmp_path / "cpu", given[:3], reduce=["full", "last"])
+        count_calls(model.to(accelerator), fails_at=4)
+        sink = SafetensorsSink(tmp_path / "there", rows_per_unit=2 * BATCH)
+        with pytest.raises(RuntimeError, match="call 4"):
+            run_steps(model, given, accelerator, sink, ["full", "last"])
+        assert_close(open_store(tmp_path / "there"), expected)
+
+    def test_its_peak_of_memory_does_not_grow_with_the_number_of_steps(
+        self, tmp_path: Path, accelerator: torch.device, peak_bytes: Callable[[], int]
+    ) -> None:
+        model = BlockStack(2, 256).eval().to(accelerator)
+        peaks = []
+        for count in (10, 10, 40):  # the first warms up
+            peak_bytes()
+            extracted(model, "h.*", tmp_path / str(len(peaks)), batches(count), reduce=["mean", "last"])
+            peaks.append(peak_bytes())
+        a_step = 2 * 2 * BATCH * 256 * 4
+        assert peaks[1] > 2 * (256 * 256 * 4)  # the weights, at least: something was measured
+        assert peaks[2] - peaks[1] < 10 * a_step
+
+
+class WithoutASink:
+    """What a block keeps stays where it was computed."""
+
+    @pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+    def test_values_stay_there_and_are_as_the_layer_returned_them(self, accelerator: torch.device, mode: Any) -> None:
+        expected, found = on_both(accelerator, mode)
+        assert {one.device for one in found.values()} == {accelerator}
+        assert not any(one.is_inference() for one in found.values())
+        assert (found["norm"] < 0).any()  # what the ReLU behind it made zero
+        for name in ("conv", "norm", "act", "head"):
+            torch.testing.assert_close(found[name].cpu(), expected[name])
+        assert found.nbytes == sum(one.nbytes for one in found.values())
+
+    def test_references_are_kept_without_a_copy_and_one_that_was_overwritten_is_an_error(
+        self, accelerator: torch.device
+    ) -> None:
+        model, returned = cnn(accelerator), []
+        model.conv.register_forward_hook(lambda module, args, output: returned.append(output.data_ptr()))
+        with capture(model, "*", copy=False) as acts:
+            model(images().to(accelerator))
+        assert acts["conv"].data_ptr() == returned[0]
+        with pytest.raises(OverwrittenError, match="'norm'"):
+            acts["norm"]
+
+    def test_values_move_to_the_cpu_when_asked_to(self, accelerator: torch.device) -> None:
+        expected, found = on_both(accelerator, torch.no_grad, to="cpu")
+        assert {one.device for one in found.values()} == {torch.device("cpu")}
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name])
+
+    def test_arrays_and_files_hold_the_values(self, tmp_path: Path, accelerator: torch.device) -> None:
+        expected, found = on_both(accelerator, torch.inference_mode, dtype=torch.bfloat16)
+        found.save(tmp_path / "all.npz")
+        found.save(tmp_path / "all.safetensors")
+        raw = load_file(tmp_path / "all.safetensors")
+        with np.load(tmp_path / "all.npz") as archive:
+            for name, array in found.numpy().items():
+                assert array.dtype == archive[name].dtype == np.float32
+                np.testing.assert_array_equal(array, archive[name])
+                np.testing.assert_array_equal(array, raw[name].float().numpy())
+                np.testing.assert_allclose(array, expected[name].float().numpy(), atol=0.1)
+
+    def test_gradients_are_those_of_the_cpu(self, accelerator: torch.device) -> None:
+        model, (batch,) = language_model("gpt2"), batches(1)
+
+        def backward(device: torch.device | str) -> None:
+            arguments = model_call(batch, device)
+            hidden = model(**arguments).last_hidden_state
+            (hidden.square() * hidden * arguments["attention_mask"][..., None]).sum().backward()
+
+        with plain_outputs(model, "h.*", keep=retained) as outputs:
+            backward("cpu")
+        expected = {name: output.grad for name, (output,) in outputs.items()}
+        outputs.clear()
+        model.zero_grad()
+        model.to(accelerator)
+        with capture(model, gradients("h.*"), reduce=["full", "mean"]) as acts:
+            backward(accelerator)
+        assert {value.device for value in acts.values()} == {accelerator}
+        for name, gradient in expected.items():
+            scale = float(gradient.std())
+            mean = torch.stack([row[:length].mean(0) for row, length in zip(gradient, LENGTHS, strict=True)])
+            assert_near(acts[f"{name}:gradient", "full"], gradient, scale=scale)
+            assert_near(acts[f"{name}:gradient", "mean"], mean, scale=scale)
+
+    def test_the_rest_of_a_forward_is_left_out_when_asked_to(self, accelerator: torch.device) -> None:
+        expected, _ = on_both(accelerator, torch.no_grad)
+        model = cnn(accelerator)
+        calls = count_calls(model.head)
+        with capture(model, ["conv", "norm"], stop_early=True) as acts:
+            assert model(images().to(accelerator)) is None
+        assert calls == []
+        torch.testing.assert_close(acts["norm"].cpu(), expected["norm"])
+
+    def test_the_memory_that_is_kept_is_bounded(self, accelerator: torch.device) -> None:
+        model = cnn(accelerator)
+        size = 2 * 4 * 6 * 6 * 4
+        with capture(model, ["conv", "norm"], max_bytes=2 * size) as acts:
+            model(images().to(accelerator))
+        assert acts.nbytes == 2 * size
+        with pytest.raises(CapacityError), capture(model, ["conv", "norm"], max_bytes=2 * size - 1):
+            model(images().to(accelerator))
+
+
+class Order:
+    """Streams, threads, and memory that is written to and given away again while copies are under way."""
+
+    @pytest.mark.parametrize("reduce", [["mean", "last"], ["full"]])
+    @pytest.mark.parametrize("around", ["block", "step", "forward"])
+    def test_a_forward_may_run_on_a_stream_of_the_users(
+        self, tmp_path: Path, accelerator: torch.device, around: str, reduce: list[str]
+    ) -> None:
+        model, given = BlockStack(LAYERS, WIDTH).eval(), batches(12)
+        stores = []
+        for device in (torch.device("cpu"), accelerator):
+            model.to(device)
+            stream = nullcontext() if device.type == "cpu" else own_stream(device)
+            sink = SafetensorsSink(tmp_path / device.type, rows_per_unit=3 * BATCH)
+            with (
+                torch.inference_mode(),
+                stream if around == "block" else nullcontext(),  # entered once: it may not know how to be nested
+                capture(model, "h.*", reduce=reduce, sink=sink) as acts,
+            ):
+                for batch in given:
+                    with (
+                        nullcontext() if around == "block" else stream,
+                        nullcontext() if around == "forward" else acts.step(ids=batch["id"]),
+                    ):
+                        model(**model_call(batch, device))
+            stores.append(open_store(tmp_path / device.type))
+        assert_close(stores[1], stores[0])
+
+    @pytest.mark.parametrize("has_stream", [False, True])
+    def test_two_threads_with_a_capture_each_on_one_model_get_their_own(
+        self, tmp_path: Path, accelerator: torch.device, has_stream: bool
+    ) -> None:
+        model, given = BlockStack(LAYERS, WIDTH).eval(), [batches(7, seed=1), batches(7, seed=2)]
+        expected = [
+            extracted(model, "h.*", tmp_path / f"cpu {number}", given[number], reduce=["full", "mean"])
+            for number in range(2)
+        ]
+        model.to(accelerator)
+        streams = [own_stream(accelerator) if has_stream else None for _ in range(2)]
+        meet = threading.Barrier(2, timeout=60)
+        errors: list[BaseException] = []
+
+        def work(number: int) -> None:
+            sink = SafetensorsSink(tmp_path / f"there {number}", rows_per_unit=3 * BATCH)
+            try:
+                run_steps(model, given[number], accelerator, sink, ["full", "mean"], streams[number], meet)
+            except BaseException as error:
+                meet.abort()
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        for number in range(2):
+            assert_close(open_store(tmp_path / f"there {number}"), expected[number])
+
+    @pytest.mark.parametrize("reduce", [["mean", "last"], ["full"], ["full", "max"]])
+    def test_memory_may_be_overwritten_and_used_again_at_once(
+        self, tmp_path: Path, accelerator: torch.device, reduce: list[str]
+    ) -> None:
+        torch.manual_seed(0)
+        layers = [layer for _ in range(4) for layer in (nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True))]
+        model = nn.Sequential(*layers).eval()
+        given = [{"input": torch.randn(BATCH, 1 + number % 5, WIDTH)} for number in range(60)]
+        rows = plain_rows(model, "[026]", given)
+        model.to(accelerator)
+        sink = SafetensorsSink(tmp_path / "there", rows_per_unit=4 * BATCH)
+        with torch.inference_mode(), capture(model, "[026]", reduce=reduce, sink=sink):
+            for call in given:
+                out = model(call["input"].to(accelerator))
+                del out
+                for size in range(1, 6):  # of the sizes that were freed just now
+                    torch.full((BATCH, size, WIDTH), float("nan"), device=accelerator)
+        assert_reduced(open_store(tmp_path / "there"), rows, reduce)
+
+
+if fake.IN_CHILD or torch.accelerator.is_available():
+    TestExtraction, TestWithoutASink, TestOrder = map(pytest.mark.gpu, (Extraction, WithoutASink, Order))
+else:
+
+    @pytest.mark.gpu
+    def test_on_an_accelerator(accelerator: torch.device) -> None:
+        """Stands for all of the above where there is none, so that one skip, or one failure, says so."""
+
+
+if not fake.IN_CHILD:
+
+    def test_all_of_it_in_a_process_with_a_fake_accelerator() -> None:
+        assert fake.run_in_child(__file__) >= 35
