@@ -26,13 +26,15 @@ class Place(Protocol):
     masks: Masks
     call: CallArguments | None
     forward_number: int
-    is_unmasked: bool
+    is_unmasked: bool | None
     ran: set[str]
 
     @property
     def is_open(self) -> bool: ...
 
     def check_step(self, target: Target) -> None: ...
+
+    def look_for_masks(self) -> bool: ...
 
     def ran_again(self, target: Target) -> None: ...
 

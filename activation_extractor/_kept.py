@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from activation_extractor._values import ordinary, storage_bytes
-from activation_extractor.errors import CapacityError, OverwrittenError
+from activation_extractor.errors import CapacityError, OverwrittenError, TransformedCallError
+
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 Calls = Literal["last", "all", "join"]
 Key = tuple[str, str]  # recorded name, reducer's name
@@ -34,8 +37,10 @@ class Entry:
 
         Raises:
             OverwrittenError: it was kept without a copy and written to since.
+            TransformedCallError: it is a transform's, which has no meaning outside of it.
         """
         assert self.tensor is not None
+        self.check(name)
         if self.version is None:
             self.tensor = ordinary(self.tensor)
         elif self.tensor._version != self.version:
@@ -43,6 +48,11 @@ class Entry:
         elif detach:
             self.detach()
         return self.tensor
+
+    def check(self, name: str) -> None:
+        """Refuse a value that a transform of torch.func has wrapped."""
+        if self.tensor is not None and is_wrapped(self.tensor):
+            raise TransformedCallError(name)
 
     def close(self, *, detach: bool) -> None:
         """The block ends: let go of the graph, unless it is wanted."""
@@ -130,6 +140,16 @@ class Kept:
         """The tensors of all calls of a key, as `read` gives them."""
         entries = self._calls[key[1]][key[0]]
         return [entry.read(key[0], detach=self._detach) for entry in entries if entry is not None]
+
+    def check(self) -> None:
+        """Make sure that everything is a value.
+
+        Raises:
+            TransformedCallError: something was recorded inside of ``vmap`` or another transform.
+        """
+        for entries in self._last.values():
+            for name, entry in entries.items():
+                entry.check(name)
 
     def close(self) -> None:
         """The block ends: let go of the graphs that references hold, unless they are wanted."""

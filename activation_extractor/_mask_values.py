@@ -61,10 +61,11 @@ def fit(
         checks: where to put what is still to be checked of a mask on an accelerator; None checks it at once.
 
     Raises:
-        MaskError: it does not fit, is additive, or has a row without a real position.
+        MaskError: it does not fit; or, unless that is left to `checks`, is additive or has a row without a real
+            position.
     """
     _check_shape(mask, layer)
-    batch, seq = activation.shape[:2]
+    whole, (batch, seq) = mask, activation.shape[:2]
     if is_cached and mask.shape[1] > seq:
         mask = mask[:, -seq:]
     if tuple(mask.shape) != (batch, seq):
@@ -72,7 +73,7 @@ def fit(
         raise MaskError(f"have shape {(batch, seq)}", f"shape {tuple(mask.shape)}", advice, layer)
     is_real: Tensor = mask != 0
     if batch:
-        check = MaskCheck(layer, mask, is_real)
+        check = MaskCheck(layer, whole, is_real)
         if checks is None or mask.device.type == "cpu":
             check.settle(check.verdict)
         else:

@@ -55,9 +55,9 @@ def bind(signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: dic
 
 def positions_of(signature: inspect.Signature | None) -> dict[str, int]:
     """Where in a call the arguments of these names stand that may be given without them."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
     parameters = signature.parameters.values() if signature else ()
-    return {one.name: index for index, one in enumerate(parameters) if one.kind in kinds}
+    return {one.name: index for index, one in enumerate(parameters) if one.kind not in named}
 
 
 class CallArguments:
@@ -95,17 +95,22 @@ class CallArguments:
         return self.get(name) is not None
 
     def _find(self, name: str) -> Any:
-        if name in self._kwargs:
-            return self._kwargs[name]
-        if self._positions.get(name, len(self._args)) < len(self._args):
-            return self._args[self._positions[name]]
+        found = self._given(name)
+        if found is not None:
+            return found
         nested = (value for value in (*self._args, *self._kwargs.values()) if isinstance(value, Mapping))
         return next((value[name] for value in nested if name in value), None)
+
+    def _given(self, name: str) -> Any:
+        if name in self._kwargs:
+            return self._kwargs[name]
+        index = self._positions.get(name, len(self._args))
+        return self._args[index] if index < len(self._args) else None
 
     @property
     def is_cached(self) -> bool:
         """Whether the call carries a cache of earlier positions."""
-        return any(map(self.has, _CACHE_ARGUMENTS))
+        return any(self._given(name) is not None for name in _CACHE_ARGUMENTS)
 
 
 class Masks:
@@ -147,7 +152,8 @@ class Masks:
             call: the model's call that is under way; None when the layer ran outside of one.
 
         Raises:
-            MaskError: the mask does not fit, or has a row without a real position.
+            MaskError: the mask does not fit; or, unless that is left to the call's `checks`, is additive or has a row
+                without a real position.
         """
         if layer not in self._known_sources:
             self._known_sources[layer] = self._source(layer)

@@ -4,6 +4,10 @@ Everything here is said again, more generally, in `_taps` and `_keepers`. A capt
 most of that is memory that has to be fetched, since a layer of any size has driven it out of the caches: each function
 that a call goes through and each object that only its own layer uses costs a tenth of one. So a hook here is a function
 that all layers of a block share, bound to one small object of its layer.
+
+Two questions that `_taps` asks in each call are put off where a value is kept whole. Within the model's own forward it
+is not asked whether backward is recomputing: one that runs a backward of its own would record the same value again.
+And that a value is one of a transform's (``vmap``) is seen when it is read or the block ends.
 """
 
 from __future__ import annotations
@@ -94,10 +98,8 @@ def _copying_hook(place: Place) -> Hook:
     plain = Tensor
 
     def record_copy(slot: _Slot, called: nn.Module, args: Any, output: Any) -> None:
-        if place not in open_here() or called is not slot.module or backward_task() != -1:
+        if place not in open_here() or called is not slot.module or (place.call is None and backward_task() != -1):
             return
-        if is_transformed():
-            raise TransformedCallError(slot.target.layer)  # type: ignore[union-attr]
         if type(output) is plain:
             # What is copied at once needs no version counter: `data` does what `detach()` does, at half the price.
             slot.tensor = output.data.clone() if output.requires_grad else output.clone()
@@ -117,10 +119,8 @@ def _referring_hook(place: Place) -> Hook:
     plain = Tensor
 
     def record_reference(slot: _Slot, called: nn.Module, args: Any, output: Any) -> None:
-        if place not in open_here() or called is not slot.module or backward_task() != -1:
+        if place not in open_here() or called is not slot.module or (place.call is None and backward_task() != -1):
             return
-        if is_transformed():
-            raise TransformedCallError(slot.target.layer)  # type: ignore[union-attr]
         if type(output) is not plain:
             output = slot.pick(output)
         try:
@@ -137,7 +137,7 @@ def _referring_hook(place: Place) -> Hook:
     return record_reference
 
 
-def _reducing_hook(place: Place) -> Hook:  # noqa: C901 - it goes through no other function
+def _reducing_hook(place: Place) -> Hook:  # noqa: C901 - one function on purpose, see above
     options, masks, plain = place.options, place.masks, Tensor
     axis, has_sink, is_usual = options.sequence_axis, options.has_sink, options.sequence_axis in (None, 1)
     # Our own reducers do not write to what they are given: `data` will do for them.
@@ -156,7 +156,10 @@ def _reducing_hook(place: Place) -> Hook:  # noqa: C901 - it goes through no oth
         if output.requires_grad:
             output = output.data if are_ours else output.detach()
         sequence = output if is_usual and output.dim() == 3 else sequence_second(target.layer, output, axis)
-        mask = None if place.is_unmasked else masks.find(target.layer, sequence, place.call)
+        is_unmasked = place.is_unmasked
+        if is_unmasked is None:
+            is_unmasked = place.look_for_masks()
+        mask = None if is_unmasked else masks.find(target.layer, sequence, place.call)
         for entry, name, reducer, is_ours in slot.parts:
             try:
                 result = reducer(sequence, mask)

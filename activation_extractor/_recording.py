@@ -6,7 +6,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from activation_extractor._results import Results
 from activation_extractor._root import Forward, StopForward, unwatch, watch
 from activation_extractor._stance import eager_stance
 from activation_extractor._steps import RowId, make_step
-from activation_extractor._taps import Attached, Detach, tap, tap_gradient
+from activation_extractor._taps import Attached, Detach, backward_task, tap, tap_gradient
 from activation_extractor.errors import (
     GradientNotFoundError,
     InferenceReferenceError,
@@ -32,7 +31,6 @@ from activation_extractor.errors import (
     StepError,
     StopEarlyError,
 )
-from activation_extractor.reducers import full
 from activation_extractor.sinks import Sink
 
 
@@ -56,8 +54,8 @@ class Recording:
         self.masks = masks
         self.call: CallArguments | None = None
         self.ran: set[str] = set()  # in the forward that is under way
-        self.forward_number, self.is_unmasked = 0, False
-        self._reduces = any(reducer is not full for reducer in options.reducers.values())
+        self.forward_number = 0
+        self.is_unmasked: bool | None = None  # not known before a layer asks: a forward may make its own mask
         self._root: nn.Module | None = root
         self._targets = tuple(targets)
         self._gradients: dict[str, GradientKeeper] = {}
@@ -83,12 +81,13 @@ class Recording:
         undo = self._undo
         try:
             self._attach(undo)
+            # Functions, which copying `acts` in the block leaves alone.
+            undo.append(lambda: unwatch(root, self))
             watch(root, self)
-            undo.append(partial(unwatch, root, self))
-            eager_stance.enter()
-            undo.append(eager_stance.leave)
+            undo.append(lambda: eager_stance.leave(self))
+            eager_stance.enter(self)
+            undo.append(lambda: _context.leave(self))
             _context.enter(self)
-            undo.append(partial(_context.leave, self))
         except BaseException:
             _call_all(undo)
             raise
@@ -110,6 +109,7 @@ class Recording:
         self._root = None
         try:
             if error is None and self._sink is None:
+                self.kept.check()
                 self._check_complete()
             if self._was_cut and isinstance(error, AttributeError | TypeError) and "NoneType" in str(error):
                 raise StopEarlyError from error
@@ -130,7 +130,7 @@ class Recording:
 
     def _attach(self, undo: list[Detach]) -> None:
         attached, make_hook = Attached(), plain_hooks(self.options, self)
-        undo.append(attached.detach)
+        undo.append(lambda: attached.detach())
         for target in self._targets:
             if make_hook is not None and is_plain(target):
                 attached.add(target.module, make_hook(target))
@@ -161,9 +161,14 @@ class Recording:
                 "Wrap both in `with acts.step(): ...`.",
             )
 
+    def look_for_masks(self) -> bool:
+        """Whether no layer has a mask in the forward that is under way."""
+        self.is_unmasked = self.call is not None and self.masks.has_none(self.call)
+        return self.is_unmasked
+
     def ran_again(self, target: Target) -> None:
-        """Warn, once, that only the last call of several in one forward is kept."""
-        if self.options.calls == "last" and self.call is not None and not self._has_warned:
+        """Warn, once, that only the last call of several in one forward is kept; a recomputation is none."""
+        if self.options.calls == "last" and self.call is not None and not self._has_warned and backward_task() == -1:
             self._has_warned = True
             warnings.warn(
                 f"Layer {target.layer!r} ran several times in one forward and its last value is kept. "
@@ -189,13 +194,13 @@ class Recording:
         self._forward_thread = threading.get_ident()
         self.call = call
         self.forward_number += 1
-        self.is_unmasked = self._reduces and self.masks.has_none(call)
+        self.is_unmasked = None
         self.ran.clear()
         return None if self._in_step else self._step(None, {})
 
     def end_forward(self) -> None:
         """End a forward."""
-        self.call, self.is_unmasked = None, False
+        self.call = self.is_unmasked = None
 
     def note_cut(self) -> None:
         """Note that a forward was cut short and returned None."""
@@ -272,10 +277,15 @@ class Recording:
 
 
 def _call_all(undo: list[Detach]) -> None:
-    """Undo everything, the last thing first, also when interrupted in the middle."""
-    try:
-        while undo:
-            undo.pop()()
-    finally:
-        if undo:
+    """Undo everything, the last thing first, each of them harmless twice: what was interrupted is done again."""
+    while undo:
+        try:
+            undo[-1]()
+        except KeyboardInterrupt:
             _call_all(undo)
+            raise
+        except BaseException:
+            undo.pop()
+            _call_all(undo)
+            raise
+        undo.pop()

@@ -163,7 +163,7 @@ class _RootCall:
             return call(*args, **kwargs)
 
     def _cut_short(
-        self, call: Any, opened: tuple[Owner, ...], watchers: list[Watcher], *args: Any, **kwargs: Any
+        self, call: Any, opened: tuple[Owner, ...], watchers: list[Watcher], /, *args: Any, **kwargs: Any
     ) -> Any:
         # Every capture open in this context is served, whether or not it wants to stop early itself.
         cut = Cut({owner: owner.awaited(self._members) for owner in opened if hasattr(owner, "awaited")})

@@ -12,7 +12,7 @@ import torch
 
 
 class EagerStance:
-    """A counter over ``torch.compiler.set_stance("force_eager")``.
+    """The users of ``torch.compiler.set_stance("force_eager")``.
 
     The stance is process-wide and its own context manager restores wrongly when uses overlap: here the first user
     sets it and the last one out restores what the first one found.
@@ -20,13 +20,13 @@ class EagerStance:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._users = 0
+        self._users: set[int] = set()
         self._set: Any = None
 
-    def enter(self) -> None:
+    def enter(self, user: object) -> None:
         """Hold the stance. Does nothing in a process that has compiled nothing: importing dynamo takes a second."""
         with self._lock:
-            self._users += 1
+            self._users.add(id(user))
         self.catch_up()
 
     def catch_up(self) -> bool:
@@ -39,11 +39,11 @@ class EagerStance:
             self._set = _run_outside()(_force_eager)
             return True
 
-    def leave(self) -> None:
-        """Let go of the stance."""
+    def leave(self, user: object) -> None:
+        """Let go of the stance; twice without harm."""
         with self._lock:
-            self._users -= 1
-            if self._users == 0 and self._set is not None:
+            self._users.discard(id(user))
+            if not self._users and self._set is not None:
                 _run_outside()(partial(self._set.__exit__, None, None, None))
                 self._set = None
 

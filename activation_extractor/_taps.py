@@ -130,8 +130,8 @@ class Attached:
 
     def add(self, module: nn.Module, hook: Callable[..., None]) -> None:
         """Attach a hook; `hide` is to be called when all of them are."""
-        self._ids.append(module.register_forward_hook(hook).id)
         self._hooks.append(module._forward_hooks)
+        self._ids.append(module.register_forward_hook(hook).id)
 
     def hide(self) -> None:
         """Keep them out of copies of the modules."""
@@ -143,7 +143,7 @@ class Attached:
         try:
             for index in range(len(ids)):
                 all_hooks[index].pop(ids[index], None)
-        except BaseException:
+        except KeyboardInterrupt:
             self.detach()
             raise
         show_all(all_hooks)

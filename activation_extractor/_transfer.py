@@ -56,14 +56,14 @@ class Transfer:
         return hosts
 
     def _copied(self, tensors: Mapping[str, Tensor], device: torch.device, arrival: Arrival) -> dict[str, Tensor]:
-        odd = {name: tensor.cpu() for name, tensor in tensors.items() if not _is_plain(tensor)}
-        plain = {name: tensor for name, tensor in tensors.items() if name not in odd}
+        hosts = {name: tensor.cpu() for name, tensor in tensors.items() if not _is_plain(tensor)}
+        plain = {name: tensor for name, tensor in tensors.items() if name not in hosts}
         hold(plain.values())  # packing reads them here, wherever they were made
         parcels = _parcels(plain)
-        hosts = self._fetch([_packed(parcel) for parcel in parcels], device, arrival)
-        for host, parcel in zip(hosts, parcels, strict=True):
-            odd |= _unpacked(host, parcel)
-        return odd
+        arrived = self._fetch([_packed(parcel) for parcel in parcels], device, arrival)
+        for packed, parcel in zip(arrived, parcels, strict=True):
+            hosts |= _unpacked(packed, parcel)
+        return hosts
 
     def _fetch(self, sources: Sequence[Tensor], device: torch.device, arrival: Arrival) -> list[Tensor]:
         """Copies of contiguous tensors: begun, or on a device without streams done."""

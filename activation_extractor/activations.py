@@ -65,8 +65,8 @@ class Activations(Mapping[Any, Any]):
     def step(self, *, ids: Any = None, keep: Any = None) -> AbstractContextManager[None]:
         """Group the forwards inside this block into one step of the sink.
 
-        The step reaches the sink when the block ends well, and not at all when it raises. On an accelerator it is to end
-        on the stream that its forwards ran on, or on one that has waited for that.
+        The step reaches the sink when the block ends well, and not at all when it raises. On an accelerator it is to
+        end on the stream that its forwards ran on, or on one that has waited for that.
 
         Args:
             ids: the rows' ids, all strings or all integers.

@@ -43,18 +43,18 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     size = replace(QUICK if options.quick else Size(), device=options.device)
     if options.peers and missing_peers():
         print(f"not installed, left out: {', '.join(missing_peers())}", file=sys.stderr)
-    everything = all_cases(size, with_peers=options.peers)
-    cases = [case for case in everything if _is_wanted(case.name, options.only)]
-    counts = [count for count in all_counts(size) if _is_wanted(count.name, options.only)]
-    if not cases and not counts:
-        sys.exit(f"--only must match a case, got {', '.join(map(repr, options.only))}. Try --only 'captured_call.*'.")
     machine, results, counted = describe_machine(size.device), [], []
-    for case in cases:
+    counts = [count for count in all_counts(size) if _is_wanted(count.name, options.only)]
+    for case in all_cases(size, with_peers=options.peers):  # each is made when the ones before it have been measured
+        if not _is_wanted(case.name, options.only):
+            continue
         print(f"{case.name}: {case.about}", file=sys.stderr)
         results.append(describe_case(case, measure(case, QUICK_ROUNDS if options.quick else ROUNDS)))
     for count in counts:
         print(f"{count.name}: {count.about}", file=sys.stderr)
         counted.append(describe_count(count, count.count(size)))
+    if not results and not counted:
+        sys.exit(f"--only must match a case, got {', '.join(map(repr, options.only))}. Try --only 'captured_call.*'.")
     others = [peer.distribution for peer in installed_peers() if peer.distribution] if options.peers else []
     return document(results, counted, machine, quick=options.quick, others=["transformers", *others])
 

@@ -19,7 +19,7 @@ from benchmarks.whole_models import WHOLE_MODELS
 CASES: list[Callable[[Size], Iterator[Case]]] = [*CALLS, *WHOLE_MODELS, *SCALING, *EXTRACTION, *STORAGE]
 
 
-def all_cases(size: Size, *, with_peers: bool = False) -> list[Case]:
-    """Every case, in the order in which they are shown."""
-    groups = [*CASES, *(PEER_CASES if with_peers else [])]
-    return [case for cases in groups for case in cases(size)]
+def all_cases(size: Size, *, with_peers: bool = False) -> Iterator[Case]:
+    """Every case, in the order in which they are shown; a model is made when its case is reached."""
+    for cases in [*CASES, *(PEER_CASES if with_peers else [])]:
+        yield from cases(size)

@@ -16,7 +16,7 @@ from benchmarks.models import small_layers
 from benchmarks.sizes import Size
 from benchmarks.systems import bare, captured, hooked, store_clone
 
-LAYERS_OF_THREADS, FORWARDS = 20, 10
+LAYERS_OF_THREADS, FORWARDS = 20, 5
 
 
 def layers(size: Size) -> Iterator[Case]:
@@ -65,7 +65,7 @@ def threads(size: Size) -> Iterator[Case]:
             floor=partial(in_threads, number, partial(forwards, model, x)),
             calls=number * FORWARDS * LAYERS_OF_THREADS,
             loops=2,
-            most_rounds=31,
+            most_rounds=15,
         )
 
 

@@ -44,7 +44,7 @@ def test_every_case_runs_once_at_its_smallest_size(case: Case) -> None:
 
 
 def test_cases_have_names_of_their_own() -> None:
-    assert len(CASES) == len(all_cases(SMALLEST, with_peers=True))
+    assert len(CASES) == len(list(all_cases(SMALLEST, with_peers=True)))
 
 
 @pytest.mark.parametrize("name", ["hooked", "captured"])

@@ -67,3 +67,36 @@ def test_a_reference_lets_go_of_its_graph_when_it_is_read_and_when_the_block_end
         stack(tokens)
         assert not acts["h.0"].requires_grad
     assert not acts["h.1"].requires_grad
+
+
+class BackwardInForward(nn.Module):
+    """Returns the gradient of what a checkpointed layer computes, which runs the layer again."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            y = torch.utils.checkpoint.checkpoint(lambda x: self.layer(x).tanh(), x, use_reentrant=False)
+            return torch.autograd.grad(y.sum(), x)[0]
+
+
+@BOTH
+def test_a_forward_that_runs_a_backward_of_its_own_has_each_layer_once(copy):
+    model, x = BackwardInForward(), torch.randn(2, 4)
+    with capture(model, "layer", copy=copy) as acts:
+        model(x)  # a warning would be an error here
+    assert torch.equal(acts["layer"], model.layer(x))
+
+
+@BOTH
+def test_a_value_of_a_transform_can_be_read_neither_in_the_block_nor_behind_it(copy):
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(TransformedCallError), capture(model, "0", copy=copy, missing="skip") as acts:
+        torch.vmap(model)(torch.randn(3, 4))
+        with pytest.raises(TransformedCallError):
+            acts["0"]
+    with pytest.raises(TransformedCallError):
+        acts["0"]
