@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, final
 
 from activation_extractor._fingerprints import inputs_crc32
-from activation_extractor._manifest import has_manifest, make_manifest, read_manifest, store_name
+from activation_extractor._manifest import has_manifest, read_manifest, store_name
 from activation_extractor._reading import Reader
 from activation_extractor._shards import Codec, list_units, shard_path, unit_name
 from activation_extractor._steps import RowId, Step
-from activation_extractor._store_writer import UNIT_BYTES, UNIT_ROWS, StoreWriter, check_free, check_same
+from activation_extractor._store_writer import UNIT_BYTES, UNIT_ROWS, StoreWriter, check_free
 from activation_extractor.errors import OtherRunError, StoreError
 from activation_extractor.sinks import Sink, writer_name
 
@@ -89,7 +89,7 @@ class Run(Sink):
             advice = "Give extract a folder of its own."
             raise StoreError(self._folder, "be a store that extract wrote", "one that with-blocks wrote", advice)
         self._writer.begin(self._described())
-        self._writer.go_on(check_same(self._folder, make_manifest(self._codec, self._described(), [], [], None)))
+        self._writer.go_on()
 
     def skips(self, ids: list[RowId] | None, arguments: Any) -> bool:
         """Whether the next batch need not be computed, since its rows are in the store.
@@ -154,7 +154,7 @@ class Run(Sink):
         if not path.exists():
             return None
         if not self._is_there:  # another process works on the same, one hopes
-            check_same(self._folder, make_manifest(self._codec, self._described(), [], [], None))
+            self._writer.check_run()
             self._is_there = True
         return _KnownUnit(self._folder, Reader(self._codec, store_name(self._about)), str(path))
 

@@ -100,8 +100,21 @@ class StoreWriter:
         """Say what the run is: ``fingerprint``, ``batches_per_unit`` and what else its manifest is to hold."""
         self._run = dict(run)
 
-    def go_on(self, manifest: Manifest) -> None:
-        """Go on with a store that is there, whose run was found to be the same."""
+    def check_run(self) -> Manifest:
+        """The manifest of the store that is there, when its run is this one.
+
+        Raises:
+            OtherRunError: it is not.
+        """
+        return check_same(self.folder, make_manifest(self.codec, self._run, [], [], None))
+
+    def go_on(self) -> None:
+        """Go on with the store that is there.
+
+        Raises:
+            OtherRunError: its run is another one.
+        """
+        manifest = self.check_run()
         self._manifest = self._published = manifest
         self._layout = Layout.of(self.codec, manifest.content)
 

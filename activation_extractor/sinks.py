@@ -14,7 +14,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from activation_extractor._manifest import has_manifest, make_manifest, read_manifest, store_name
+from activation_extractor._manifest import has_manifest, read_manifest, store_name
 from activation_extractor._reading import Reader
 from activation_extractor._shards import NPY, NPZ, SAFETENSORS, Codec, list_units, shard_path, unit_name
 from activation_extractor._steps import Ragged, RowId, Step
@@ -24,7 +24,6 @@ from activation_extractor._store_writer import (
     UNIT_ROWS,
     StoreWriter,
     check_free,
-    check_same,
 )
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StoreError
 
@@ -219,8 +218,7 @@ class StoreSink(Sink):
         if read_manifest(self.path).batches_per_unit is not None:
             advice = "Call extract again to go on with it, or choose another folder."
             raise StoreError(self.path, "be a store that with-blocks wrote", "one that extract wrote", advice)
-        manifest = check_same(self.path, make_manifest(self.codec, run, [], [], None))
-        self._writer.go_on(manifest)
+        self._writer.go_on()
         reader = Reader(self.codec, store_name(about))
         for unit in list_units(self.path, self.codec):
             self._writer.see(reader.ids(str(shard_path(self.path, unit, self.codec))))
