@@ -50,6 +50,31 @@ def test_threads_with_a_capture_each_get_their_own(stack):
     assert count_hooks(stack) == 0
 
 
+def test_sixteen_threads_at_once_lose_and_mix_nothing(stack):
+    interval, meet = sys.getswitchinterval(), threading.Barrier(16)
+    sys.setswitchinterval(1e-5)
+
+    def serve(number):
+        sink, ids = MemorySink(), [torch.full((2, 3), (number + 3 * step) % 50) for step in range(20)]
+        meet.wait()
+        with torch.inference_mode(), capture(stack, "h.*", reduce=["full", "last"][number % 2], sink=sink):
+            expected = [stack(one) for one in ids]
+        assert len(sink.steps) == len(ids)
+        for step, output in zip(sink.steps, expected, strict=True):
+            if number % 2:
+                assert torch.equal(step.values["h.3", "last"], output[:, -1])
+            else:
+                assert torch.equal(step.values["h.3", "full"].values, output.flatten(0, 1))
+        return True
+
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            assert all(pool.map(serve, range(16)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert count_hooks(stack) == 0
+
+
 def test_threads_that_enter_and_leave_at_once_do_not_disturb_each_other(stack):
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
