@@ -24,13 +24,12 @@ class Entry:
     Attributes:
         tensor: the value; None while there is none.
         version: the tensor's version when the layer returned it; None when it is a copy.
-        forward: the number of the forward in which it was kept, where a hook needs to know.
     """
 
-    __slots__ = ("forward", "tensor", "version")
+    __slots__ = ("tensor", "version")
 
     def __init__(self, tensor: Tensor | None = None, version: int | None = None) -> None:
-        self.tensor, self.version, self.forward = tensor, version, -1
+        self.tensor, self.version = tensor, version
 
     def read(self, name: str, *, detach: bool) -> Tensor:
         """The tensor, an ordinary one, and the same one each time.

@@ -53,23 +53,25 @@ def is_plain(target: Target) -> bool:
 
 
 class _Slot(Entry):
-    """What a layer's hook has of its own when it keeps one value: where it is kept, and whose it is."""
+    """What a layer's hook has of its own when it keeps one value: where, of which forward, and whose it is."""
 
-    __slots__ = ("module", "target")
+    __slots__ = ("forward", "module", "target")
 
     def __init__(self, target: Target) -> None:
-        self.tensor, self.version, self.forward = None, None, -1
-        self.target: Target | None = target
+        super().__init__()
+        self.forward = -1
+        self.target = target
         self.module: nn.Module | None = target.module
 
     def close(self, *, detach: bool) -> None:
         if detach and self.version is not None:
             self.detach()
-        self.target = self.module = None  # what is kept outlives the block, and must not keep the model
+        if self.module is not None:  # what is kept outlives the block, and must not keep the model
+            self.module = None
+            del self.target
 
     def pick(self, output: Any) -> Tensor:
         """The tensor to record in what the layer returned."""
-        assert self.target is not None
         return picker(self.target)(output)
 
 
@@ -106,10 +108,10 @@ def _copying_hook(place: Place) -> Hook:
         else:
             slot.tensor = snapshot(slot.pick(output))
         if slot.forward == place.forward_number:
-            place.ran_again(slot.target)  # type: ignore[arg-type]
+            place.ran_again(slot.target)
         slot.forward = place.forward_number
         if cuts and (cut := current_cut()) is not None:
-            cut.ran(place, slot.target.name)  # type: ignore[union-attr]
+            cut.ran(place, slot.target.name)
 
     return record_copy
 
@@ -129,10 +131,10 @@ def _referring_hook(place: Place) -> Hook:
             raise InferenceReferenceError from None
         slot.tensor = output
         if slot.forward == place.forward_number:
-            place.ran_again(slot.target)  # type: ignore[arg-type]
+            place.ran_again(slot.target)
         slot.forward = place.forward_number
         if cuts and (cut := current_cut()) is not None:
-            cut.ran(place, slot.target.name)  # type: ignore[union-attr]
+            cut.ran(place, slot.target.name)
 
     return record_reference
 

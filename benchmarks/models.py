@@ -17,13 +17,13 @@ def small_layers(layers: int, device: torch.device | str = "cpu") -> nn.Sequenti
     return nn.Sequential(*(nn.Linear(16, 16) for _ in range(layers))).to(device)
 
 
-def gpt2(size: Size, *, has_head: bool = False) -> Any:
-    """A GPT-2 with random weights: 12 blocks of width 256 at its usual size."""
+def gpt2(size: Size, *, width: int = 256, has_head: bool = False) -> Any:
+    """A GPT-2 with random weights, 12 blocks unless the size says otherwise."""
     import transformers
 
     config = transformers.GPT2Config(
         n_layer=size.blocks,
-        n_embd=256,
+        n_embd=width,
         n_head=4,
         n_positions=256,
         vocab_size=VOCABULARY,

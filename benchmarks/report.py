@@ -7,6 +7,17 @@ from typing import Any
 
 COUNTED = ("counted", "value", "limit", "", "what")
 COLUMNS = ("case", "floor us", "by hand us", "ours us", "ratio [95 %]", "CPU ratio", "target", "")
+# What a reader of the project's front page wants to know, and of which case it is.
+HEADLINES = {
+    "captured_call.inference_mode": "a captured call, beside a hook that clones",
+    "captured_call.no_copy.no_grad": "the same with `copy=False`, beside a hook that keeps a reference",
+    "pooled_call.inference_mode": 'a captured call with `reduce="mean"`, beside the same mean in a hook',
+    "set_up.200_layers": "entering and leaving a block, beside attaching and removing hooks",
+    "early_stop.third_of_12": "`stop_early` behind 3 of 12 blocks, beside the whole forward",
+    "extract.pooled": "`extract` with mean and last token to disk, beside the forwards alone",
+    "save.pooled": "saving that, beside the original system's way",
+    "save.full": "saving whole activations, beside a plain file write",
+}
 _VERDICTS = {None: "", True: "met", False: "MISSED"}
 
 
@@ -15,6 +26,13 @@ def table(document: dict[str, Any]) -> str:
     timed = [COLUMNS, *(_row(result) for result in document["results"])] if document["results"] else []
     counted = [COUNTED, *(_counted(count) for count in document["counts"])] if document["counts"] else []
     return "\n".join([heading(document), *_lines(timed), *_lines(counted)])
+
+
+def headlines(*documents: dict[str, Any]) -> str:
+    """The few figures of the front page, as a Markdown table."""
+    results = {result["name"]: result for document in documents for result in document["results"]}
+    rows = [f"| {text} | {_interval(results[name]['ratio']['wall'])} |" for name, text in HEADLINES.items()]
+    return "\n".join(["| time of ours | as a multiple |", "|---|---|", *rows])
 
 
 def plot(document: dict[str, Any], path: Path) -> None:

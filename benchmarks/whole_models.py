@@ -85,7 +85,7 @@ def batch_norms_of_a_cnn(size: Size) -> Iterator[Case]:
 
 def decoding(size: Size) -> Iterator[Case]:
     """Every block in every decoding step, beside hooks that append clones to lists."""
-    model, prompt = gpt2(size, has_head=True), tokens(size)[:1, :8]
+    model, prompt = gpt2(size, width=64, has_head=True), tokens(size)[:1, :8]
     names = [f"transformer.h.{index}" for index in range(size.blocks)]
     generate = partial(generate_greedily, model, prompt, size.new_tokens)
     yield Case(

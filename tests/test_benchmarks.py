@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from benchmarks.cases import all_cases
 from benchmarks.counts import COUNTS, Count
 from benchmarks.measure import Case, Rounds, Seconds, measure, median_interval, time_system
 from benchmarks.models import small_layers
-from benchmarks.report import table
+from benchmarks.report import headlines, plot, table
 from benchmarks.results import describe_case, describe_count, describe_machine, document
 from benchmarks.sizes import SMALLEST
 
@@ -292,8 +293,23 @@ def test_a_count_above_its_limit_is_missed() -> None:
     assert table(found).splitlines()[-1].split() == ["a.b", "2.10", "2.00", "MISSED", "apples"]
 
 
-@pytest.mark.parametrize("name", ["cpu", "storage_cpu"])
+def stored_results(name: str) -> Any:
+    return json.loads((Path(command.__file__).parent / f"results/{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["cpu", "storage_cpu", "peers_cpu"])
 def test_the_page_shows_what_is_stored(name: str) -> None:
-    folder = Path(command.__file__).parent
-    stored = json.loads((folder / f"results/{name}.json").read_text(encoding="utf-8"))
-    assert table(stored) in (folder / "README.md").read_text(encoding="utf-8")
+    page = (Path(command.__file__).parent / "README.md").read_text(encoding="utf-8")
+    assert table(stored_results(name)) in page
+
+
+def test_the_front_page_shows_what_is_stored() -> None:
+    page = (Path(command.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert headlines(stored_results("cpu"), stored_results("storage_cpu")) in page
+
+
+def test_the_picture_is_that_of_the_stored_results(tmp_path: Path) -> None:
+    folder = Path(command.__file__).parent / "results"
+    plot(stored_results("cpu"), tmp_path / "cpu.svg")
+    drawn, stored = ((place / "cpu.svg").read_text(encoding="utf-8") for place in (tmp_path, folder))
+    assert re.findall("<!-- (.*?) -->", drawn) == re.findall("<!-- (.*?) -->", stored)  # its texts
