@@ -56,11 +56,12 @@ def plot(document: dict[str, Any], path: Path) -> None:
         if result["target"] is not None:
             axes.plot(result["target"], row, "|", color="black", markersize=12)
     axes.axvline(1, color="lightgray", linewidth=1, zorder=0)
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.set_yticks(range(len(results)), [result["name"] for result in results])
     axes.set_ylim(-0.7, len(results) - 0.3)
-    axes.set_xlabel("time, as a multiple of the way by hand: median and 95 % interval; | is what is demanded")
+    axes.set_xlabel("time as a multiple of the way by hand\nmedian and 95 % interval; | is the most that is demanded")
     axes.set_title(heading(document).partition(", load")[0], fontsize=9)
     with rc_context({"svg.hashsalt": "benchmarks"}):  # the same picture from the same results, byte for byte
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
@@ -100,7 +101,13 @@ def _row(result: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _interval(spread: dict[str, float | None]) -> str:
-    return "{} [{}, {}]".format(*("inf" if value is None else f"{value:.2f}" for value in spread.values()))
+    return "{} [{}, {}]".format(*map(_ratio, spread.values()))
+
+
+def _ratio(value: float | None) -> str:
+    if value is None:
+        return "inf"
+    return f"{value:.2f}" if not 0 < value < 0.1 else f"{value:.2g}"
 
 
 def _number(value: float | None) -> str:
