@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What capturing costs, beside hooks.")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and shorter timings: a first impression")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="store the results here")
+    parser.add_argument("--json", type=_new_file, metavar="FILE", help="store the results here")
     parser.add_argument(
         "--only", action="append", metavar="PATTERN", help="only the cases of these names: 'set_up.*'; may be repeated"
     )
@@ -75,10 +75,33 @@ def parser() -> argparse.ArgumentParser:
         "--device", type=_device, default=torch.device("cpu"), help="where models run: cpu (default), cuda"
     )
     parser.add_argument("--peers", action="store_true", help="beside other libraries too, those that are installed")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios: .svg or .png; needs matplotlib")
-    parser.add_argument("--stored", type=Path, metavar="FILE", help="show or draw stored results, and measure nothing")
+    parser.add_argument("--plot", type=_picture, metavar="FILE", help="draw the ratios: .svg or .png; needs matplotlib")
+    parser.add_argument(
+        "--stored", type=_stored_file, metavar="FILE", help="show or draw stored results, and measure nothing"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch's threads (1)")
     return parser
+
+
+def _new_file(text: str) -> Path:
+    """A file that can be written once all has been measured."""
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file in a folder that is there, got {text!r}")
+    return path
+
+
+def _picture(text: str) -> Path:
+    path = _new_file(text)
+    if path.suffix not in (".svg", ".png"):
+        raise argparse.ArgumentTypeError(f"must end in .svg or .png, got {text!r}")
+    return path
+
+
+def _stored_file(text: str) -> Path:
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"must be a file that --json has written, got {text!r}")
+    return Path(text)
 
 
 def _device(text: str) -> torch.device:

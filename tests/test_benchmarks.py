@@ -209,6 +209,23 @@ def test_a_device_that_is_not_there_is_an_error_of_the_command_line(capsys: pyte
         assert f"must be a device that is there, got {device!r}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--json", "nowhere/results.json"], "must be a file in a folder that is there, got 'nowhere/results.json'"),
+        (["--plot", "plot.txt"], "must end in .svg or .png, got 'plot.txt'"),
+        (["--stored", "nowhere.json"], "must be a file that --json has written, got 'nowhere.json'"),
+    ],
+)
+def test_files_are_looked_at_before_anything_is_measured(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command.main(arguments)
+    assert caught.value.code == 2
+    assert text in capsys.readouterr().err
+
+
 def test_peers_that_are_not_installed_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
