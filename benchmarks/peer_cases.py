@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Case, Run
-from benchmarks.models import small_layers
+from benchmarks.models import gpt2, small_layers, token_batches
 from benchmarks.peers import PEERS, Peer, batch_norms, small_cnn, wrong_values
 from benchmarks.sizes import Size
 from benchmarks.systems import Mode, bare, captured
@@ -36,6 +36,20 @@ def peers(size: Size) -> Iterator[Case]:
             target=1.0 if not wrong and peer.package else None,
             most_rounds=15 if is_slow else 31,
         )
+
+
+def hidden_states(size: Size) -> Iterator[Case]:
+    """Every block of a transformer, copied, beside the model's own way, which hands out references."""
+    model, x = gpt2(size), token_batches(size, 1)[0]["input_ids"]
+    yield Case(
+        name="peer.output_hidden_states",
+        about="a forward with every block copied, beside transformers' own output_hidden_states",
+        ours=partial(captured, model, x, torch.inference_mode, "h.*"),
+        reference=partial(with_hidden_states, model, x),
+        calls=1,
+        loops=1,
+        most_rounds=31,
+    )
 
 
 def installed_peers() -> list[Peer]:
@@ -65,4 +79,11 @@ def peer_system(
         yield partial(run, x)
 
 
-PEER_CASES: list[Callable[[Size], Iterator[Case]]] = [peers]
+@contextmanager
+def with_hidden_states(model: nn.Module, x: Tensor) -> Iterator[Run]:
+    """A forward that hands out what every block returned, by reference."""
+    with torch.inference_mode():
+        yield partial(model, x, output_hidden_states=True)
+
+
+PEER_CASES: list[Callable[[Size], Iterator[Case]]] = [peers, hidden_states]
