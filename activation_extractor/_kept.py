@@ -81,7 +81,10 @@ class Kept:
 
     def entry(self, key: Key) -> Entry:
         """Where the last value of a key is kept: the same object as long as the block lives, for hooks to write to."""
-        return self._last.setdefault(key[1], {}).setdefault(key[0], Entry())
+        entries = self._last.setdefault(key[1], {})
+        if key[0] not in entries:
+            entries[key[0]] = Entry()
+        return entries[key[0]]
 
     def keep_in(self, entry: Entry, key: Key) -> None:
         """Keep the last value of a key in an entry that its hook brings."""

@@ -44,7 +44,8 @@ class Transfer:
     def to_host(self, tensors: Mapping[str, Tensor], arrival: Arrival) -> dict[str, Tensor]:
         """The tensors on the CPU, under the same names; those that are there already as they are.
 
-        Small ones of a device are copied together, as bytes. The tensors given may be let go of at once.
+        Those of a device are copied together, as bytes, up to `PARCEL_BYTES`. The tensors given may be let go of at
+        once.
 
         Args:
             tensors: on any devices; none may be written to afterwards, except on its device's current stream.

@@ -18,13 +18,7 @@ from activation_extractor._manifest import has_manifest, read_manifest, store_na
 from activation_extractor._reading import Reader
 from activation_extractor._shards import NPY, NPZ, SAFETENSORS, Codec, list_units, shard_path, unit_name
 from activation_extractor._steps import Ragged, RowId, Step
-from activation_extractor._store_writer import (
-    QUEUE_BYTES,
-    UNIT_BYTES,
-    UNIT_ROWS,
-    StoreWriter,
-    check_free,
-)
+from activation_extractor._store_writer import QUEUE_BYTES, UNIT_BYTES, UNIT_ROWS, StoreWriter, check_free
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StoreError
 
 __all__ = ["MemorySink", "NpySink", "NpzSink", "Ragged", "SafetensorsSink", "Sink", "Step", "StoreSink"]

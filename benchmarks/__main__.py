@@ -19,7 +19,7 @@ from benchmarks.measure import measure
 from benchmarks.peer_cases import installed_peers, missing_peers
 from benchmarks.report import plot, table
 from benchmarks.results import describe_case, describe_count, describe_machine, document, write_json
-from benchmarks.sizes import QUICK, Size
+from benchmarks.sizes import CPU, QUICK, Size
 
 ROUNDS, QUICK_ROUNDS = 101, 15  # 15 pairs are the fewest that a ratio is given for
 
@@ -71,9 +71,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", action="append", metavar="PATTERN", help="only the cases of these names: 'set_up.*'; may be repeated"
     )
-    parser.add_argument(
-        "--device", type=_device, default=torch.device("cpu"), help="where models run: cpu (default), cuda"
-    )
+    parser.add_argument("--device", type=_device, default=CPU, help="where models run: cpu (default), cuda")
     parser.add_argument("--peers", action="store_true", help="beside other libraries too, those that are installed")
     parser.add_argument("--plot", type=_picture, metavar="FILE", help="draw the ratios: .svg or .png; needs matplotlib")
     parser.add_argument(

@@ -35,6 +35,16 @@ def gpt2(size: Size, *, width: int = 256, has_head: bool = False) -> Any:
     return kind(config).eval().to(size.device)
 
 
+def block_names(size: Size, stack: str = "h") -> list[str]:
+    """The names of its blocks."""
+    return [f"{stack}.{index}" for index in range(size.blocks)]
+
+
+def tokens(size: Size) -> Tensor:
+    """One batch of 4 x 128 random tokens."""
+    return token_batches(size, 1)[0]["input_ids"]
+
+
 def token_batches(size: Size, batches: int, rows: int = 4, seq: int = 128) -> list[dict[str, Tensor]]:
     """Batches of random tokens without padding, and a number for each row."""
     tokens = torch.randint(0, VOCABULARY, (batches, rows, seq), generator=torch.Generator().manual_seed(0))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Case, Run
-from benchmarks.models import gpt2, small_layers, token_batches
+from benchmarks.models import gpt2, small_layers, tokens
 from benchmarks.peers import PEERS, Peer, batch_norms, small_cnn, wrong_values
 from benchmarks.sizes import Size
-from benchmarks.systems import Mode, bare, captured
+from benchmarks.systems import bare, captured
 
 SLOW = frozenset({"torchlens"})  # seconds a forward
 
@@ -40,7 +40,7 @@ def peers(size: Size) -> Iterator[Case]:
 
 def hidden_states(size: Size) -> Iterator[Case]:
     """Every block of a transformer, copied, beside the model's own way, which hands out references."""
-    model, x = gpt2(size), token_batches(size, 1)[0]["input_ids"]
+    model, x = gpt2(size), tokens(size)
     yield Case(
         name="peer.output_hidden_states",
         about="a forward with every block copied, beside transformers' own output_hidden_states",
@@ -71,11 +71,9 @@ def wrong_on_a_cnn(peer: Peer) -> tuple[int, int]:
 
 
 @contextmanager
-def peer_system(
-    peer: Peer, model: nn.Module, names: list[str], x: Tensor, mode: Mode = torch.inference_mode
-) -> Iterator[Run]:
+def peer_system(peer: Peer, model: nn.Module, names: list[str], x: Tensor) -> Iterator[Run]:
     """A forward with all layers captured by a peer."""
-    with mode(), peer.capturing(model, names) as run:
+    with torch.inference_mode(), peer.capturing(model, names) as run:
         yield partial(run, x)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from activation_extractor import capture
 from benchmarks.measure import Case, Run
-from benchmarks.models import gpt2, token_batches
+from benchmarks.models import block_names, gpt2, tokens
 from benchmarks.peers import batch_norms, small_cnn
 from benchmarks.sizes import Size
 from benchmarks.systems import (
@@ -28,18 +28,12 @@ from benchmarks.systems import (
 )
 
 
-def tokens(size: Size) -> Tensor:
-    """One batch of 4 x 128."""
-    return token_batches(size, 1)[0]["input_ids"]
-
-
 def transformers_blocks(size: Size) -> Iterator[Case]:
     """The output of every block; the output of every module that has no modules inside."""
     model, x = gpt2(size), tokens(size)
-    names = [f"h.{index}" for index in range(size.blocks)]
     leaves = [name for name, module in model.named_modules() if name and not list(module.children())]
     everything = [name for name in leaves if not name.endswith("attn_dropout")]  # which a fused attention leaves out
-    for name, layers in (("blocks", names), ("all_leaves", everything)):
+    for name, layers in (("blocks", block_names(size)), ("all_leaves", everything)):
         yield Case(
             name=f"transformer.{name}",
             about=f"one of {len(layers)} captured calls, copied: 4 x 128 positions, width 256",
@@ -86,7 +80,7 @@ def batch_norms_of_a_cnn(size: Size) -> Iterator[Case]:
 def decoding(size: Size) -> Iterator[Case]:
     """Every block in every decoding step, beside hooks that append clones to lists."""
     model, prompt = gpt2(size, width=64, has_head=True), tokens(size)[:1, :8]
-    names = [f"transformer.h.{index}" for index in range(size.blocks)]
+    names = block_names(size, "transformer.h")
     generate = partial(generate_greedily, model, prompt, size.new_tokens)
     yield Case(
         name="generate.all_calls",
@@ -104,11 +98,12 @@ def compiled(size: Size) -> Iterator[Case]:
     """A compiled model in a block, which makes it run eagerly, beside the eager model with hooks that clone."""
     backend = size.backend if size.backend != "inductor" or shutil.which("g++") else "aot_eager"
     eager, x = gpt2(size), tokens(size)
-    names = [f"h.{index}" for index in range(size.blocks)]
+    names = block_names(size)
+    model = cache(lambda: torch.compile(eager, backend=backend))  # once, and not before it is wanted
     yield Case(
         name="compiled.captured",
         about=f"a forward of a model compiled with {backend}, its blocks captured, beside eager with hooks",
-        ours=partial(prepared, lambda: entered(compiled_once(eager, backend), x, names)),
+        ours=partial(prepared, lambda: entered(model(), x, names)),
         reference=partial(hooked, eager, x, torch.inference_mode, store_first_clone, names),
         calls=1,
         loops=1,
@@ -117,8 +112,8 @@ def compiled(size: Size) -> Iterator[Case]:
     yield Case(
         name="compiled.given_up",
         about="the same, beside the compiled model alone: what running eagerly costs",
-        ours=partial(prepared, lambda: entered(compiled_once(eager, backend), x, names)),
-        reference=partial(prepared, lambda: partial(forward, compiled_once(eager, backend), x)),
+        ours=partial(prepared, lambda: entered(model(), x, names)),
+        reference=partial(prepared, lambda: partial(forward, model(), x)),
         calls=1,
         loops=1,
         most_rounds=15,
@@ -161,17 +156,6 @@ def generate_hooked(generate: Run, model: Any, names: list[str]) -> None:
         handle.remove()
 
 
-_COMPILED: dict[tuple[int, str], Any] = {}
-
-
-def compiled_once(model: Any, backend: str) -> Any:
-    """The model compiled; kept, since compiling takes half a minute."""
-    key = id(model), backend
-    if key not in _COMPILED:
-        _COMPILED[key] = torch.compile(model, backend=backend)
-    return _COMPILED[key]
-
-
 def forward(model: Any, x: Tensor) -> None:
     """A forward."""
     with torch.inference_mode():
@@ -179,7 +163,7 @@ def forward(model: Any, x: Tensor) -> None:
 
 
 def entered(model: Any, x: Tensor, names: list[str]) -> Run:
-    """A forward within a block of its own; the model has been compiled before."""
+    """A forward within a block of its own, on a model that is compiled by now."""
     forward(model, x)
 
     def run() -> None:

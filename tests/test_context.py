@@ -8,6 +8,7 @@ import copy
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,6 +16,17 @@ from models import BlockStack, count_hooks
 
 from activation_extractor import MemorySink, capture, gradients, inputs
 from activation_extractor.errors import LayerNotRunError, StepError
+
+
+@contextmanager
+def switching_every(seconds):
+    """Threads take turns this often."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(seconds)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def in_thread(function):
@@ -51,8 +63,7 @@ def test_threads_with_a_capture_each_get_their_own(stack):
 
 
 def test_sixteen_threads_at_once_lose_and_mix_nothing(stack):
-    interval, meet = sys.getswitchinterval(), threading.Barrier(16)
-    sys.setswitchinterval(1e-5)
+    meet = threading.Barrier(16)
 
     def serve(number):
         sink, ids = MemorySink(), [torch.full((2, 3), (number + 3 * step) % 50) for step in range(20)]
@@ -67,17 +78,12 @@ def test_sixteen_threads_at_once_lose_and_mix_nothing(stack):
                 assert torch.equal(step.values["h.3", "full"].values, output.flatten(0, 1))
         return True
 
-    try:
-        with ThreadPoolExecutor(16) as pool:
-            assert all(pool.map(serve, range(16)))
-    finally:
-        sys.setswitchinterval(interval)
+    with switching_every(1e-5), ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(serve, range(16)))
     assert count_hooks(stack) == 0
 
 
 def test_threads_that_enter_and_leave_at_once_do_not_disturb_each_other(stack):
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
     recorded = capture(stack, ["h.*", inputs("h.*")], missing="skip")
 
     def serve(number):
@@ -86,11 +92,8 @@ def test_threads_that_enter_and_leave_at_once_do_not_disturb_each_other(stack):
                 copy.deepcopy(stack.h[0])
         return True
 
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            assert all(pool.map(serve, range(16)))
-    finally:
-        sys.setswitchinterval(interval)
+    with switching_every(1e-6), ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(serve, range(16)))
     assert count_hooks(stack) == 0
     assert all(not block._forward_hooks.__dict__ for block in stack.h)
 
