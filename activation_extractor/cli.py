@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
+
+from activation_extractor.errors import ActivationError
+
+_NEEDED = ("typer", "rich")
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on stderr and exit code 2."""
+    missing = next((name for name in _NEEDED if not _is_there(name)), None)
+    if missing is not None:
+        print(f"The command line needs {missing}: pip install 'activation_extractor[cli]'", file=sys.stderr)
+        raise SystemExit(2)
+    from activation_extractor._commands import app
+
     try:
-        from activation_extractor._commands import app
-    except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
-            raise
-        print(f"The command line needs {error.name}: pip install 'activation_extractor[cli]'", file=sys.stderr)
+        app(prog_name="activation-extractor")
+    except ActivationError as error:
+        print(error, file=sys.stderr)
         raise SystemExit(2) from None
-    app()
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False

@@ -1,0 +1,33 @@
+"""What commands share: how they print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def say(text: str) -> None:
+    """Print a result as it is, neither wrapped nor coloured."""
+    from rich.console import Console
+
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_json(content: Any) -> None:
+    """Print a result for a script."""
+    say(json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def say_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], **options: Any) -> None:
+    """Print a table; names of columns that hold numbers begin with ``>``, which aligns them to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", **options)
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    Console().print(table)

@@ -1,0 +1,36 @@
+"""``activation-extractor demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from activation_extractor._commands._terminal import say, say_table
+
+_SHOWN_CITATIONS = ("1 Chronicles 1:8", "2 Kings 14:4", "Exodus 29:4", "Proverbs 24:21")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="A new or empty folder for the store, or that of an earlier demo.")],
+) -> None:
+    """Embed 500 sentences with every block of a pretrained model, and show which ones are alike.
+
+    Example: activation-extractor demo --out out
+    """
+    from activation_extractor._demo import neighbour_rows, read_sentences, run_demo
+
+    store = run_demo(out)
+    last_block = store.names[-1]
+    say(repr(store))
+    rows = neighbour_rows(store[last_block, "mean"], read_sentences(), _SHOWN_CITATIONS)
+    title = f"Nearest by the mean of {last_block}"
+    say_table(title, ["sentence", "is nearest to", ">cosine"], rows, show_lines=True)
+    lines = [
+        "Read it back:",
+        "    from activation_extractor import open_store",
+        f"    store = open_store({str(out)!r})",
+        f"    store[{last_block!r}, 'mean'].numpy(), store.ids",
+    ]
+    say("\n".join(lines))
