@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from activation_extractor._batching import length_batches
     from activation_extractor._blocks import blocks
     from activation_extractor._capture import Capture, capture
     from activation_extractor._extract import extract
@@ -41,6 +42,7 @@ _HOMES = {
     "extract": "_extract",
     "gradients": "_layers",
     "inputs": "_layers",
+    "length_batches": "_batching",
     "open_store": "store",
     "outputs": "_layers",
     "position": "reducers",
@@ -64,6 +66,7 @@ __all__ = [
     "extract",
     "gradients",
     "inputs",
+    "length_batches",
     "open_store",
     "outputs",
     "position",

@@ -54,19 +54,20 @@ class Column:
     rows are a list. A column can be handed to other processes, which open files of their own, and used by threads.
 
     Attributes:
+        name: what it is called in its store.
         dtype: the dtype on disk.
         row_shape: the shape of a row; of a position, when ragged.
         is_ragged: whether rows differ in length.
     """
 
     def __init__(self, name: Any, entry: str, reader: Reader, parts: Sequence[Part], form: Form) -> None:
-        self._name, self._entry, self._reader, self._parts, self._form = name, entry, reader, tuple(parts), form
+        self.name, self._entry, self._reader, self._parts, self._form = name, entry, reader, tuple(parts), form
         self.dtype, self.row_shape, self.is_ragged = form.dtype, form.row_shape, form.is_ragged
         self._starts = [0, *accumulate(part.count for part in parts)]
         self._fitting: set[int] = set()  # parts whose header was seen to fit
 
     def __reduce__(self) -> Any:
-        return Column, (self._name, self._entry, self._reader, self._parts, self._form)
+        return Column, (self.name, self._entry, self._reader, self._parts, self._form)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -86,7 +87,7 @@ class Column:
         return torch.cat([torch.empty(0, dtype=torch.int64), *parts])
 
     def __repr__(self) -> str:
-        return f"Column({self._name!r}, {self.shape}, {str(self.dtype).removeprefix('torch.')})"
+        return f"Column({self.name!r}, {self.shape}, {str(self.dtype).removeprefix('torch.')})"
 
     def __getitem__(self, index: Any) -> Any:
         """A row for an integer; rows for a slice, a sequence of integers or a boolean mask.
@@ -125,7 +126,7 @@ class Column:
             return whole
         if len({len(row) for row in rows}) > 1:
             advice = "Take rows one by one, column[i], or flatten them with column.flat()."
-            raise StoreError(self._name, "have rows of one length to become one tensor", "different lengths", advice)
+            raise StoreError(self.name, "have rows of one length to become one tensor", "different lengths", advice)
         return torch.stack(rows) if rows else torch.empty(0, 0, *self.row_shape, dtype=self.dtype)
 
     def numpy(self) -> np.ndarray[Any, Any]:
@@ -175,7 +176,7 @@ class Column:
     def _check_ragged(self) -> None:
         if not self.is_ragged:
             advice = "Read it with column[...] or column.torch()."
-            raise StoreError(self._name, "be ragged to have positions", "a column of rows of one shape", advice)
+            raise StoreError(self.name, "be ragged to have positions", "a column of rows of one shape", advice)
 
     def _integers(self, index: Any) -> list[int]:
         array = np.asarray(None if isinstance(index, tuple) else index)

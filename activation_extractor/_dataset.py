@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from activation_extractor._columns import Column
+from activation_extractor._texts import TextColumn
 from activation_extractor.errors import StoreError
 
 
-class StoreDataset(Dataset[tuple[Tensor, ...]]):
-    """Rows of columns of a store as tuples of tensors, one tensor for each column; made by `Store.dataset`.
+class StoreDataset(Dataset[tuple[Any, ...]]):
+    """Rows of columns of a store as tuples: a tensor for each column, a string for kept text; see `Store.dataset`.
 
     A ``DataLoader`` reads the rows of a batch at once. Ragged columns give ``(positions, *features)`` for each row
     and need a ``collate_fn``.
@@ -25,7 +26,7 @@ class StoreDataset(Dataset[tuple[Tensor, ...]]):
         StoreError: a column is short of rows.
     """
 
-    def __init__(self, columns: Sequence[Column], rows: int) -> None:
+    def __init__(self, columns: Sequence[Column | TextColumn], rows: int) -> None:
         self._columns, self._rows = tuple(columns), rows
         short = next((column for column in columns if len(column) != rows), None)
         if short is not None:
@@ -35,9 +36,9 @@ class StoreDataset(Dataset[tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return self._rows
 
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         return tuple(column[index] for column in self._columns)
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, ...]]:
+    def __getitems__(self, indices: list[int]) -> list[tuple[Any, ...]]:
         """The rows of a batch; a DataLoader asks for them so."""
         return list(zip(*(column[indices] for column in self._columns), strict=True))

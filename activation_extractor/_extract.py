@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -11,22 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from activation_extractor._batch_entries import BatchEntries, Ids
 from activation_extractor._capture import capture
 from activation_extractor._fingerprints import structure_digest, weights_digest
 from activation_extractor._kept import Calls
+from activation_extractor._masks import BatchMask
 from activation_extractor._modules import unwrap
 from activation_extractor._options import Missing
 from activation_extractor._progress import Progress
 from activation_extractor._runs import Run
 from activation_extractor._shards import CODECS
-from activation_extractor._steps import RowId, check_ids
 from activation_extractor._store_writer import QUEUE_BYTES
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.sinks import check_path, check_size
 from activation_extractor.store import Store, open_store
 
 Format = Literal["safetensors", "npz", "npy"]
-Ids = str | Callable[[Any], Any] | None
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
@@ -39,6 +39,8 @@ def extract(
     reduce: Any = None,
     ids: Ids = None,
     keep: Iterable[str] = (),
+    order: str | None = None,
+    pooling_mask: str | None = None,
     device: Any = None,
     progress: bool | None = None,
     rows_per_unit: int | None = None,
@@ -73,7 +75,12 @@ def extract(
         reduce: what to keep of an activation, as for `capture`.
         ids: the entry of the batches that holds the row ids, which is taken out before the call; or a callable that is
             given the batch and returns them. Without it rows are numbered.
-        keep: entries to take out of the batches and store beside the activations (labels, say).
+        keep: entries to take out of the batches and store beside the activations (labels, say), numbers or text.
+        order: the entry, taken out as well, that holds each row's place in the data set, from 0, for batches that come
+            in another order, as `length_batches` makes them: rows are stored in the data set's order.
+        pooling_mask: the entry, taken out as well, that tells which positions count for reducers and are stored,
+            ``(batch, seq)``, where that is not what the model is told: padding and special tokens left out, say. It
+            takes the place of `mask`.
         device: move the model there first; without it the model stays where it is.
         progress: a progress bar, which needs tqdm; by default one is shown if tqdm is installed.
         rows_per_unit: rows a unit has, rounded up to whole batches as large as the first one; by default about 64 MiB
@@ -107,7 +114,7 @@ def extract(
         >>> store["1"].shape
         (2, 8)
     """
-    taken = _check_entries(ids, keep)
+    entries = BatchEntries(ids, keep, order, pooling_mask)
     _check_order(batches, ids, resume)
     check_size("queue_bytes", queue_bytes)
     check_size("rows_per_unit", 1 if rows_per_unit is None else rows_per_unit)
@@ -117,8 +124,11 @@ def extract(
     def fingerprint() -> dict[str, Any]:
         plain = unwrap(model)
         weights = {"weights": weights_digest(plain), "structure": structure_digest(plain)}
-        entries = {"ids": ids if isinstance(ids, str) else ids is not None, "keep": sorted({*taken} - {ids})}
-        return {**weights, **entries, "rows_per_unit": rows_per_unit}
+        return {**weights, **entries.fingerprint, "rows_per_unit": rows_per_unit}
+
+    counted = BatchMask(pooling_mask or "")
+    if pooling_mask and mask != "attention_mask":
+        raise ArgumentError("mask", "be left out with pooling_mask", mask)
 
     run = Run(
         check_path("out", out),
@@ -127,13 +137,14 @@ def extract(
         rows_per_unit=rows_per_unit,
         queue_bytes=queue_bytes,
         resume=resume,
+        is_ordered=order is not None,
     )
     recorded = capture(
         model,
         layers,
         reduce=reduce,
         sink=run,
-        mask=mask,
+        mask=counted if pooling_mask else mask,
         sequence_axis=sequence_axis,
         calls=calls,
         stop_early=stop_early,
@@ -142,27 +153,18 @@ def extract(
     bar = Progress(batches, progress)
     if device is not None:
         model.to(device)
-    with _evaluating(model), torch.inference_mode(), recorded as acts:
-        for batch in bar:
-            arguments, row_ids, entries = _split(batch, ids, taken)
-            if not run.skips(row_ids, (arguments, entries)):
-                with acts.step(ids=row_ids, keep=entries):
-                    _call(model, arguments)
+    with evaluating(model), torch.inference_mode(), recorded as acts:
+        for given in bar:
+            batch = entries.split(given)
+            if not run.skips(batch.ids, batch.inputs, batch.places):
+                counted.now = batch.pooling_mask
+                with acts.step(ids=batch.ids, keep=batch.keep):
+                    call_model(model, batch.arguments)
             bar.show(run.known_rows, run.rows, run.nbytes)
         run.end()
     if not run.rows + run.known_rows:
         raise ArgumentError("batches", "hold at least one row", batches)
     return open_store(out)
-
-
-def _check_entries(ids: Any, keep: Any) -> list[str]:
-    """The names of the entries to take out of the batches."""
-    if ids is not None and not isinstance(ids, str) and not callable(ids):
-        raise ArgumentTypeError("ids", "name an entry of the batches, or be a callable that is given one", ids)
-    names = [keep] if isinstance(keep, str) else list(keep) if isinstance(keep, Iterable) else [keep]
-    if not all(isinstance(name, str) for name in names):
-        raise ArgumentTypeError("keep", "name entries of the batches", keep)
-    return [*([ids] if isinstance(ids, str) else []), *names]
 
 
 def _check_order(batches: Any, ids: Ids, resume: Any) -> None:
@@ -188,23 +190,12 @@ def _samplers(batches: Any) -> Iterator[Any]:
             yield from _samplers(sampler)
 
 
-def _split(batch: Any, ids: Ids, taken: list[str]) -> tuple[Any, list[RowId] | None, dict[str, Any]]:
-    """The arguments of a batch, its row ids, and the other entries that are taken out of it."""
-    entries, arguments = {}, batch
-    if taken:
-        if not isinstance(batch, Mapping):
-            raise ArgumentTypeError("a batch with ids or keep", "be a mapping", type(batch).__name__)
-        absent = [name for name in taken if name not in batch]
-        if absent:
-            raise ArgumentError("a batch", f"hold the entry {absent[0]!r}", list(batch), "Check ids= and keep=.")
-        entries = {name: batch[name] for name in sorted(taken)}
-        arguments = {name: value for name, value in batch.items() if name not in taken}
-    if isinstance(ids, str):
-        return arguments, check_ids(entries.pop(ids)), entries
-    return arguments, None if ids is None else check_ids(ids(batch)), entries
+def call_model(model: nn.Module, batch: Any) -> None:
+    """Call a model with a batch, its tensors moved to the model's device.
 
-
-def _call(model: nn.Module, batch: Any) -> None:
+    Raises:
+        ArgumentTypeError: the batch is neither a mapping, a tuple nor a tensor.
+    """
     place = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
 
     def moved(value: Any) -> Any:
@@ -221,7 +212,7 @@ def _call(model: nn.Module, batch: Any) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in ``eval()``; afterwards each module's training flag as it was."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()

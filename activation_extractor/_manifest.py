@@ -26,6 +26,7 @@ from activation_extractor.errors import StoreError
 FORMAT = "activation_extractor store"
 VERSION = 1
 MANIFEST = "manifest.json"
+LEAST_ROWS = "least_rows_per_unit"  # of a run whose batches come in another order than their rows
 _MOST_VALUES = 2**58  # of a row: its bytes can be counted in 64 bits
 DTYPES = {str(one).removeprefix("torch."): one for one in (*STORED_DTYPES, torch.complex128)}
 
@@ -52,9 +53,15 @@ class Manifest:
 
     @property
     def batches_per_unit(self) -> int | None:
-        """How many batches a unit of a data set has; None in a store that a with-block wrote."""
+        """How many batches a unit of a data set has; None where that differs, and in a store of with-blocks."""
         batches: int | None = self.content["batches_per_unit"]
         return batches
+
+    @property
+    def unit_size(self) -> int | None:
+        """How many batches a unit of a data set has, or at least how many rows; None in a store of with-blocks."""
+        rows: int | None = self.content.get(LEAST_ROWS)
+        return self.batches_per_unit if rows is None else rows
 
     @property
     def columns(self) -> list[tuple[str, str]]:
@@ -79,7 +86,7 @@ def make_manifest(
 
     Args:
         codec: the format of the shards.
-        run: ``fingerprint`` and ``batches_per_unit``, and what else the writer knows.
+        run: ``fingerprint``, ``batches_per_unit`` or `LEAST_ROWS`, and what else the writer knows.
         columns: layer, reducer, dtype, row shape and raggedness of what its first unit held.
         keep: the same of the kept columns, by name.
         ids: the type of the row ids, ``"str"`` or ``"int"``; None when there are none.
@@ -147,11 +154,12 @@ def store_name(fingerprint: Mapping[str, Any]) -> str:
 
 def _fault(content: Mapping[str, Any]) -> str | None:
     """The first member of a manifest that is not what it should be."""
-    batches = content.get("batches_per_unit", 0)
+    batches, rows = content.get("batches_per_unit", 0), content.get(LEAST_ROWS)
     is_well = {
         "codec": isinstance(content.get("codec"), str) and content["codec"] in CODECS,
         "fingerprint": isinstance(content.get("fingerprint"), dict),
         "batches_per_unit": batches is None or (type(batches) is int and batches > 0),
+        LEAST_ROWS: rows is None or (type(rows) is int and rows > 0),
         "columns": _are_columns(content.get("columns"), ("layer", "reducer")),
         "keep": _are_columns(content.get("keep"), ("name",)),
         "ids": content.get("ids", 0) in ("str", "int", None),

@@ -60,6 +60,19 @@ def positions_of(signature: inspect.Signature | None) -> dict[str, int]:
     return {one.name: index for index, one in enumerate(parameters) if one.kind not in named}
 
 
+class BatchMask:
+    """A mask that is told anew before each call of the model.
+
+    Attributes:
+        name: what it is called, for a run's fingerprint.
+        now: the mask of the next call, ``(batch, seq)``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.now: Tensor | None = None
+
+
 class CallArguments:
     """What one call of the model was given, as far as masks need it.
 
@@ -128,7 +141,7 @@ class Masks:
         self._policy = policy
         signature = signature_of(model)
         self.positions = positions_of(signature)
-        self._known_sources: dict[str, str | Tensor | None] = {}
+        self._known_sources: dict[str, str | Tensor | BatchMask | None] = {}
         self._names = frozenset(signature.parameters if signature else ())
         self._takes_any = signature is None or _takes_any(signature)
         self._by_pattern: list[tuple[re.Pattern[str], str | Tensor | None]] = []
@@ -161,17 +174,19 @@ class Masks:
         if callable(self._policy):
             mask = self._policy(layer, activation, self._given(layer, call))
             return None if mask is None else fit(layer, mask, activation)
-        if isinstance(source, str):
+        if isinstance(source, BatchMask):
+            source = source.now
+        elif isinstance(source, str):
             source = self._argument(layer, source, call)
         return None if source is None else _cached(layer, source, activation, call)
 
-    def _source(self, layer: str) -> str | Tensor | None:
+    def _source(self, layer: str) -> str | Tensor | BatchMask | None:
         """Where the layer's mask comes from: an argument's name, the mask itself, or nowhere."""
         for pattern, source in self._by_pattern:
             if pattern.fullmatch(layer):
                 return source
-        if self._policy is None or isinstance(self._policy, Tensor):
-            given: Tensor | None = self._policy
+        if self._policy is None or isinstance(self._policy, Tensor | BatchMask):
+            given: Tensor | BatchMask | None = self._policy
             return given
         return self._policy if isinstance(self._policy, str) and self._policy != _DEFAULT else _AUTOMATIC
 
@@ -229,7 +244,7 @@ def check_policy(mask: MaskPolicy) -> None:
                 raise ArgumentTypeError("mask", condition, {pattern: source}, advice)
     elif isinstance(mask, Tensor):
         check_form(mask)
-    elif not (mask is None or isinstance(mask, str) or callable(mask)):
+    elif not (mask is None or isinstance(mask, str | BatchMask) or callable(mask)):
         condition = "be an argument's name, a tensor, a dict, a callable (layer, activation, mask) -> mask, or None"
         raise ArgumentTypeError("mask", condition, mask)
 

@@ -22,7 +22,7 @@ from activation_extractor._plain import is_plain, plain_hooks
 from activation_extractor._results import Results
 from activation_extractor._root import Forward, StopForward, unwatch, watch
 from activation_extractor._stance import eager_stance
-from activation_extractor._steps import RowId, make_step
+from activation_extractor._steps import KeptColumn, RowId, make_step
 from activation_extractor._taps import Attached, Detach, backward_task, tap, tap_gradient
 from activation_extractor.errors import (
     GradientNotFoundError,
@@ -217,7 +217,7 @@ class Recording:
     # -- steps --------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def step(self, ids: list[RowId] | None, keep: Mapping[str, Tensor]) -> Iterator[None]:
+    def step(self, ids: list[RowId] | None, keep: Mapping[str, KeptColumn]) -> Iterator[None]:
         """Group what runs inside into one step."""
         if self._sink is None:
             raise StepError("have a sink to go to", "none", "Without a sink the whole block is one step.")
@@ -233,7 +233,7 @@ class Recording:
             self._groups = False
 
     @contextmanager
-    def _step(self, ids: list[RowId] | None, keep: Mapping[str, Tensor]) -> Iterator[None]:
+    def _step(self, ids: list[RowId] | None, keep: Mapping[str, KeptColumn]) -> Iterator[None]:
         self._begin_step()
         try:
             yield
@@ -252,7 +252,7 @@ class Recording:
         for gradients in self._gradients.values():
             gradients.forget()
 
-    def _end_step(self, ids: list[RowId] | None, keep: Mapping[str, Tensor]) -> None:
+    def _end_step(self, ids: list[RowId] | None, keep: Mapping[str, KeptColumn]) -> None:
         self._check_complete()
         columns = self.results.columns()
         if self._sink is not None and (columns or ids is not None or keep):

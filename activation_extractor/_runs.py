@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
+from torch import Tensor
+
 from activation_extractor._fingerprints import inputs_crc32
-from activation_extractor._manifest import has_manifest, read_manifest, store_name
+from activation_extractor._manifest import LEAST_ROWS, has_manifest, read_manifest, store_name
+from activation_extractor._order import Order
 from activation_extractor._reading import Reader
 from activation_extractor._shards import Codec, list_units, shard_path, unit_name
 from activation_extractor._steps import RowId, Step
 from activation_extractor._store_writer import UNIT_BYTES, UNIT_ROWS, StoreWriter, check_free
-from activation_extractor.errors import OtherRunError, StoreError
+from activation_extractor.errors import OtherRunError, StepError, StoreError
 from activation_extractor.sinks import Sink, writer_name
 
 _BATCHES, _INPUTS = "batches", "inputs"  # what the shards of a data set note beside their rows
@@ -22,8 +25,9 @@ _BATCHES, _INPUTS = "batches", "inputs"  # what the shards of a data set note be
 class Run(Sink):
     """Writes the units of a data set, each under the number that its place gives it.
 
-    A unit has a fixed number of batches, chosen at the first one and kept in the manifest. A unit whose shard is
-    there is not computed again: its batches are compared with what the shard was made from.
+    A unit has a fixed number of batches, chosen at the first one and kept in the manifest; where batches tell the
+    places of their rows, it ends with the first batch that leaves no gap once it has as many rows as was chosen. A unit
+    whose shard is there is not computed again: its batches are compared with what the shard was made from.
 
     Attributes:
         rows: how many rows were computed.
@@ -35,6 +39,7 @@ class Run(Sink):
         codec: the format of its shards.
         fingerprint: what the values depend on beside what is captured.
         rows_per_unit: how many rows a unit has, rounded up to whole batches; None for about 64 MiB.
+        is_ordered: whether batches tell the places of their rows.
         queue_bytes: how many bytes units may hold, finished ones and the one that is under way.
         resume: whether to go on with a store that is there.
     """
@@ -50,8 +55,10 @@ class Run(Sink):
         rows_per_unit: int | None,
         queue_bytes: int,
         resume: bool,
+        is_ordered: bool = False,
     ) -> None:
         self.known_rows = 0
+        self._order = Order() if is_ordered else None
         self._folder, self._codec, self._fingerprint = folder, codec, fingerprint
         self._rows_per_unit = rows_per_unit
         self._writer = StoreWriter(folder, codec, writer_name(), queue_bytes, shares_store=resume)
@@ -59,7 +66,7 @@ class Run(Sink):
         if not self._is_there:
             check_free(folder, "Choose another folder, or leave out resume=False to go on with it.")
         self._about: Mapping[str, Any] = {}
-        self._batches_per_unit: int | None = None
+        self._unit_size: int | None = None  # in batches; in rows, at least, where these are ordered
         self._unit = self._batches = 0  # the number of the unit that is under way, and its batches so far
         self._inputs = 0  # the checksum over what these were called with
         self._known: _KnownUnit | None = None
@@ -84,30 +91,37 @@ class Run(Sink):
         if not self._is_there:
             return
         found = read_manifest(self._folder)
-        self._batches_per_unit = found.batches_per_unit
-        if found.batches_per_unit is None:
+        self._unit_size = found.unit_size
+        if found.unit_size is None:
             advice = "Give extract a folder of its own."
             raise StoreError(self._folder, "be a store that extract wrote", "one that with-blocks wrote", advice)
         self._writer.begin(self._described())
         self._writer.go_on()
 
-    def skips(self, ids: list[RowId] | None, arguments: Any) -> bool:
+    def skips(self, ids: list[RowId] | None, arguments: Any, places: Any = None) -> bool:
         """Whether the next batch need not be computed, since its rows are in the store.
 
+        Args:
+            ids: the ids of its rows.
+            arguments: what it is.
+            places: where its rows are in the data set, if that is told.
+
         Raises:
+            ArgumentError: the places are not such as a data set has.
             OtherRunError: the rows in the store were made from another batch.
             StoreError: an id comes twice, or an earlier unit could not be written.
         """
-        if self._batches == self._batches_per_unit:
+        if self._is_full():
             self._end_unit()
-        if not self._batches and self._batches_per_unit:
+        if not self._batches and self._unit_size:
             self._known = self._find(self._unit)
             self.known_rows += self._known.rows if self._known else 0
         self._batches += 1
+        rows = None if self._order is None else self._order.take(places)
         self._inputs = inputs_crc32(arguments, self._inputs)
         if self._known is None:
             return False
-        self._known.compare(ids)
+        self._known.compare(ids, rows)
         self._writer.see(ids)
         return True
 
@@ -118,9 +132,8 @@ class Run(Sink):
             StoreError: see `StoreWriter.add`.
         """
         nbytes = self._writer.add(step)
-        if self._batches_per_unit is None:
-            size = self._choose_size(max(step.rows, 1), max(nbytes, 1))
-            self._batches_per_unit = max(size, self._batches)  # batches before it may have had nothing to write
+        if self._unit_size is None:
+            self._unit_size = self._choose_size(max(step.rows, 1), max(nbytes, 1))
             self._writer.begin(self._described())
 
     def end(self) -> None:
@@ -140,14 +153,24 @@ class Run(Sink):
         self._writer.finish()
 
     def _described(self) -> dict[str, Any]:
-        size = {"batches_per_unit": self._batches_per_unit}
+        batches, rows = (self._unit_size, None) if self._order is None else (None, self._unit_size)
+        size = {"batches_per_unit": batches, **({LEAST_ROWS: rows} if rows else {})}
         return {"fingerprint": self._about, **size, "model": self._about.get("model")}
 
+    def _is_full(self) -> bool:
+        if self._order is None:
+            return self._batches == self._unit_size
+        return self._unit_size is not None and self._order.rows >= self._unit_size and self._order.is_gapless
+
     def _choose_size(self, rows: int, nbytes: int) -> int:
-        """How many batches like this one make a unit."""
+        """How many batches like this one make a unit; how many rows, where these are ordered."""
+        if self._order is not None:
+            return self._rows_per_unit or max(1, min(UNIT_BYTES * rows // nbytes, UNIT_ROWS))
         if self._rows_per_unit is not None:
-            return -(-self._rows_per_unit // rows)
-        return max(1, min(UNIT_BYTES // nbytes, UNIT_ROWS // rows))
+            size = -(-self._rows_per_unit // rows)
+        else:
+            size = max(1, min(UNIT_BYTES // nbytes, UNIT_ROWS // rows))
+        return max(size, self._batches)  # batches before it may have had nothing to write
 
     def _find(self, unit: int) -> _KnownUnit | None:
         path = shard_path(self._folder, unit_name(unit), self._codec)
@@ -161,12 +184,23 @@ class Run(Sink):
     def _end_unit(self) -> None:
         if self._known is not None:
             self._known.end(self._batches, self._inputs)
-        elif self._batches_per_unit is not None:  # also without rows: a unit that is there need not be looked at again
+        elif self._unit_size is not None:  # also without rows: a unit that is there need not be looked at again
             about = {_BATCHES: str(self._batches), _INPUTS: f"{self._inputs:08x}"}
-            self._writer.commit(unit_name(self._unit), about)
+            self._writer.commit(unit_name(self._unit), about, self._permutation())
+        if self._order is not None:
+            self._order.begin_unit()
         self._unit += 1
         self._batches = self._inputs = 0
         self._known = None
+
+    def _permutation(self) -> Tensor | None:
+        if self._order is None:
+            return None
+        order, there = self._order.permutation(), self._writer.unit.rows
+        if there != len(order):
+            got = f"{there} rows for {len(order)} places"
+            raise StepError("have a row for each place in order", got, "Check order=, and give each row an id.")
+        return order
 
 
 def _is_store(folder: Path) -> bool:
@@ -189,16 +223,15 @@ class _KnownUnit:
         self._folder, self._about, self._ids = folder, shard.about, reader.ids(path)
         self._row = 0
 
-    def compare(self, ids: list[RowId] | None) -> None:
-        """Compare the ids of the next batch with those in the shard."""
+    def compare(self, ids: list[RowId] | None, rows: Sequence[int] | None) -> None:
+        """Compare the ids of the next batch with those in the shard, where its rows follow each other or are these."""
         if ids is None or self._ids is None:
             return  # none were given then, nor are they now, or the fingerprint would differ
-        there = self._ids[self._row : self._row + len(ids)]
+        for row, one in zip(rows or range(self._row, self._row + len(ids)), ids, strict=True):
+            if row >= len(self._ids) or self._ids[row] != one:
+                known = repr(self._ids[row]) if row < len(self._ids) else "none"
+                self._fail(f"id {one!r} in place of {known} in row {row}")
         self._row += len(ids)
-        if there != ids:
-            index = next(i for i in range(len(ids)) if there[i : i + 1] != ids[i : i + 1])
-            known = repr(there[index]) if index < len(there) else "none"
-            self._fail(f"id {ids[index]!r} in place of {known} in row {self._row - len(ids) + index}")
 
     def end(self, batches: int, inputs: int) -> None:
         """Compare the whole once all of its batches have come."""

@@ -15,6 +15,7 @@ from activation_extractor._mask_values import MaskCheck
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
 
 RowId = int | str
+KeptColumn = Tensor | list[str]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Step:
         values: by recorded name and reducer, a tensor with one row for each sample, or `Ragged`. The tensors are the
             sink's own, detached, on the device where they were reduced.
         ids: the samples' ids, or None when none were given.
-        keep: further columns of the user's, with one row for each sample.
+        keep: further columns of the user's, with one row for each sample: tensors on any device, or lists of text.
         checks: what is still to be seen of the masks before the values may be trusted, for a sink that `reads_later`;
             otherwise it was seen already.
     """
@@ -53,7 +54,7 @@ class Step:
     rows: int
     values: Mapping[tuple[str, str], Tensor | Ragged]
     ids: Sequence[RowId] | None = None
-    keep: Mapping[str, Tensor] = field(default_factory=dict)
+    keep: Mapping[str, KeptColumn] = field(default_factory=dict)
     checks: Sequence[MaskCheck] = ()
 
 
@@ -85,30 +86,41 @@ def _fits(row_id: RowId) -> bool:
     return True
 
 
-def check_keep(keep: Any) -> dict[str, Tensor]:
-    """Further columns as tensors, by name."""
+def check_keep(keep: Any) -> dict[str, KeptColumn]:
+    """Further columns as tensors or lists of text, by name."""
     if keep is None:
         return {}
     if not isinstance(keep, Mapping) or not all(isinstance(name, str) and name for name in keep):
-        raise ArgumentTypeError("keep", "be a dict from names to tensors, arrays or lists of numbers", keep)
-    columns = {}
-    for name, values in keep.items():
-        try:
-            column = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
-        except (TypeError, ValueError, RuntimeError) as error:
-            condition = f"hold numbers in column {name!r}"
-            raise ArgumentTypeError("keep", condition, type(values).__name__) from error
-        if column.dim() == 0:
-            raise ArgumentError("keep", f"have one row for each sample in column {name!r}", column.item())
-        columns[name] = column
-    return columns
+        raise ArgumentTypeError("keep", "be a dict from names to tensors, arrays or lists", keep)
+    return {name: _kept(name, values) for name, values in keep.items()}
+
+
+def _kept(name: str, values: Any) -> KeptColumn:
+    listed = values.tolist() if isinstance(values, np.ndarray) and values.dtype.kind in "UO" else values
+    if isinstance(listed, list | tuple) and listed and all(isinstance(one, str) for one in listed):
+        return _texts(name, list(listed))
+    try:
+        column = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    except (TypeError, ValueError, RuntimeError) as error:
+        condition = f"hold numbers or text in column {name!r}"
+        raise ArgumentTypeError("keep", condition, type(values).__name__) from error
+    if column.dim() == 0:
+        raise ArgumentError("keep", f"have one row for each sample in column {name!r}", column.item())
+    return column
+
+
+def _texts(name: str, values: list[str]) -> list[str]:
+    unfit = [one for one in values if not _fits(one)]
+    if unfit:
+        raise ArgumentError("keep", f"be UTF-8 text in column {name!r}", unfit[0])
+    return values
 
 
 def make_step(
     index: int,
     values: Mapping[tuple[str, str], Tensor | Ragged],
     ids: list[RowId] | None,
-    keep: Mapping[str, Tensor],
+    keep: Mapping[str, KeptColumn],
     checks: Sequence[MaskCheck] = (),
 ) -> Step:
     """A step, once all of its parts have been seen to have the same rows.

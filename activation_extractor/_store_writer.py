@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from activation_extractor._background import Background
 from activation_extractor._files import check_writable, is_draft, make_folders, sweep
 from activation_extractor._fingerprints import differences
@@ -97,7 +99,7 @@ class StoreWriter:
         return self._unit
 
     def begin(self, run: Mapping[str, Any]) -> None:
-        """Say what the run is: ``fingerprint``, ``batches_per_unit`` and what else its manifest is to hold."""
+        """Say what the run is: ``fingerprint``, its unit's size and what else its manifest is to hold."""
         self._run = dict(run)
 
     def check_run(self) -> Manifest:
@@ -149,8 +151,13 @@ class StoreWriter:
         self.nbytes += nbytes
         return nbytes
 
-    def commit(self, name: str, about: Mapping[str, str] | None = None) -> None:
+    def commit(self, name: str, about: Mapping[str, str] | None = None, order: Tensor | None = None) -> None:
         """Hand the unit that is under way over to be written; waits while the queue is full.
+
+        Args:
+            name: the unit's.
+            about: what its shard is to note.
+            order: as for `Unit.entries`.
 
         Raises:
             StoreError: an earlier unit could not be written.
@@ -160,7 +167,7 @@ class StoreWriter:
             layout = self._layout
             self._manifest = make_manifest(self.codec, self._run, layout.columns, layout.keep, layout.ids)
         noted = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(about or {})}
-        job = partial(self._write, self._manifest, name, unit, noted)
+        job = partial(self._write, self._manifest, name, unit, noted, order)
         self._background.submit(job, unit.nbytes, beside=unit.nbytes)  # the next unit will be as large
 
     def finish(self) -> None:
@@ -180,10 +187,10 @@ class StoreWriter:
         check_writable(shards)
         self._is_ready = True
 
-    def _write(self, manifest: Manifest, name: str, unit: Unit, about: Mapping[str, str]) -> None:
+    def _write(self, manifest: Manifest, name: str, unit: Unit, about: Mapping[str, str], order: Tensor | None) -> None:
         if self._published is None:
             self._published = self._publish(manifest)
-        nbytes = write_shard(self.folder, self.codec, name, unit.entries(), about)
+        nbytes = write_shard(self.folder, self.codec, name, unit.entries(order), about)
         if nbytes is not None:
             shard = read_shard(shard_path(self.folder, name, self.codec), self.codec)
             append_record(self.folder, self._writer, shard.record(nbytes, self._published.entries))
@@ -210,8 +217,7 @@ def check_same(folder: Path, wanted: Manifest) -> Manifest:
     if found.codec != wanted.codec:
         advice = "Use the sink or format= that it was begun with."
         raise StoreError(folder, f"be a store of {wanted.codec.name} shards", f"one of {found.codec.name}", advice)
-    names = ("fingerprint", "batches_per_unit")
-    there, now = ({**one.fingerprint, names[1]: one.content[names[1]]} for one in (found, wanted))
+    there, now = ({**one.fingerprint, "unit size": one.unit_size} for one in (found, wanted))
     found_differences = differences(there, now)
     if found_differences:
         raise OtherRunError(folder, found_differences)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -67,9 +67,9 @@ class Layout:
             entry = entry_name(layer, reducer)
             found[entry], described = _stored(self.codec, value)
             _fix(columns, entry, {"layer": layer, "reducer": reducer, **described})
-        for name, column in step.keep.items():
+        for name, kept in step.keep.items():
             entry = keep_entry(name)
-            found[entry], described = _stored(self.codec, column)
+            found[entry], described = _stored(self.codec, _as_bytes(kept) if isinstance(kept, list) else kept)
             _fix(keep, entry, {"name": name, **described})
         self._columns, self._keep = columns, keep  # only now that all of them fit
         self.ids, self._knows_ids = kind, self._knows_ids or step.rows > 0
@@ -137,8 +137,11 @@ class Unit:
         self.rows += step.rows
         return self.nbytes - before
 
-    def entries(self) -> dict[str, list[Tensor]]:
+    def entries(self, order: Tensor | None = None) -> dict[str, list[Tensor]]:
         """What goes into the shard, as chunks; waits until they have arrived.
+
+        Args:
+            order: which of the rows comes first, second, ..., ``(rows,)`` int64; None leaves them as they came.
 
         Raises:
             MaskError: a step's values were reduced with a mask that is none.
@@ -146,8 +149,10 @@ class Unit:
         self._arrival.wait()
         for step, check, verdict in self._checks:
             _settle(step, check, verdict)
-        entries = _id_entries(self._ids)
+        entries = _id_entries(self._ids if order is None or not self._ids else [self._ids[row] for row in order])
         for name, column in self._columns.items():
+            if order is not None:
+                column = column.ordered(order)
             entries |= column.entries(name, self.rows)
         return entries
 
@@ -166,22 +171,37 @@ class _Column:
     def __init__(self) -> None:
         self._chunks: list[Tensor] = []
         self._lengths: list[Tensor] = []
-        self._spans: list[tuple[int, int]] = []  # the first row of each chunk, and the row behind its last
+        self._rows: list[Tensor] = []  # the rows of the unit that each chunk is of
 
     def add(self, chunk: Tensor, lengths: Tensor | None, first_row: int) -> int:
         """Add a step's rows, with their lengths where they are ragged; returns their size in bytes."""
         if lengths is not None:
             self._lengths.append(lengths)
         self._chunks.append(chunk)
-        self._spans.append((first_row, first_row + len(chunk if lengths is None else lengths)))
+        self._rows.append(torch.arange(first_row, first_row + len(chunk if lengths is None else lengths)))
         return chunk.numel() * chunk.element_size()
+
+    def ordered(self, order: Tensor) -> _Column:
+        """The same column with the unit's rows in another order."""
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        places, by_place = place[torch.cat(self._rows)].sort()
+        column, values = _Column(), torch.cat(self._chunks)
+        column._rows = [places]
+        if not self._lengths:
+            column._chunks = [values[by_place]]
+            return column
+        lengths = torch.cat(self._lengths)
+        rows = torch.split(values, lengths.tolist())
+        column._lengths, column._chunks = [lengths[by_place]], [torch.cat([rows[row] for row in by_place])]
+        return column
 
     def entries(self, name: str, unit_rows: int) -> dict[str, list[Tensor]]:
         entries = {name: _joined(self._chunks)}
         if self._lengths:
             entries[name + OFFSETS] = [_offsets(torch.cat(self._lengths))]
-        if sum(stop - start for start, stop in self._spans) < unit_rows:
-            entries[name + ROWS] = [torch.arange(start, stop) for start, stop in self._spans]
+        if sum(map(len, self._rows)) < unit_rows:
+            entries[name + ROWS] = self._rows
         return entries
 
 
@@ -236,10 +256,16 @@ def _id_entries(ids: list[RowId]) -> dict[str, list[Tensor]]:
         return {}
     if isinstance(ids[0], int):
         return {IDS: [torch.tensor(ids, dtype=torch.int64)]}
-    texts = [str(one).encode() for one in ids]
-    joined = torch.frombuffer(bytearray(b"".join(texts)) or bytearray(1), dtype=torch.uint8)
-    offsets = _offsets(torch.tensor([len(text) for text in texts]))
-    return {IDS: [joined[: int(offsets[-1])]], IDS + OFFSETS: [offsets]}
+    texts = _as_bytes(map(str, ids))
+    return {IDS: [texts.values], IDS + OFFSETS: [_offsets(texts.lengths)]}
+
+
+def _as_bytes(texts: Iterable[str]) -> Ragged:
+    """Text as it is stored: UTF-8, one text behind the other."""
+    encoded = [text.encode() for text in texts]
+    lengths = torch.tensor([len(text) for text in encoded], dtype=torch.int64)
+    joined = torch.frombuffer(bytearray(b"".join(encoded)) or bytearray(1), dtype=torch.uint8)
+    return Ragged(joined[: int(lengths.sum())], lengths)
 
 
 def _offsets(lengths: Tensor) -> Tensor:

@@ -209,7 +209,7 @@ class StoreSink(Sink):
         self._writer.begin(run)
         if not self._appends:
             return
-        if read_manifest(self.path).batches_per_unit is not None:
+        if read_manifest(self.path).unit_size is not None:
             advice = "Call extract again to go on with it, or choose another folder."
             raise StoreError(self.path, "be a store that with-blocks wrote", "one that extract wrote", advice)
         self._writer.go_on()

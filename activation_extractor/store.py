@@ -19,10 +19,11 @@ from activation_extractor._manifest import DTYPES, Manifest, read_manifest, stor
 from activation_extractor._reading import Reader
 from activation_extractor._shards import SHARDS, Record, is_shard, list_units, shard_path, size_of
 from activation_extractor._steps import RowId
+from activation_extractor._texts import TextColumn
 from activation_extractor._verify import Damage, verify_store
 from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, StoreError
 
-__all__ = ["Column", "Damage", "Store", "StoreDataset", "open_store", "verify_store"]
+__all__ = ["Column", "Damage", "Store", "StoreDataset", "TextColumn", "open_store", "verify_store"]
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
@@ -118,9 +119,9 @@ class Store(Mapping[Any, Column]):
         return ids
 
     @property
-    def keep(self) -> dict[str, Column]:
+    def keep(self) -> dict[str, Column | TextColumn]:
         """The kept columns, by name."""
-        return {name: self._column(entry, name) for entry in self._entries if (name := kept_name(entry)) is not None}
+        return {name: self._kept(entry, name) for entry in self._entries if (name := kept_name(entry)) is not None}
 
     @property
     def nbytes(self) -> int:
@@ -216,11 +217,15 @@ class Store(Mapping[Any, Column]):
         return {row_id: row for row, row_id in enumerate(self.ids)}
 
     def _check_numbering(self) -> None:
-        if self.manifest["batches_per_unit"] is not None:
+        if Manifest(self.manifest).unit_size is not None:
             last = int(Path(self._units[-1][0]).stem) if self._units else -1
             if last != len(self._units) - 1:
                 advice = "Run extract again with the same arguments to complete it."
                 raise StoreError(self.path, "have all units up to its last for rows to be numbered", "gaps", advice)
+
+    def _kept(self, entry: str, name: str) -> Column | TextColumn:
+        column = self._column(entry, name)
+        return TextColumn(column) if column.is_ragged else column  # nothing else of its kind is kept
 
     def _column(self, entry: str, name: Any) -> Column:
         parts = []
@@ -251,7 +256,7 @@ def _form_in(reader: Reader, path: str, entry: str) -> Form:
 
 def _units(folder: Path, manifest: Manifest, records: Mapping[str, Record]) -> list[tuple[str, Record]]:
     """The shard of each unit that is there, in order, and what it holds: from the journal, else from its header."""
-    codec, is_of_data = manifest.codec, manifest.batches_per_unit is not None
+    codec, is_of_data = manifest.codec, manifest.unit_size is not None
     there = list_units(folder, codec)
     gone = sorted(unit for unit in records.keys() - set(there) if is_shard(unit + codec.suffix, codec))
     if gone:

@@ -155,9 +155,7 @@ def test_no_rows_at_all_is_an_error(model, tmp_path, batches):
 
 
 def test_a_batch_without_the_ids_is_an_error_that_shows_its_entries(model, tmp_path):
-    with pytest.raises(
-        ArgumentError, match=r"a batch must hold the entry 'id', got \['input', 'idx'\]\. Check ids= and"
-    ):
+    with pytest.raises(ArgumentError, match=r"a batch must hold the entry 'id', got \['input', 'idx'\]\. Check ids="):
         run(model, [{"input": ROWS, "idx": list(range(6))}], tmp_path / "out", ids="id")
     run(model, [{"input": ROWS, "idx": list(range(6))}], tmp_path / "out", ids="idx")  # as the text advises
 
@@ -166,12 +164,16 @@ def test_a_batch_without_the_ids_is_an_error_that_shows_its_entries(model, tmp_p
     ("batch", "options", "text"),
     [
         ({"input": ROWS}, {"keep": "label"}, r"a batch must hold the entry 'label', got \['input'\]"),
-        (ROWS, {"ids": "id"}, "a batch with ids or keep must be a mapping, got 'Tensor'"),
-        ((ROWS,), {"keep": ["label"]}, "a batch with ids or keep must be a mapping, got 'tuple'"),
+        (ROWS, {"ids": "id"}, "a batch with ids, keep, order or pooling_mask must be a mapping, got 'Tensor'"),
+        ((ROWS,), {"keep": ["label"]}, "a batch with ids, keep, order or pooling_mask must be a mapping, got 'tuple'"),
         ("text", {}, "a batch must be a mapping, a tuple or a tensor, got 'str'"),
         (None, {}, "a batch must be a mapping, a tuple or a tensor, got 'NoneType'"),
         ({"input": ROWS, "id": 3}, {"ids": "id"}, "ids must be a sequence of strings or integers"),
-        ({"input": ROWS, "label": list("abcdef")}, {"keep": "label"}, "keep must hold numbers in column 'label'"),
+        (
+            {"input": ROWS, "label": [None] * 6},
+            {"keep": "label"},
+            "keep must hold numbers or text in column 'label'",
+        ),
     ],
 )
 def test_a_batch_that_cannot_be_used_is_an_error_and_leaves_no_hook(model, tmp_path, batch, options, text):

@@ -128,6 +128,7 @@ MANIFESTS += [{"columns": value} for value in ([], None, {}, [[]], [None])] + [
     {"fingerprint": v} for v in ({}, [], None)
 ]
 MANIFESTS += [{"batches_per_unit": value} for value in (0, -1, True, "1", 1.0)]
+MANIFESTS += [{"least_rows_per_unit": value} for value in (0, -1, True, "1", 1.0)]
 MANIFESTS += [{"version": value} for value in (0, 2, "1", None, [])] + [{"format": value} for value in ("", None, 1)]
 FINE = [{"keep": []}, {"columns": []}, {"ids": "int"}, {"ids": None}]
 

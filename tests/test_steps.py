@@ -83,15 +83,13 @@ def test_a_kept_column_with_a_gradient_is_taken_out_of_the_graph():
 
 @pytest.mark.parametrize("keep", [[1, 2], "label", {1: [1]}, {"": [1]}])
 def test_kept_columns_must_have_names(keep):
-    with pytest.raises(
-        ArgumentTypeError, match="keep must be a dict from names to tensors, arrays or lists of numbers"
-    ):
+    with pytest.raises(ArgumentTypeError, match="keep must be a dict from names to tensors, arrays or lists"):
         check_keep(keep)
 
 
-@pytest.mark.parametrize("values", [["a", "b"], [None], [[1, 2], [3]], {"a": 1}])
-def test_kept_columns_must_hold_numbers(values):
-    with pytest.raises(ArgumentTypeError, match="keep must hold numbers in column 'label', got '"):
+@pytest.mark.parametrize("values", [[None], [[1, 2], [3]], {"a": 1}])
+def test_kept_columns_must_hold_numbers_or_text(values):
+    with pytest.raises(ArgumentTypeError, match="keep must hold numbers or text in column 'label', got '"):
         check_keep({"label": values})
 
 
