@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 
-_WINDOW_ROWS = 1024
+WINDOW_ROWS = 1024
 
 
 def length_batches(
@@ -14,7 +14,7 @@ def length_batches(
     *,
     batch_size: int | None = None,
     max_tokens: int | None = None,
-    window_rows: int = _WINDOW_ROWS,
+    window_rows: int = WINDOW_ROWS,
 ) -> list[list[int]]:
     """Which rows go into one batch: rows of similar length, longest first within a window.
 

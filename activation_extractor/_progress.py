@@ -12,7 +12,7 @@ from activation_extractor.errors import ArgumentTypeError, MissingExtraError
 
 
 class Progress:
-    """Iterates over batches and shows how far it is.
+    """Iterates over batches and shows how far it is, until its with-block ends.
 
     Args:
         batches: what to iterate over.
@@ -28,15 +28,25 @@ class Progress:
         has_tqdm = importlib.util.find_spec("tqdm") is not None
         if is_shown and not has_tqdm:
             raise MissingExtraError("progress=True", "cli", "tqdm")
-        self._batches, self._bar = batches, None
+        self._batches: Iterable[Any] = batches
+        self._bar: Any = None
+        self._is_shown = has_tqdm if is_shown is None else is_shown
         self._start = time.monotonic()  # of what is computed
-        if is_shown or (is_shown is None and has_tqdm):
-            from tqdm.auto import tqdm
 
-            self._bar = tqdm(batches, unit="batch", dynamic_ncols=True)
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()  # what is printed next begins on a line of its own
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._batches if self._bar is None else self._bar)
+        if not self._is_shown:
+            return iter(self._batches)
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(self._batches, unit="batch", dynamic_ncols=True)
+        return iter(self._bar)
 
     def show(self, known_rows: int, rows: int, nbytes: int) -> None:
         """Show the rows so far, how many of them were there already, rows computed per second, and their bytes."""

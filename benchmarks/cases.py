@@ -13,10 +13,11 @@ from benchmarks.measure import Case
 from benchmarks.peer_cases import PEER_CASES
 from benchmarks.scaling import SCALING
 from benchmarks.sizes import Size
+from benchmarks.start_up import START_UP
 from benchmarks.storage import STORAGE
 from benchmarks.whole_models import WHOLE_MODELS
 
-CASES: list[Callable[[Size], Iterator[Case]]] = [*CALLS, *WHOLE_MODELS, *SCALING, *EXTRACTION, *STORAGE]
+CASES: list[Callable[[Size], Iterator[Case]]] = [*CALLS, *WHOLE_MODELS, *SCALING, *EXTRACTION, *STORAGE, *START_UP]
 
 
 def all_cases(size: Size, *, with_peers: bool = False) -> Iterator[Case]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -31,3 +32,8 @@ def say_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     Console().print(table)
+
+
+def warn(text: str) -> None:
+    """Tell the user something beside the result, on stderr."""
+    print(text, file=sys.stderr)
