@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from activation_extractor._capture import Capture, capture
     from activation_extractor._extract import extract
     from activation_extractor._layers import gradients, inputs, outputs
+    from activation_extractor._preview import Preview, preview
+    from activation_extractor._statistics import Statistics, statistics
     from activation_extractor.activations import Activations
     from activation_extractor.errors import ActivationError
     from activation_extractor.extractors.intermediateExtractor import IntermediateExtractor
@@ -36,6 +38,8 @@ _HOMES = {
     "NpzSink": "sinks",
     "SafetensorsSink": "sinks",
     "Sink": "sinks",
+    "Preview": "_preview",
+    "Statistics": "_statistics",
     "Store": "store",
     "blocks": "_blocks",
     "capture": "_capture",
@@ -46,6 +50,8 @@ _HOMES = {
     "open_store": "store",
     "outputs": "_layers",
     "position": "reducers",
+    "preview": "_preview",
+    "statistics": "_statistics",
 }
 
 __all__ = [
@@ -58,8 +64,10 @@ __all__ = [
     "MemorySink",
     "NpySink",
     "NpzSink",
+    "Preview",
     "SafetensorsSink",
     "Sink",
+    "Statistics",
     "Store",
     "blocks",
     "capture",
@@ -70,6 +78,8 @@ __all__ = [
     "open_store",
     "outputs",
     "position",
+    "preview",
+    "statistics",
 ]
 
 

@@ -16,7 +16,7 @@ from activation_extractor._context import open_here
 from activation_extractor._fingerprints import describe
 from activation_extractor._kept import Calls
 from activation_extractor._layers import Target, resolve
-from activation_extractor._masks import Masks
+from activation_extractor._masks import BatchMask, Masks
 from activation_extractor._modules import check_model, unwrap
 from activation_extractor._options import Missing, Options, check_options
 from activation_extractor._recording import Recording
@@ -226,11 +226,12 @@ class Capture:
         """What a sink is told: what the values depend on, beside the weights and the data."""
         if self._known_about is None or root is not self._root:
             options = self._options
+            mask = {"entry": options.mask.name} if isinstance(options.mask, BatchMask) else options.mask
             self._known_about = {
                 "model": type(root).__qualname__,
                 "layers": [[one.name, one.layer, one.side, describe(one.select)] for one in targets],
                 "reducers": describe(options.reducers),
-                "mask": describe(options.mask),
+                "mask": describe(mask),
                 "sequence_axis": describe(options.sequence_axis),
                 "calls": options.calls,
             }

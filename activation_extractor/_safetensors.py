@@ -87,7 +87,7 @@ def stream_safetensors(
 ) -> None:
     """Write the bytes of a safetensors file; what is given is as for `write_safetensors`."""
     entries = {name: [value] if isinstance(value, Tensor) else list(value) for name, value in tensors.items()}
-    header, chunks = _arranged(entries, metadata)
+    header, chunks = arranged(entries, metadata)
     file.write(header)
     for chunk in chunks:
         file.write(bytes_of(chunk))
@@ -103,7 +103,7 @@ def write_safetensors_shard(path: Path, entries: Entries, about: Mapping[str, st
         taken = pool.submit(lambda: {name: crc32_of(chunks) for name, chunks in entries.items()})
         stream_safetensors(file, entries, _with_crc32(sealed(about, entries, none), none))
         about = sealed(about, entries, taken.result())
-        header, _ = _arranged(entries, _with_crc32(about, taken.result()))
+        header, _ = arranged(entries, _with_crc32(about, taken.result()))
         file.seek(0)
         file.write(header)  # as long as before: a checksum always has eight digits
         sync(file)
@@ -114,7 +114,7 @@ def _with_crc32(about: Mapping[str, str], crcs: Mapping[str, int]) -> dict[str, 
     return {**about, **{_CRC32 + name: f"{crc:08x}" for name, crc in crcs.items()}}
 
 
-def _arranged(entries: Entries, metadata: Mapping[str, str] | None) -> tuple[bytes, list[Tensor]]:
+def arranged(entries: Entries, metadata: Mapping[str, str] | None) -> tuple[bytes, list[Tensor]]:
     """The header of a file, and the chunks in the order in which they follow it."""
     header: dict[str, object] = {_ABOUT: dict(metadata)} if metadata else {}
     chunks: list[Tensor] = []

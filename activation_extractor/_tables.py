@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 _MOST_ROWS = 40
@@ -17,15 +18,41 @@ def describe(key: Any, value: Any) -> list[tuple[str, ...]]:
     return [(name, reducer, shape, str(value.dtype).removeprefix("torch."), str(value.device))]
 
 
-def table(title: str, rows: Sequence[Sequence[str]], nbytes: int) -> str:
-    """A title with the total and a line for each row, columns aligned, columns that are empty left out."""
-    head = f"{title}: {len(rows)} {'tensor' if len(rows) == 1 else 'tensors'}, {human_bytes(nbytes)}"
-    shown = list(rows[:_MOST_ROWS])
-    columns = [column for column in zip(*shown, strict=True) if any(column)]
-    lines = [head, *_aligned(columns)]
-    if len(rows) > _MOST_ROWS:
-        lines.append(f"  ... and {len(rows) - _MOST_ROWS} more")
-    return "\n".join(lines)
+def table(
+    title: str, rows: Sequence[Sequence[str]], nbytes: int, *, noun: str = "tensor", header: Sequence[str] = ()
+) -> str:
+    """A title with the total and a line for each row, columns aligned, columns that are empty left out.
+
+    Args:
+        title: what the rows are of.
+        rows: the cells, equally many in each.
+        nbytes: the total.
+        noun: what a row is.
+        header: the columns' names, if they need any.
+    """
+    shown, cut = _shown(rows, header)
+    return "\n".join([_total(title, rows, nbytes, noun), *aligned(shown), *(f"  {line}" for line in cut)])
+
+
+def html_table(
+    title: str, rows: Sequence[Sequence[str]], nbytes: int, *, noun: str = "tensor", header: Sequence[str] = ()
+) -> str:
+    """The same as HTML for a notebook: escaped, the total as its caption, without scripts and styles."""
+    shown, cut = _shown(rows, header)
+    lines = [f"<caption>{escape(_total(title, rows, nbytes, noun))}</caption>"]
+    for index, row in enumerate(shown):
+        tag = "th" if header and index == 0 else "td"
+        lines.append(f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in row)}</tr>")
+    lines += [f'<tr><td colspan="{len(shown[0])}">{escape(line)}</td></tr>' for line in cut]
+    return "\n".join(["<table>", *lines, "</table>"])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each row, indented, its cells as wide as their columns; no line has space at its end."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 def human_bytes(count: float) -> str:
@@ -39,7 +66,14 @@ def human_bytes(count: float) -> str:
     return f"{count / 1024:.1f} TiB"
 
 
-def _aligned(columns: Sequence[Sequence[str]]) -> Iterable[str]:
-    widths = [max(map(len, column)) for column in columns]
-    for row in zip(*columns, strict=True):
-        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+def _total(title: str, rows: Sequence[Sequence[str]], nbytes: int, noun: str) -> str:
+    return f"{title}: {len(rows)} {noun}{'' if len(rows) == 1 else 's'}, {human_bytes(nbytes)}"
+
+
+def _shown(rows: Sequence[Sequence[str]], header: Sequence[str]) -> tuple[list[tuple[str, ...]], list[str]]:
+    """The rows that are shown, the header first, without the columns that are empty; and a line about the others."""
+    columns = list(zip(*rows[:_MOST_ROWS], strict=True))
+    filled = [index for index, column in enumerate(columns) if any(column)]
+    shown = [header, *rows[:_MOST_ROWS]] if header and rows else rows[:_MOST_ROWS]
+    rest = len(rows) - _MOST_ROWS
+    return [tuple(row[index] for index in filled) for row in shown], [f"... and {rest} more"] if rest > 0 else []

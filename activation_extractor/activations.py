@@ -54,8 +54,10 @@ class Activations(Mapping[Any, Any]):
         return len(self._results.names) * len(self._results.reducers)
 
     def __repr__(self) -> str:
-        rows = [row for key in self for row in self._describe(key)]
-        return _tables.table("Activations", rows, self.nbytes)
+        return _tables.table("Activations", self._rows(), self.nbytes)
+
+    def _repr_html_(self) -> str:
+        return _tables.html_table("Activations", self._rows(), self.nbytes)
 
     @property
     def nbytes(self) -> int:
@@ -111,6 +113,9 @@ class Activations(Mapping[Any, Any]):
     def clear(self) -> None:
         """Let go of the values and their memory."""
         self._results.clear()
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [row for key in self for row in self._describe(key)]
 
     def _describe(self, key: Any) -> list[tuple[str, ...]]:
         try:

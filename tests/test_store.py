@@ -60,6 +60,18 @@ def test_columns_ids_and_kept_columns_are_what_the_shards_hold(store):
     assert store.nbytes == sum(path.stat().st_size for path in store.path.glob("shards/*"))
 
 
+def test_a_notebook_shows_the_table_that_repr_shows(tmp_path):
+    store = written(tmp_path, {("<b>", "mean"): torch.zeros(2, 3), ("h.1", "mean"): torch.ones(2, 3).bfloat16()})
+    title, *rows = repr(store).split("\n")
+    html = store._repr_html_().split("\n")
+    assert html[1] == f"<caption>{title.replace(chr(39), '&#x27;')}</caption>"
+    assert [" ".join(row.split()) for row in rows] == ["<b> (2, 3) float32", "h.1 (2, 3) bfloat16"]
+    assert html[2:-1] == [
+        "<tr><td>&lt;b&gt;</td><td>(2, 3)</td><td>float32</td></tr>",
+        "<tr><td>h.1</td><td>(2, 3)</td><td>bfloat16</td></tr>",
+    ]
+
+
 def test_one_reducer_need_not_be_said(tmp_path):
     store = written(tmp_path, {("h.0", "mean"): torch.zeros(2, 3), ("h.1", "mean"): torch.ones(2, 3)})
     assert list(store) == ["h.0", "h.1"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from activation_extractor._tables import describe, human_bytes, table
+from activation_extractor._tables import aligned, describe, html_table, human_bytes, table
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,53 @@ def test_a_long_table_is_cut(count, last):
     assert lines[0] == f"Store: {count} tensors, 0 B"
     assert lines[40] == "  39"
     assert lines[-1] == last
+
+
+def test_columns_have_names_where_they_need_them_and_rows_a_noun_of_their_own():
+    rows = [("h.0", "", "16"), ("h.10", "", "")]
+    header = ("layer", "reducer", "calls")
+    assert table("Preview", rows, 8, noun="layer", header=header).split("\n") == [
+        "Preview: 2 layers, 8 B",
+        "  layer  calls",
+        "  h.0    16",
+        "  h.10",
+    ]
+    assert table("Preview", [], 0, noun="layer", header=header) == "Preview: 0 layers, 0 B"
+    assert table("Preview", rows * 30, 8, header=header).endswith("  h.10\n  ... and 20 more")
+
+
+def test_html_has_the_same_cells_and_the_total_as_its_caption():
+    rows = [("h.0", "", "(2, 3)"), ("h.1", "", "(2,)")]
+    assert html_table("Activations", rows, 40).split("\n") == [
+        "<table>",
+        "<caption>Activations: 2 tensors, 40 B</caption>",
+        "<tr><td>h.0</td><td>(2, 3)</td></tr>",
+        "<tr><td>h.1</td><td>(2,)</td></tr>",
+        "</table>",
+    ]
+    assert html_table("A", [], 0) == "<table>\n<caption>A: 0 tensors, 0 B</caption>\n</table>"
+    assert html_table("A", [("x",)], 4, noun="layer", header=["name"]).split("\n")[1:4] == [
+        "<caption>A: 1 layer, 4 B</caption>",
+        "<tr><th>name</th></tr>",
+        "<tr><td>x</td></tr>",
+    ]
+
+
+def test_html_is_escaped_wherever_a_name_can_stand():
+    evil = "<script>alert('&\"')</script>"
+    html = html_table(evil, [(evil, evil)], 0, noun=evil, header=(evil, evil))
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(&#x27;&amp;&quot;&#x27;)&lt;/script&gt;") == 6
+
+
+def test_long_html_is_cut_where_text_is():
+    lines = html_table("Store", [(str(index), "x") for index in range(43)], 0).split("\n")
+    assert lines[-3:] == ["<tr><td>39</td><td>x</td></tr>", '<tr><td colspan="2">... and 3 more</td></tr>', "</table>"]
+
+
+def test_lines_of_a_table_have_no_space_at_their_ends():
+    assert aligned([("a", "b"), ("long", "")]) == ["  a     b", "  long"]
+    assert aligned([]) == []
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,12 @@ from __future__ import annotations
 import typer
 
 from activation_extractor._commands.demo import demo
+from activation_extractor._commands.export import export
+from activation_extractor._commands.extract import extract
+from activation_extractor._commands.layers import layers
+from activation_extractor._commands.plot import plot
+from activation_extractor._commands.show import show
+from activation_extractor._commands.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -15,3 +21,9 @@ def about() -> None:
 
 
 app.command()(demo)
+app.command()(layers)
+app.command()(extract)
+app.command()(show)
+app.command()(verify)
+app.command()(export)
+app.command()(plot)

@@ -12,7 +12,7 @@ def say(text: str) -> None:
     """Print a result as it is, neither wrapped nor coloured."""
     from rich.console import Console
 
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+    Console().print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def say_json(content: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +18,12 @@ def demo(
 ) -> None:
     """Embed 500 sentences with every block of a pretrained model, and show which ones are alike.
 
+    Beside the store it leaves a picture of the same name.
+
     Example: activation-extractor demo --out out
     """
     from activation_extractor._demo import neighbour_rows, read_sentences, run_demo
+    from activation_extractor.plots import overview, save_plot
 
     store = run_demo(out)
     last_block = store.names[-1]
@@ -27,7 +31,10 @@ def demo(
     rows = neighbour_rows(store[last_block, "mean"], read_sentences(), _SHOWN_CITATIONS)
     title = f"Nearest by the mean of {last_block}"
     say_table(title, ["sentence", "is nearest to", ">cosine"], rows, show_lines=True)
+    picture = out.absolute().with_name(f"{out.absolute().name}.png")
+    save_plot(overview(store, store.keep["book"], "mean"), picture)
     lines = [
+        f"Look at it: {os.path.relpath(picture)}",
         "Read it back:",
         "    from activation_extractor import open_store",
         f"    store = open_store({str(out)!r})",

@@ -1,0 +1,41 @@
+"""``activation-extractor export``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from activation_extractor._commands._terminal import say
+
+
+class Target(StrEnum):
+    """What a store can be exported to."""
+
+    PARQUET = "parquet"
+    NPY = "npy"
+    NPZ = "npz"
+    SAFETENSORS = "safetensors"
+
+
+def export(
+    store: Annotated[Path, typer.Argument(help="The folder of a store.", show_default=False)],
+    to: Annotated[Target, typer.Option(help="The format.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The new file; for npy, the new folder.", show_default=False)],
+) -> None:
+    """Write a store to one file, or a folder of arrays, that other programs read.
+
+    \b
+    Examples:
+        activation-extractor export out --to parquet --out out.parquet
+        activation-extractor export out --to npy --out arrays
+    """
+    from activation_extractor import _export
+    from activation_extractor._tables import human_bytes
+    from activation_extractor.store import open_store
+
+    done = _export.export(open_store(store), out, to.value)
+    say(f"Wrote {str(done.path)!r}, {human_bytes(done.nbytes)} ({done.nbytes:,} bytes). Open it with:")
+    say(f"    {done.opened_with}")

@@ -1,0 +1,198 @@
+"""How rows of columns lie to each other: even samples, principal components, norms, linear CKA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from activation_extractor.errors import ArgumentError
+from activation_extractor.store import Column
+
+_MOST_BYTES = 1 << 30  # of rows that are held at once
+_BLOCK_BYTES = 1 << 26
+_RAGGED_ROWS = 64
+_ROUNDING = 1e-13  # what centring leaves of a constant, as a part of it
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """Linear centred kernel alignment of two representations of the same rows, between 0 and 1.
+
+    ``||Y'X||² / (||X'X|| ||Y'Y||)`` with Frobenius norms, for X and Y with each feature's mean taken off (Kornblith,
+    Norouzi, Lee, Hinton: Similarity of Neural Network Representations Revisited, ICML 2019, equation 5). It is 1 for
+    representations that differ by a rotation, a scale and a shift. With fewer rows than features it is biased upward.
+
+    Args:
+        x: ``(rows, features)``.
+        y: ``(rows, features)``, of another width if need be.
+
+    Returns:
+        The value, computed in float64; NaN when a representation is constant.
+
+    Raises:
+        ArgumentError: other shapes, or different numbers of rows.
+    """
+    return float(cka_matrix([x, y])[0, 1])
+
+
+def cka_matrix(layers: Sequence[Tensor]) -> Tensor:
+    """The linear CKA of each pair of representations of the same rows; see `linear_cka`.
+
+    Args:
+        layers: ``(rows, features)`` each.
+
+    Returns:
+        ``(layers, layers)`` float64, symmetric; NaN for constant ones.
+
+    Raises:
+        ArgumentError: other shapes, or different numbers of rows.
+    """
+    for layer in layers:
+        if layer.ndim != 2 or len(layer) != len(layers[0]):
+            condition = f"have shape ({len(layers[0])}, features)"
+            raise ArgumentError("Each layer", condition, tuple(layer.shape), "Take the same rows of all layers.")
+    widths = [layer.shape[1] for layer in layers]
+    if sum(widths) ** 2 < len(layers) * len(layers[0]) ** 2:
+        products = _products_of_features(layers, widths)
+    else:
+        grams = torch.stack([(one @ one.T).flatten() for one in map(_centred, layers)])
+        products = grams @ grams.T
+    lengths = products.diagonal().sqrt()
+    return (products / torch.outer(lengths, lengths)).clamp(0, 1)
+
+
+def principal_components(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rows lie on their first two principal components, and how much of the variance each explains.
+
+    From all eigenvectors of the smaller of covariance and Gram matrix, so that the same rows always give the same. The
+    row that is farthest out on a component has a positive score.
+
+    Args:
+        rows: ``(rows, features)``, finite.
+
+    Returns:
+        The scores, ``(rows, 2)``, and the shares of the variance, ``(2,)``; float64, zero where there is no component.
+    """
+    centred = _centred(rows, is_scaled=False)
+    scale = centred.abs().max().clamp_min(torch.finfo(torch.float64).tiny) if centred.numel() else 1.0
+    scaled = centred / scale
+    is_wide = scaled.shape[1] > len(scaled)
+    values, vectors = torch.linalg.eigh(scaled @ scaled.T if is_wide else scaled.T @ scaled)
+    values, vectors = values.flip(0)[:2].clamp_min(0), vectors.flip(1)[:, :2]
+    scores = vectors * values.sqrt() if is_wide else scaled @ vectors
+    farthest = scores.gather(0, scores.abs().argmax(0, keepdim=True))
+    scores = scores * torch.where(farthest < 0, -1.0, 1.0) * scale
+    shares = values / scaled.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
+    absent = 2 - scores.shape[1]
+    return torch.nn.functional.pad(scores, (0, absent)), torch.nn.functional.pad(shares, (0, absent))
+
+
+def common_rows(columns: Sequence[Column], max_rows: int) -> tuple[list[Tensor], int]:
+    """The same rows of all columns: which ones of each, sampled evenly, and how many they share.
+
+    Args:
+        columns: columns of one store.
+        max_rows: take no more of them than this, and no more than fit in about a gigabyte.
+
+    Returns:
+        Indices into each column, ``(rows,)`` int64, and the number of rows that all of them have.
+
+    Raises:
+        ArgumentError: `max_rows` is not positive.
+    """
+    if max_rows < 1:
+        raise ArgumentError("max_rows", "be positive", max_rows)
+    numbers = [column.rows.numpy() for column in columns]
+    shared = numbers[0]
+    for more in numbers[1:]:
+        shared = shared[np.isin(shared, more)]
+    row_bytes = sum(_width(column) * _held(column).itemsize for column in columns)
+    count = min(len(shared), max_rows, max(3, _MOST_BYTES // max(1, row_bytes)))
+    taken = shared[np.linspace(0, max(0, len(shared) - 1), count).round().astype(np.int64)]
+    return [_places(taken, one) for one in numbers], len(shared)
+
+
+def read_rows(column: Column, indices: Tensor) -> Tensor:
+    """Rows of a column as ``(rows, features)``: the mean over the positions where rows have them, else flat.
+
+    Args:
+        column: the column; only these rows of it are read, a block at a time.
+        indices: which rows, ``(rows,)``.
+
+    Returns:
+        float32, or float64 where the column is.
+    """
+    out, place = torch.empty((len(indices), _width(column)), dtype=_held(column)), 0
+    for block in _blocks(column, indices):
+        means = block.mean(1) if has_positions(column) else block
+        out[place : place + len(block)] = means.flatten(1)
+        place += len(block)
+    return out
+
+
+def read_norms(column: Column, indices: Tensor) -> Tensor:
+    """The L2 norms of rows of a column, of each position where rows have them; ``(norms,)`` float64."""
+    parts = [torch.empty(0, dtype=torch.float64)]
+    for block in _blocks(column, indices):
+        vectors = block.flatten(0, 1).flatten(1) if has_positions(column) else block.flatten(1)
+        parts.append(torch.linalg.vector_norm(vectors, dim=1))
+    return torch.cat(parts)
+
+
+def has_positions(column: Column) -> bool:
+    """Whether a row is ``(positions, *features)``: in ragged columns, and where positions and features were kept."""
+    return column.is_ragged or len(column.row_shape) == 2
+
+
+def _products_of_features(layers: Sequence[Tensor], widths: list[int]) -> Tensor:
+    """The squared Frobenius norm of Y'X for each pair."""
+    features = torch.cat([_centred(layer) for layer in layers], dim=1)
+    squares = (features.T @ features).square()
+    rows = torch.split(squares, widths)
+    return torch.stack([torch.stack([block.sum() for block in torch.split(row, widths, 1)]) for row in rows])
+
+
+def _centred(rows: Tensor, *, is_scaled: bool = True) -> Tensor:
+    """Rows in float64 with each feature's mean taken off, and scaled so that no square of a square overflows.
+
+    Features that are constant but for rounding become zero.
+    """
+    rows = rows.double()
+    centred = rows - rows.mean(0)
+    is_rounding = centred.abs().amax(0) <= _ROUNDING * rows.abs().amax(0)
+    centred = torch.where(is_rounding, 0.0, centred)
+    if not is_scaled:
+        return centred
+    most = centred.abs().max()
+    return centred / most if most > 0 else centred
+
+
+def _held(column: Column) -> torch.dtype:
+    return torch.float64 if column.dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def _width(column: Column) -> int:
+    shape = column.row_shape[1:] if has_positions(column) and not column.is_ragged else column.row_shape
+    return int(np.prod(shape, dtype=np.int64)) * (2 if column.dtype.is_complex else 1)
+
+
+def _places(wanted: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> Tensor:
+    order = np.argsort(numbers, kind="stable")
+    return torch.from_numpy(order[np.searchsorted(numbers, wanted, sorter=order)])
+
+
+def _blocks(column: Column, indices: Tensor) -> Iterator[Tensor]:
+    """Rows a block at a time, ``(rows, features)`` or ``(rows, positions, *features)`` float64; complex ones as pairs.
+
+    Ragged rows come one by one.
+    """
+    row_bytes = column.dtype.itemsize * max(1, int(np.prod(column.row_shape)))
+    size = _RAGGED_ROWS if column.is_ragged else max(1, _BLOCK_BYTES // row_bytes)
+    for start in range(0, len(indices), size):
+        block = column[indices[start : start + size]]
+        for rows in (row[None] for row in block) if column.is_ragged else (block,):
+            values = (torch.view_as_real(rows) if rows.is_complex() else rows).double()
+            yield values if has_positions(column) or values.ndim > 1 else values[:, None]
