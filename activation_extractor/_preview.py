@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from activation_extractor import _context, _tables
-from activation_extractor._layers import Side, Target, resolve
+from activation_extractor._layers import Target, resolve
 from activation_extractor._modules import check_model
 from activation_extractor._stance import eager_stance
 from activation_extractor._taps import Keep, picker, tap
@@ -196,8 +196,7 @@ def _tap(target: Target, look: _Look, seen: _Seen) -> Any:
             seen.note(value)
 
     keep: Keep = note
-    side: Side = "input" if target.side == "input" else "output"
-    return tap(replace(target, side=side, select=pick_or_nothing), look, keep)
+    return tap(replace(target, select=pick_or_nothing), look, keep)  # which takes a gradient for an output
 
 
 def _samples(args: Any, kwargs: Any) -> int | None:

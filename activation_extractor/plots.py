@@ -124,7 +124,7 @@ def similarity(store: Store, reducer: str | None = None, *, max_rows: int = 1000
         >>> from activation_extractor import extract, plots
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
         >>> store = extract(model, [torch.randn(20, 4)], ["0", "1"], out=tempfile.mkdtemp(), progress=False)
-        >>> [text.get_text() for text in plots.similarity(store).axes[0].texts][0]
+        >>> plots.similarity(store).axes[0].texts[1].get_text()
         '1.00'
     """
     columns = _columns(store, reducer)
@@ -397,7 +397,7 @@ def _row_labels(column: Column, labels: Any, rows: int | None = None) -> list[An
     fits = len(values) == rows if rows is not None else len(numbers) < least <= len(values)
     if not fits:
         condition = f"have a value for each of {rows or least} rows"
-        raise ArgumentError("labels", condition, f"{len(values)} values")
+        raise ArgumentError("labels", condition, len(values))
     return [values[row] for row in numbers]
 
 

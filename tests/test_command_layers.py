@@ -50,6 +50,9 @@ def wrong():
     model.forward = lambda input_ids: 1 / 0
     return model
 
+def pair():
+    return nn.Sequential(nn.ReLU(), nn.ReLU())
+
 def scripted():
     return nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.ReLU()))
 """
@@ -106,6 +109,11 @@ def test_blocks_that_differ_are_shown(name, monkeypatch):
         "embed", "h.0", "h.0.norm", "h.0.mlp", "... 6 more like h.0: 1 to 6", "h.7",
         "h.8", "h.8.norm", "h.8.mlp", "... 10 more like h.8: 9 to 18", "h.19",
     ]  # fmt: skip
+
+
+def test_a_line_is_not_replaced_by_another_line(name, monkeypatch):
+    monkeypatch.setattr(sys.modules["activation_extractor._commands.layers"], "_MOST_LINES", 1)
+    assert [line.split()[0] for line in run(f"{name}:pair").stdout.splitlines()[2:]] == ["0", "1"]
 
 
 def test_a_pattern_shows_what_it_selects(name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -61,21 +62,39 @@ def test_a_folder_gives_the_model_in_eval_with_its_tokenizer_and_says_nothing(be
 
 
 def test_loading_leaves_transformers_as_talkative_as_it_was(bert):
-    logging = transformers.utils.logging
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    chatter = transformers.utils.logging
+    before = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
     try:
-        logging.set_verbosity_info()
-        logging.enable_progress_bar()
+        chatter.set_verbosity_info()
+        chatter.enable_progress_bar()
         load_model(bert)
-        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
+        assert (chatter.get_verbosity(), chatter.is_progress_bar_enabled()) == (logging.INFO, True)
     finally:
-        logging.set_verbosity(before[0])
+        chatter.set_verbosity(before[0])
+
+
+class Reports(logging.Handler):
+    """What transformers logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
 
 
 def test_weights_that_were_not_saved_are_a_note(tmp_path):
     folder = save(transformers.BertForMaskedLM(bert_config()), tmp_path, tokenizer(pad_token="[PAD]"))
     note = "Random numbers stand for what is not among the saved weights: 'pooler.dense.bias', 'pooler.dense.weight'."
-    assert load_model(folder).notes == (note,)
+    reports = Reports()
+    logger = logging.getLogger("transformers")
+    logger.addHandler(reports)
+    try:
+        assert load_model(folder).notes == (note,)
+    finally:
+        logger.removeHandler(reports)
+    assert reports.texts == []  # the note is all that is said
 
 
 def test_a_model_without_its_tokenizer_has_a_note_rather_than_an_empty_one(tmp_path):

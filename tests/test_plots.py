@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import numpy as np
@@ -120,7 +119,7 @@ def test_kept_columns_of_numbers_and_of_text_are_labels(tmp_path):
 def test_labels_for_another_number_of_rows_are_an_error(tmp_path, count):
     store = store_of(tmp_path, {"h": randn(4, 4)})
     for draw in (lambda labels: plots.projection(store["h"], labels), lambda labels: plots.overview(store, labels)):
-        with pytest.raises(ArgumentError, match=f"labels must have a value for each of 4 rows, got '{count} values'"):
+        with pytest.raises(ArgumentError, match=f"labels must have a value for each of 4 rows, got {count}"):
             draw(["a"] * count)
 
 
@@ -153,9 +152,9 @@ def test_ragged_rows_are_averaged_over_their_positions_and_the_subtitle_says_so(
     assert axes.lines[0].get_ydata()[0] == pytest.approx(2.914, abs=1e-3)  # of 1, 3, 5 and 2√2
 
 
-@pytest.mark.parametrize("rows", [torch.ones(5, 3), torch.ones(5, 1), torch.ones(2, 40)])
+@pytest.mark.parametrize("rows", [torch.ones(5, 3), torch.ones(5, 1), torch.ones(4, 40)])
 def test_a_constant_column_is_a_picture_that_says_so(tmp_path, rows):
-    figure = plots.overview(store_of(tmp_path, {"h": rows, "g": randn(5, 2)[: len(rows)]}, {"h": rows, "g": rows}))
+    figure = plots.overview(store_of(tmp_path, {"g": randn(len(rows), 2), "h": rows}))
     figure.draw_without_rendering()
     axes = plots.projection(open_store(tmp_path)["h"]).axes[0]
     assert texts(axes)[1].endswith("; all alike")
@@ -275,6 +274,7 @@ def test_what_names_share_is_said_once(tmp_path, names, own, shared):
     figure.draw_without_rendering()
     assert ticks(figure.axes[0].xaxis) == own
     assert figure.axes[0].get_xlabel() == shared
+    assert not any(label.get_parse_math() for label in figure.axes[0].xaxis.get_ticklabels())  # a $ is a $
 
 
 def test_the_reducer_is_the_only_one_or_mean_or_the_first_of_one_length(tmp_path):
@@ -352,9 +352,3 @@ def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"Plots must have the extra 'plot' installed, got no matplotlib\."):
         plots.projection(store["h"])
-
-
-def test_drawing_touches_no_pyplot_and_importing_no_matplotlib():
-    code = "import sys\nfrom activation_extractor import plots\nassert 'matplotlib' not in sys.modules\n"
-    code += "plots._figure(1, 1).subplots()\nassert 'matplotlib.pyplot' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)

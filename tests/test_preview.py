@@ -101,6 +101,15 @@ def test_bytes_per_row_count_the_examples_rows_and_are_rounded_up():
     assert preview(odd, outputs("0"), torch.zeros(2))[0].bytes_per_row == 2
 
 
+def test_a_part_of_a_byte_counts_as_one():
+    class First(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:1]
+
+    (row,) = preview(nn.Sequential(First()), "0", torch.zeros(2, 3, dtype=torch.bool))
+    assert (row.nbytes, row.bytes_per_row) == (3, 2)
+
+
 def test_a_number_or_no_tensor_at_all_has_no_rows():
     class Numbers(nn.Module):
         def __init__(self) -> None:
