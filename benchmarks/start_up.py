@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -47,4 +48,7 @@ START_UP = [imported, helped]
 
 
 def _python(*arguments: str) -> Callable[[], object]:
-    return partial(subprocess.run, [sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    # Bytecode is kept, as it is where pip has installed a package; otherwise each process would compile this one's.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, *arguments]
+    return partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL, env=environment)

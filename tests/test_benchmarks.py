@@ -220,7 +220,7 @@ def stored_results(name: str) -> Any:
     return json.loads((Path(command.__file__).parent / f"results/{name}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["cpu", "storage_cpu", "peers_cpu"])
+@pytest.mark.parametrize("name", ["cpu", "start_up_cpu", "storage_cpu", "peers_cpu"])
 def test_the_page_shows_what_is_stored(name: str) -> None:
     page = (Path(command.__file__).parent / "README.md").read_text(encoding="utf-8")
     assert table(stored_results(name)) in page
