@@ -205,7 +205,7 @@ def _limit(model: nn.Module, tokenizer: Any, max_length: int | None) -> int:
 def _encoder(rows: Rows, model: nn.Module, prepare: Any) -> Encode:
     """What makes a batch of rows that have no tokens."""
     if rows.kind == "text":
-        if prepare is None or not callable(prepare):
+        if prepare is None or hasattr(prepare, "model_input_names"):  # one for images or sound
             advice = "Let the factory return (model, tokenizer), or (model, callable)."
             raise ArgumentError("the model", "come with a tokenizer for text", type(unwrap(model)).__name__, advice)
         return lambda numbers: _checked(prepare([rows.values[row] for row in numbers]), model)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from activation_extractor import _context, _tables
+from activation_extractor._calling import evaluating
 from activation_extractor._layers import Target, resolve
 from activation_extractor._modules import check_model
 from activation_extractor._stance import eager_stance
@@ -174,7 +175,7 @@ def _run(model: nn.Module, targets: Sequence[Target], args: Any, kwargs: Any) ->
         eager_stance.enter(look)
         undo.callback(_context.leave, look)
         _context.enter(look)
-        with _evaluating(model), torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             model(*args, **kwargs)
     return seen
 
@@ -215,15 +216,3 @@ def _described(target: Target, seen: _Seen | None, samples: int | None) -> Layer
     if samples is None or seen.dtype is None:
         return row
     return replace(row, bytes_per_row=-(-seen.nbytes // samples))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in ``eval()``; afterwards each module's training flag as it was."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from activation_extractor._batching import WINDOW_ROWS
+from activation_extractor._calling import call_model, evaluating
 from activation_extractor._capture import capture
-from activation_extractor._extract import call_model, evaluating
 from activation_extractor._feeding import POOLING_MASK, Feed
 from activation_extractor._shards import CODECS, SHARDS
 from activation_extractor._store_writer import UNIT_BYTES
 from activation_extractor._tables import human_bytes
-from activation_extractor.errors import StoreError
+from activation_extractor.errors import ActivationError, ArgumentError, StoreError
 
 LEAST_ROWS = 64
+_LONGEST = 90  # characters of an error that are shown
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,17 @@ def estimate(
         stop_early: as for `extract`.
         pooling_mask: as for `extract`.
         sequence_axis: as for `extract`.
+
+    Raises:
+        ArgumentError: the model cannot be run on these rows.
     """
-    example = feed.example()
-    mask = example.pop(POOLING_MASK) if pooling_mask else "attention_mask"
-    options: dict[str, Any] = {"mask": mask, "stop_early": stop_early, "sequence_axis": sequence_axis}
-    recorded = capture(model, layers, reduce=reduce, **options)
-    with evaluating(model), torch.inference_mode(), recorded as acts:
-        call_model(model, example)
+    options: dict[str, Any] = {"reduce": reduce, "stop_early": stop_early, "sequence_axis": sequence_axis}
+    with _telling():
+        example = feed.example()
+        mask = example.pop(POOLING_MASK) if pooling_mask else "attention_mask"
+        recorded = capture(model, layers, mask=mask, **options)
+        with evaluating(model), torch.inference_mode(), recorded as acts:
+            call_model(model, example)
     names = list(acts)
     pairs = [name if isinstance(name, tuple) else (name, str(reduce[0])) for name in names]
     converted = [_stored_bytes(acts[name], format) for name in names]
@@ -112,6 +118,19 @@ def check_room(out: Path, nbytes: int, *, resume: bool = True) -> None:
     if missing > free:
         advice = "Make room, choose another disk, or keep fewer layers or a reducer such as mean."
         raise StoreError(out, f"have room for {human_bytes(missing)}", f"{human_bytes(free)} free", advice)
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """What goes wrong with the first rows is most often that they are none for this model."""
+    try:
+        yield
+    except ActivationError:
+        raise
+    except Exception as error:
+        got = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        advice = "Check that --input and --model belong together."
+        raise ArgumentError("the model", "run on the first rows of the input", got[:_LONGEST], advice) from error
 
 
 def _stored_bytes(value: Tensor, format: str) -> int:  # noqa: A002

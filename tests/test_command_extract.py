@@ -70,6 +70,7 @@ def here(tmp_path, monkeypatch):
     Path("factories.py").write_text(FACTORIES)
     Path("x.txt").write_text("\n".join(TEXTS))
     np.save("x.npy", np.arange(60, dtype=np.float32).reshape(20, 3))
+    np.save("wide.npy", np.zeros((3, 7), dtype=np.float32))
     yield tmp_path
     sys.modules.pop("factories", None)
 
@@ -245,6 +246,10 @@ def test_what_is_there_needs_no_room_again(here, bert, monkeypatch):
         (["--dtype", "float12"], r"dtype must be one of"),
         (["--out", "factories.py"], r"'factories\.py' must be a folder"),
         (["--out", "."], r"'\.' must be a new or empty folder, got one that holds something\."),
+        (
+            ["--model", "factories:rows", "--input", "wide.npy"],
+            r"the model must run on the first rows of the input",
+        ),
         (["--model", "./nowhere"], r"model must be a folder with a config\.json"),
         (["--model", "factories:nothing"], r"must name something that 'factories' holds"),
     ],

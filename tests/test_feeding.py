@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -149,6 +151,11 @@ def test_options_of_text_are_refused_for_other_rows(options, text):
     ("rows", "prepare", "text"),
     [
         (Rows("text", ["a"]), None, r"the model must come with a tokenizer for text, got 'Linear'\."),
+        (
+            Rows("text", ["a"]),
+            SimpleNamespace(model_input_names=["pixel_values"]),
+            r"must come with a tokenizer for text",
+        ),
         (Rows("image", ["a.png"]), None, r"the model must come with an image processor, got 'Linear'\."),
         (Rows("image", ["a.png"]), tiny_tokenizer(), r"the model must come with an image processor"),
     ],
