@@ -46,6 +46,9 @@ class Feed:
         lengths: Sequence[int] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
+        taken = [name for name in (IDS, ORDER, POOLING_MASK) if name in rows.keep]
+        if taken:
+            raise ArgumentError("a kept column", "have another name than what batches hold", taken[0], "Rename it.")
         self.lengths, self.notes = lengths, tuple(notes)
         self._rows, self._make_plan, self._encode = rows, make_plan, encode
         self.sort_within(WINDOW_ROWS)

@@ -177,3 +177,5 @@ def test_text_beyond_the_model_and_text_without_a_token_are_an_error():
 def test_a_kept_column_may_not_stand_for_what_the_model_is_given():
     with pytest.raises(ArgumentError, match="have another name than what the model is given, got 'input_ids'"):
         next(iter(text_feed(keep={"input_ids": [1, 2, 3, 4]})))
+    with pytest.raises(ArgumentError, match=r"have another name than what batches hold, got 'row'\. Rename it\."):
+        text_feed(keep={"row": [1, 2, 3, 4]})
