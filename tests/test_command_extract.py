@@ -44,6 +44,13 @@ def images():
     from numpy import asarray
     return rows(), lambda images: torch.stack([torch.tensor(asarray(one)).float().mean((0, 1)) for one in images])
 
+class Broken(nn.Module):
+    def forward(self, rows):
+        raise RuntimeError("must not run")
+
+def broken():
+    return nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), Broken())
+
 calls = 0
 
 def interrupted():
@@ -185,6 +192,14 @@ def test_arrays_and_images_go_through_models_of_ones_own(here):
     store = open_store("out")
     assert store.ids == ["0.png", "1.png", "2.png"]
     assert store["stages.1"].shape == (3, 3)
+
+
+def test_what_comes_behind_the_last_layer_wanted_may_be_left_out(here):
+    command = ["--model", "factories:broken", "--input", "x.npy", "--layers", "1", "--reduce", "full", "--out", "out"]
+    with pytest.raises(ArgumentError, match="got 'RuntimeError: must not run'"):
+        run(*command)
+    run(*command, "--stop-early")
+    assert open_store("out")["1"].shape == (20, 3)
 
 
 def test_the_same_command_goes_on_and_another_one_is_refused(here, bert):

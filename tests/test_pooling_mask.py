@@ -30,6 +30,7 @@ def test_reducers_and_stores_leave_out_what_the_pooling_mask_leaves_out(tmp_path
     torch.testing.assert_close(store["h.0", "first"].torch(), whole[:, 1])
     torch.testing.assert_close(store["h.0", "last"].torch(), torch.stack([whole[0, 2], whole[1, 1]]))
     assert store["h.0", "full"].lengths().tolist() == [2, 1]
+    assert store.manifest["fingerprint"]["mask"] == {"entry": "inner"}
 
 
 def test_the_model_is_not_given_the_pooling_mask_but_its_own(tmp_path):

@@ -22,6 +22,13 @@ def test_batches_pass_through_in_order(is_shown, capsys):
     assert ("3/3" in capsys.readouterr().err) == (is_shown is not False)
 
 
+def test_what_is_printed_behind_a_bar_that_did_not_end_has_a_line_of_its_own(capsys):
+    with pytest.raises(ValueError, match="in the middle"), Progress([1, 2], True) as bar:
+        for _ in bar:
+            raise ValueError("in the middle")
+    assert capsys.readouterr().err.endswith("\n")
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that the test sets."""

@@ -12,8 +12,6 @@ from activation_extractor._commands._terminal import say, say_json, warn
 if TYPE_CHECKING:
     from activation_extractor.store import Store
 
-_INTERRUPTED = 130  # as a shell tells it
-
 
 def extract(
     model: Annotated[str, typer.Option(help="A folder, a transformers id, or package.module:factory.")],
@@ -108,7 +106,7 @@ def extract(
         store = run(loaded.model, feed, selection, out=out, format=format, resume=resume, **options, **feed.options)
     except KeyboardInterrupt:
         warn(_stopped(out))
-        raise typer.Exit(_INTERRUPTED) from None
+        raise  # typer ends with the code of an interrupt
     say_json(_summary(store)) if as_json else say(_told(store))
 
 
