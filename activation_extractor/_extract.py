@@ -153,7 +153,7 @@ def extract(
     bar = Progress(batches, progress)
     if device is not None:
         model.to(device)
-    with evaluating(model), torch.inference_mode(), recorded as acts, bar:
+    with evaluating(model), torch.inference_mode(), recorded as acts:
         for given in bar:
             batch = entries.split(given)
             if not run.skips(batch.ids, batch.inputs, batch.places):

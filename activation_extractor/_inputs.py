@@ -122,26 +122,26 @@ def _texts(
     kept: dict[str, list[Any]] = {name: [] for name in keep}
     for number, record in enumerate(records):
         text_column = text_column or next((name for name in _TEXT_COLUMNS if name in record), "text")
-        texts.append(_text(_cell(source, record, text_column), number, text_column))
+        texts.append(_text(_cell(source, record, "text_column", text_column), number, text_column))
         if id_column is not None:
-            ids.append(_cell(source, record, id_column))
+            ids.append(_cell(source, record, "id_column", id_column))
         for name in keep:
-            kept[name].append(_cell(source, record, name))
+            kept[name].append(_cell(source, record, "keep", name))
     return Rows("text", texts, ids if id_column else None, {name: _numbers(values) for name, values in kept.items()})
 
 
-def _cell(source: str, record: Record, column: str) -> Any:
+def _cell(source: str, record: Record, argument: str, column: str) -> Any:
     if column not in record:
         there = f"There is {examples(record)}." if record else ""
-        raise ArgumentError("a column", f"be in {source!r}", column, there)
+        raise ArgumentError(argument, f"name a column of {source!r}", column, there)
     return record[column]
 
 
 def _text(value: Any, number: int, column: str) -> str:
     if not isinstance(value, str):
-        raise ArgumentTypeError(f"{column!r} of row {number}", "be text", value)
+        raise ArgumentTypeError(f"{column!r} of row {number} (counted from 0)", "be text", value)
     if not value.strip():
-        raise ArgumentError(f"{column!r} of row {number}", "hold text", value, "Remove that row.")
+        raise ArgumentError(f"{column!r} of row {number} (counted from 0)", "hold text", value, "Remove that row.")
     return value
 
 
@@ -263,7 +263,7 @@ def _check_ids(ids: Sequence[Any] | None) -> None:
     seen: set[Any] = set()
     for number, one in enumerate(ids or ()):
         if not isinstance(one, str | int) or isinstance(one, bool):
-            raise ArgumentTypeError(f"the id of row {number}", "be text or an integer", one)
+            raise ArgumentTypeError(f"the id of row {number} (counted from 0)", "be text or an integer", one)
         if one in seen:
-            raise ArgumentError(f"the id of row {number}", "be its own", one, "An earlier row has it.")
+            raise ArgumentError(f"the id of row {number} (counted from 0)", "be its own", one, "An earlier row has it.")
         seen.add(one)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Self
+from typing import Any
 
 from activation_extractor._tables import human_bytes
 from activation_extractor.errors import ArgumentTypeError, MissingExtraError
 
 
 class Progress:
-    """Iterates over batches and shows how far it is, until its with-block ends.
+    """Iterates over batches and shows how far it is.
 
     Args:
         batches: what to iterate over.
@@ -32,13 +32,6 @@ class Progress:
         self._bar: Any = None
         self._is_shown = has_tqdm if is_shown is None else is_shown
         self._start = time.monotonic()  # of what is computed
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()  # what is printed next begins on a line of its own
 
     def __iter__(self) -> Iterator[Any]:
         if not self._is_shown:

@@ -23,8 +23,8 @@ def test_batches_pass_through_in_order(is_shown, capsys):
 
 
 def test_what_is_printed_behind_a_bar_that_did_not_end_has_a_line_of_its_own(capsys):
-    with pytest.raises(ValueError, match="in the middle"), Progress([1, 2], True) as bar:
-        for _ in bar:
+    with pytest.raises(ValueError, match="in the middle"):
+        for _ in Progress([1, 2], True):
             raise ValueError("in the middle")
     assert capsys.readouterr().err.endswith("\n")
 

@@ -26,7 +26,10 @@ def extract(
         list[str] | None, typer.Option(help="mean, first, last, max or full; repeatable. By default mean.")
     ] = None,
     sequence_axis: Annotated[
-        list[int] | None, typer.Option(help="What to reduce over where activations are not (batch, seq, features).")
+        list[int] | None,
+        typer.Option(
+            help="What to reduce over where activations are not (batch, seq, features); repeatable: 2 and 3 for images."
+        ),
     ] = None,
     text_column: Annotated[str | None, typer.Option(help="The column with the text.")] = None,
     id_column: Annotated[str | None, typer.Option(help="The column with the row ids.")] = None,
@@ -36,7 +39,10 @@ def extract(
     max_tokens: Annotated[int | None, typer.Option(help="Tokens in a batch, padding counted.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Cut texts that have more tokens.")] = None,
     rows_per_unit: Annotated[
-        int | None, typer.Option(help="Rows written at once, and lost when stopped; by default 1024 or about 64 MiB.")
+        int | None,
+        typer.Option(
+            help="Rows written at once, and lost when stopped; by default 1024, or fewer if more than 64 MiB."
+        ),
     ] = None,
     skip_special_tokens: Annotated[
         bool,
@@ -65,7 +71,7 @@ def extract(
     \b
         activation-extractor extract --model gpt2 --input texts.txt --out out
         activation-extractor extract --model ./esm --input proteins.fasta --skip-special-tokens --out out
-        activation-extractor extract --model my.models:build --input rows.npy --layers 'stages.*' --out out
+        activation-extractor extract --model my.models:build --input x.npy --reduce full --layers 'stages.*' --out out
     """
     from activation_extractor._blocks import blocks
     from activation_extractor._extract import extract as run
