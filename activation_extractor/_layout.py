@@ -51,8 +51,7 @@ def _axes(layer: str, activation: Tensor, axis: SequenceAxis) -> tuple[int, ...]
     dim = activation.dim()
     if axis is None:
         if dim != 3:
-            named = "Pass sequence_axis= (for images (2, 3)), or reduce='full'."
-            advice = "Use reduce='full', which needs no sequence." if dim < 3 else named
+            advice = "Pass sequence_axis= (for images (2, 3)), or reduce='full'."
             raise SequenceAxisError(layer, activation.shape, "have shape (batch, seq, features)", advice)
         return (1,)
     given = axis if isinstance(axis, tuple) else (axis,)
