@@ -24,6 +24,7 @@ from activation_extractor._files import draft, publish, sync, sync_folder
 from activation_extractor._parquet import ID, write_parquet
 from activation_extractor._safetensors import arranged, check_dtype
 from activation_extractor._statistics import value_blocks
+from activation_extractor._units import as_bytes, offsets
 from activation_extractor._values import to_numpy
 from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.store import Column, Store
@@ -130,9 +131,9 @@ def _ids(store: Store) -> _Source:
 def _columns(store: Store, reserved: str) -> dict[str, _Source]:
     """The columns by a name of their own that is not reserved, as people would write it."""
     found: dict[str, Any] = {}
-    for key in store:
-        layer, reducer = key if isinstance(key, tuple) else (key, store.reducers[0])
-        is_short = isinstance(key, str) and key != reserved
+    has_one = len(store.reducers) == 1
+    for layer, reducer in store.pairs:
+        is_short = has_one and layer != reserved
         _add(found, layer if is_short else f"{layer}:{reducer}", store[layer, reducer])
     for name, column in store.keep.items():
         _add(found, f"keep:{name}" if name in found or name == reserved else name, column)
@@ -150,13 +151,9 @@ def _with_indices(store: Store, columns: Mapping[str, _Source]) -> Iterator[tupl
     for name, column in columns.items():
         yield name, column
         if not _is_text(column) and column.is_ragged:
-            yield name + OFFSETS, _offsets(column.lengths())
+            yield name + OFFSETS, offsets(column.lengths())
         if len(column) < store.rows:
             yield name + ROWS, column.rows
-
-
-def _offsets(lengths: Tensor) -> Tensor:
-    return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
 
 
 def _entries(store: Store) -> dict[str, _Source]:
@@ -237,10 +234,8 @@ def _write_safetensors(store: Store, path: Path) -> None:
     sources: dict[str, _Source] = {}
     for name, source in _entries(store).items():
         if _is_text(source):
-            encoded = [text.encode() for block in _text_blocks(source) for text in block]
-            sources[name] = torch.frombuffer(bytearray(b"".join(encoded)) or bytearray(1), dtype=torch.uint8)
-            sources[name] = sources[name][: sum(map(len, encoded))]
-            sources[name + OFFSETS] = _offsets(torch.tensor([len(one) for one in encoded], dtype=torch.int64))
+            texts = as_bytes(text for block in _text_blocks(source) for text in block)
+            sources[name], sources[name + OFFSETS] = texts.values, offsets(texts.lengths)
         else:
             check_dtype(source.dtype)
             sources[name] = source

@@ -120,7 +120,7 @@ def make_feed(
     if batch_size is None and max_tokens is None:
         batch_size = 32
     dtype = next((one.dtype for one in model.parameters() if one.dtype.is_floating_point), None)
-    if rows.kind == "text" and hasattr(prepare, "pad") and hasattr(prepare, "model_max_length"):
+    if rows.kind == "text" and _is_tokenizer(prepare):
         texts = _Texts(rows, model, prepare, max_length, skip_special_tokens)
 
         def plan(window_rows: int) -> list[list[int]]:
@@ -136,6 +136,16 @@ def make_feed(
     encode = partial(_cast, dtype, _encoder(rows, model, prepare))
     in_order = length_batches([0] * len(rows), batch_size=batch_size, window_rows=max(1, len(rows)))
     return Feed(rows, lambda window_rows: in_order, encode)
+
+
+def _is_tokenizer(prepare: Any) -> bool:
+    """Whether this is a tokenizer of transformers, told by what is used of it."""
+    return hasattr(prepare, "pad") and hasattr(prepare, "model_max_length")
+
+
+def _is_processor(prepare: Any) -> bool:
+    """Whether this is something else of transformers that prepares inputs: images, sound."""
+    return hasattr(prepare, "model_input_names") and not _is_tokenizer(prepare)
 
 
 class _Texts:
@@ -208,26 +218,26 @@ def _limit(model: nn.Module, tokenizer: Any, max_length: int | None) -> int:
 def _encoder(rows: Rows, model: nn.Module, prepare: Any) -> Encode:
     """What makes a batch of rows that have no tokens."""
     if rows.kind == "text":
-        if prepare is None or hasattr(prepare, "model_input_names"):  # one for images or sound
+        if prepare is None or _is_processor(prepare):
             advice = "Let the factory return (model, tokenizer), or (model, callable)."
             raise ArgumentError("the model", "come with a tokenizer for text", type(unwrap(model)).__name__, advice)
         return lambda numbers: _checked(prepare([rows.values[row] for row in numbers]), model)
     if rows.kind == "image":
-        if prepare is None or hasattr(prepare, "model_max_length"):
+        if prepare is None or _is_tokenizer(prepare):
             advice = "Let the factory return (model, image processor), or (model, callable)."
             raise ArgumentError("the model", "come with an image processor", type(unwrap(model)).__name__, advice)
         return partial(_images, rows.values, model, prepare)
-    if prepare is not None and not hasattr(prepare, "model_max_length"):
+    if prepare is not None and not _is_tokenizer(prepare):
         sampling = {"sampling_rate": prepare.sampling_rate} if hasattr(prepare, "sampling_rate") else {}
         processor = {"return_tensors": "pt", **({"padding": True} if sampling else {})}
-        options = {**processor, **sampling} if hasattr(prepare, "model_input_names") else {}
+        options = {**processor, **sampling} if _is_processor(prepare) else {}
         return lambda numbers: _checked(prepare([np.array(rows.values[row]) for row in numbers], **options), model)
     return lambda numbers: {_first_argument(model): torch.from_numpy(np.array(rows.values[numbers]))}
 
 
 def _images(files: Sequence[Path], model: nn.Module, prepare: Any, numbers: list[int]) -> dict[str, Any]:
     images = [_pixels(files[row]) for row in numbers]
-    options = {"return_tensors": "pt"} if hasattr(prepare, "model_input_names") else {}
+    options = {"return_tensors": "pt"} if _is_processor(prepare) else {}
     return _checked(prepare(images, **options), model)
 
 

@@ -47,12 +47,17 @@ def html_table(
     return "\n".join(["<table>", *lines, "</table>"])
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A line for each row, indented, its cells as wide as their columns; no line has space at its end."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+def aligned(rows: Sequence[Sequence[str]], sides: str = "") -> list[str]:
+    """A line for each row, indented, its cells as wide as their columns; no line has space at its end.
+
+    Args:
+        rows: the cells, equally many in each.
+        sides: for each column ``<`` or ``>``, the side that its cells keep to; by default all keep to the left.
+    """
+    columns = list(zip(*rows, strict=True))
+    sides = sides or "<" * len(columns)
+    forms = [f"{side}{max(map(len, column))}" for side, column in zip(sides, columns, strict=True)]
+    return ["  " + "  ".join(map(format, row, forms)).rstrip() for row in rows]
 
 
 def human_bytes(count: float) -> str:

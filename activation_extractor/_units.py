@@ -69,7 +69,7 @@ class Layout:
             _fix(columns, entry, {"layer": layer, "reducer": reducer, **described})
         for name, kept in step.keep.items():
             entry = keep_entry(name)
-            found[entry], described = _stored(self.codec, _as_bytes(kept) if isinstance(kept, list) else kept)
+            found[entry], described = _stored(self.codec, as_bytes(kept) if isinstance(kept, list) else kept)
             _fix(keep, entry, {"name": name, **described})
         self._columns, self._keep = columns, keep  # only now that all of them fit
         self.ids, self._knows_ids = kind, self._knows_ids or step.rows > 0
@@ -151,9 +151,7 @@ class Unit:
             _settle(step, check, verdict)
         entries = _id_entries(self._ids if order is None or not self._ids else [self._ids[row] for row in order])
         for name, column in self._columns.items():
-            if order is not None:
-                column = column.ordered(order)
-            entries |= column.entries(name, self.rows)
+            entries |= column.entries(name, self.rows, order)
         return entries
 
 
@@ -171,38 +169,40 @@ class _Column:
     def __init__(self) -> None:
         self._chunks: list[Tensor] = []
         self._lengths: list[Tensor] = []
-        self._rows: list[Tensor] = []  # the rows of the unit that each chunk is of
+        self._spans: list[tuple[int, int]] = []  # the first row of each chunk, and the row behind its last
 
     def add(self, chunk: Tensor, lengths: Tensor | None, first_row: int) -> int:
         """Add a step's rows, with their lengths where they are ragged; returns their size in bytes."""
         if lengths is not None:
             self._lengths.append(lengths)
         self._chunks.append(chunk)
-        self._rows.append(torch.arange(first_row, first_row + len(chunk if lengths is None else lengths)))
+        self._spans.append((first_row, first_row + len(chunk if lengths is None else lengths)))
         return chunk.numel() * chunk.element_size()
 
-    def ordered(self, order: Tensor) -> _Column:
-        """The same column with the unit's rows in another order."""
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order))
-        places, by_place = place[torch.cat(self._rows)].sort()
-        column, values = _Column(), torch.cat(self._chunks)
-        column._rows = [places]
-        if not self._lengths:
-            column._chunks = [values[by_place]]
-            return column
-        lengths = torch.cat(self._lengths)
-        rows = torch.split(values, lengths.tolist())
-        column._lengths, column._chunks = [lengths[by_place]], [torch.cat([rows[row] for row in by_place])]
-        return column
-
-    def entries(self, name: str, unit_rows: int) -> dict[str, list[Tensor]]:
-        entries = {name: _joined(self._chunks)}
-        if self._lengths:
-            entries[name + OFFSETS] = [_offsets(torch.cat(self._lengths))]
-        if sum(map(len, self._rows)) < unit_rows:
-            entries[name + ROWS] = self._rows
+    def entries(self, name: str, unit_rows: int, order: Tensor | None) -> dict[str, list[Tensor]]:
+        chunks, lengths, rows = self._chunks, self._lengths, self._rows()
+        if order is not None:
+            chunks, lengths, rows = self._ordered(order, torch.cat(rows))
+        entries = {name: _joined(chunks)}
+        if lengths:
+            entries[name + OFFSETS] = [offsets(torch.cat(lengths))]
+        if sum(stop - start for start, stop in self._spans) < unit_rows:
+            entries[name + ROWS] = rows
         return entries
+
+    def _rows(self) -> list[Tensor]:
+        """Which rows of the unit each chunk is of."""
+        return [torch.arange(start, stop) for start, stop in self._spans]
+
+    def _ordered(self, order: Tensor, rows: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Values, lengths if any, and rows of the unit, with the unit's rows in another order."""
+        places, by_place = order.argsort()[rows].sort()
+        values = torch.cat(self._chunks)
+        if not self._lengths:
+            return [values[by_place]], [], [places]
+        lengths = torch.cat(self._lengths)
+        parts = torch.split(values, lengths.tolist())
+        return [torch.cat([parts[row] for row in by_place])], [lengths[by_place]], [places]
 
 
 def _joined(chunks: list[Tensor]) -> list[Tensor]:
@@ -256,11 +256,11 @@ def _id_entries(ids: list[RowId]) -> dict[str, list[Tensor]]:
         return {}
     if isinstance(ids[0], int):
         return {IDS: [torch.tensor(ids, dtype=torch.int64)]}
-    texts = _as_bytes(map(str, ids))
-    return {IDS: [texts.values], IDS + OFFSETS: [_offsets(texts.lengths)]}
+    texts = as_bytes(map(str, ids))
+    return {IDS: [texts.values], IDS + OFFSETS: [offsets(texts.lengths)]}
 
 
-def _as_bytes(texts: Iterable[str]) -> Ragged:
+def as_bytes(texts: Iterable[str]) -> Ragged:
     """Text as it is stored: UTF-8, one text behind the other."""
     encoded = [text.encode() for text in texts]
     lengths = torch.tensor([len(text) for text in encoded], dtype=torch.int64)
@@ -268,5 +268,6 @@ def _as_bytes(texts: Iterable[str]) -> Ragged:
     return Ragged(joined[: int(lengths.sum())], lengths)
 
 
-def _offsets(lengths: Tensor) -> Tensor:
+def offsets(lengths: Tensor) -> Tensor:
+    """Where each row of a ragged column begins, and where the last one ends, ``(rows + 1,)`` int64."""
     return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.to(torch.int64).cumsum(0)])

@@ -98,6 +98,11 @@ class Store(Mapping[Any, Column]):
         return list(dict.fromkeys(reducer for _, reducer in self._keys))
 
     @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The name and reducer of each column, also where iteration gives names alone."""
+        return [key if isinstance(key, tuple) else (key, self.reducers[0]) for key in self]
+
+    @property
     def rows(self) -> int:
         """How many samples there are."""
         return self._starts[-1]

@@ -43,3 +43,17 @@ def accelerator() -> torch.device:
     if os.environ.get("REQUIRE_GPU") == "1":
         pytest.fail("REQUIRE_GPU=1 says that there is an accelerator, but torch finds none", pytrace=False)
     pytest.skip("torch finds no accelerator here; with REQUIRE_GPU=1 that is a failure")
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[int]:
+    """The sizes of what is read from files rather than mapped."""
+    sizes: list[int] = []
+
+    def preadv(descriptor, buffers, position):
+        sizes.append(sum(map(len, buffers)))
+        return real(descriptor, buffers, position)
+
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", preadv)
+    return sizes

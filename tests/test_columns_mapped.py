@@ -40,20 +40,6 @@ def store(request):
         yield written(Path(folder), request.param, shards=3)
 
 
-@pytest.fixture
-def reads(monkeypatch) -> list[int]:
-    """The sizes of what is read from files rather than mapped."""
-    sizes: list[int] = []
-
-    def preadv(descriptor, buffers, position):
-        sizes.append(sum(map(len, buffers)))
-        return real(descriptor, buffers, position)
-
-    real = os.preadv
-    monkeypatch.setattr(os, "preadv", preadv)
-    return sizes
-
-
 @contextlib.contextmanager
 def _single(make_sink: type, values: torch.Tensor) -> Iterator[Store]:
     with tempfile.TemporaryDirectory() as folder:

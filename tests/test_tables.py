@@ -122,3 +122,11 @@ def test_lines_of_a_table_have_no_space_at_their_ends():
 )
 def test_bytes_are_written_as_people_read_them(count, text):
     assert human_bytes(count) == text
+
+
+def test_cells_keep_to_the_side_that_is_said():
+    rows = [("layer", "rows"), ("h.10", "7")]
+    assert aligned(rows) == ["  layer  rows", "  h.10   7"]
+    assert aligned(rows, "<>") == ["  layer  rows", "  h.10      7"]
+    with pytest.raises(ValueError, match="zip"):
+        aligned(rows, "<")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -32,6 +33,22 @@ def say_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     Console().print(table)
+
+
+def printable(text: str) -> str:
+    """A text that cannot steer a terminal: names in a store may come from anybody."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def how_to_read(path: Path, key: Any) -> str:
+    """The lines of Python that open a store and read one of its columns."""
+    lines = [
+        "Read it back:",
+        "    from activation_extractor import open_store",
+        f"    store = open_store({str(path)!r})",
+        f"    store[{', '.join(map(repr, key)) if isinstance(key, tuple) else repr(key)}].numpy(), store.ids",
+    ]
+    return "\n".join(lines)
 
 
 def warn(text: str) -> None:

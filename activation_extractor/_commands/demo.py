@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from activation_extractor._commands._terminal import say, say_table
+from activation_extractor._commands._terminal import how_to_read, say, say_table
 
 _SHOWN_CITATIONS = ("1 Chronicles 1:8", "2 Kings 14:4", "Exodus 29:4", "Proverbs 24:21")
 
@@ -33,11 +33,5 @@ def demo(
     say_table(title, ["sentence", "is nearest to", ">cosine"], rows, show_lines=True)
     picture = out.absolute().with_name(f"{out.absolute().name}.png")
     save_plot(overview(store, store.keep["book"], "mean"), picture)
-    lines = [
-        f"Look at it: {os.path.relpath(picture)}",
-        "Read it back:",
-        "    from activation_extractor import open_store",
-        f"    store = open_store({str(out)!r})",
-        f"    store[{last_block!r}, 'mean'].numpy(), store.ids",
-    ]
-    say("\n".join(lines))
+    say(f"Look at it: {os.path.relpath(picture)}")
+    say(how_to_read(out, (last_block, "mean")))

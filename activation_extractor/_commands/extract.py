@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from activation_extractor._commands._terminal import say, say_json, warn
+from activation_extractor._commands._terminal import how_to_read, say, say_json, warn
 
 if TYPE_CHECKING:
     from activation_extractor.store import Store
@@ -113,7 +113,10 @@ def extract(
     except KeyboardInterrupt:
         warn(_stopped(out))
         raise  # typer ends with the code of an interrupt
-    say_json(_summary(store)) if as_json else say(_told(store))
+    if as_json:
+        say_json(_summary(store))
+    else:
+        say(f"{store!r}\n{how_to_read(out, next(iter(store)))}")
 
 
 def _stopped(out: Path) -> str:
@@ -128,7 +131,6 @@ def _stopped(out: Path) -> str:
 
 
 def _summary(store: Store) -> dict[str, Any]:
-    keys = [key if isinstance(key, tuple) else (key, store.reducers[0]) for key in store]
     columns = [
         {
             "layer": layer,
@@ -136,18 +138,6 @@ def _summary(store: Store) -> dict[str, Any]:
             "shape": store[layer, reducer].shape,
             "dtype": str(store[layer, reducer].dtype).removeprefix("torch."),
         }
-        for layer, reducer in keys
+        for layer, reducer in store.pairs
     ]
     return {"path": str(store.path), "rows": store.rows, "bytes": store.nbytes, "columns": columns}
-
-
-def _told(store: Store) -> str:
-    key = next(iter(store))
-    lines = [
-        repr(store),
-        "Read it back:",
-        "    from activation_extractor import open_store",
-        f"    store = open_store({str(store.path)!r})",
-        f"    store[{', '.join(map(repr, key)) if isinstance(key, tuple) else repr(key)}].numpy(), store.ids",
-    ]
-    return "\n".join(lines)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _MOST_LINES = 60
 _COLUMNS = ("name", "type", "parameters")
 _RUN_COLUMNS = ("output", "dtype", "bytes per row", "calls")
+_COUNTS = ("parameters", "bytes per row", "calls")  # which are aligned to the right
 
 
 def layers(
@@ -130,19 +131,13 @@ def _lines(rows: Preview, *, collapses: bool) -> Iterator[str]:
             cells.append(_cells(row)[: len(columns)])
         elif repeats[index]:
             cells.append((repeats[index], *[""] * (len(columns) - 1)))
-    right = [columns.index(name) for name in ("parameters", "bytes per row", "calls") if name in columns]
-    yield from aligned(_to_the_right(cells, right))
+    yield from aligned(cells, "".join(">" if name in _COUNTS else "<" for name in columns))
 
 
 def _cells(row: LayerPreview) -> tuple[str, ...]:
     dtype = str(row.dtype or "").removeprefix("torch.")
     counts = ["" if number is None else f"{number:,}" for number in (row.bytes_per_row, row.calls)]
     return row.name or "(the model)", row.type, f"{row.parameters:,}", row.shape_text, dtype, *counts
-
-
-def _to_the_right(rows: Sequence[Sequence[str]], columns: Sequence[int]) -> list[tuple[str, ...]]:
-    widths = {column: max(len(row[column]) for row in rows) for column in columns}
-    return [tuple(cell.rjust(widths.get(index, 0)) for index, cell in enumerate(row)) for row in rows]
 
 
 def _repeats(rows: Preview) -> dict[int, str]:

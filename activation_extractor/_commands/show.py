@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from activation_extractor._commands._terminal import say, say_json
+from activation_extractor._commands._terminal import printable, say, say_json
 
 if TYPE_CHECKING:
     from activation_extractor.store import Store
@@ -64,7 +64,7 @@ def _about(store: Store, stats: bool) -> dict[str, Any]:
         "versions": manifest.get("versions", {}),
         "columns": [
             {"layer": layer, "reducer": reducer, **_column(store[layer, reducer], stats)}
-            for layer, reducer in (key if isinstance(key, tuple) else (key, store.reducers[0]) for key in store)
+            for layer, reducer in store.pairs
         ],
         "keep": [{"name": name, **_column(column, stats)} for name, column in store.keep.items()],
     }
@@ -158,15 +158,8 @@ def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _aligned(rows: Sequence[Sequence[str]], sides: str) -> Iterator[str]:
+def _aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
     """Lines of cells, which are left as they are rather than fitted to a terminal: they can be piped and searched."""
-    shown = [[_printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    for row in shown:
-        cells = (f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True))
-        yield ("  " + "  ".join(cells)).rstrip()
+    from activation_extractor._tables import aligned
 
-
-def _printable(text: str) -> str:
-    """A text that cannot steer a terminal: names in a store may come from anybody."""
-    return text if text.isprintable() else repr(text)[1:-1]
+    return aligned([[printable(cell) for cell in row] for row in rows], sides)

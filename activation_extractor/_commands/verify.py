@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from activation_extractor._commands._terminal import say, say_json
+from activation_extractor._commands._terminal import printable, say, say_json
 
 
 def verify(
@@ -37,7 +37,7 @@ def verify(
         listed = [{"path": str(one.path), "kind": one.kind, "detail": one.detail} for one in damages]
         say_json({"path": str(store), "units": len(units), "bytes": nbytes, "damages": listed})
     elif damages:
-        lines = [line if line.isprintable() else repr(line)[1:-1] for line in map(str, damages)]  # names are anybody's
+        lines = [printable(str(one)) for one in damages]
         say("\n".join([*lines, f"{len(lines)} {'damage' if len(lines) == 1 else 'damages'}: {extent}"]))
     else:
         say(f"All well: {extent}")
