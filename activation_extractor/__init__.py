@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from activation_extractor._batching import length_batches
     from activation_extractor._blocks import blocks
     from activation_extractor._capture import Capture, capture
+    from activation_extractor._compare import compare
+    from activation_extractor._comparison import Comparison
     from activation_extractor._extract import extract
     from activation_extractor._layers import gradients, inputs, outputs
     from activation_extractor._preview import Preview, preview
@@ -31,6 +33,7 @@ _HOMES = {
     "Activations": "activations",
     "Capture": "_capture",
     "Column": "store",
+    "Comparison": "_comparison",
     "IntermediateExtractor": "extractors.intermediateExtractor",
     "IntermediateExtractorBase": "extractors.intermediateExtractorBase",
     "MemorySink": "sinks",
@@ -43,6 +46,7 @@ _HOMES = {
     "Store": "store",
     "blocks": "_blocks",
     "capture": "_capture",
+    "compare": "_compare",
     "extract": "_extract",
     "gradients": "_layers",
     "inputs": "_layers",
@@ -59,6 +63,7 @@ __all__ = [
     "Activations",
     "Capture",
     "Column",
+    "Comparison",
     "IntermediateExtractor",
     "IntermediateExtractorBase",
     "MemorySink",
@@ -71,6 +76,7 @@ __all__ = [
     "Store",
     "blocks",
     "capture",
+    "compare",
     "extract",
     "gradients",
     "inputs",

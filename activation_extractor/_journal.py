@@ -18,7 +18,7 @@ from activation_extractor._shards import Record
 from activation_extractor.errors import StoreError
 
 JOURNAL = "journal"
-_MOST = 2**63
+_MOST = 2**46  # of a shard, 64 TiB: what a hundred thousand shards hold together can be counted in 64 bits
 _TYPES = (str, int, int, str)  # of a record's unit, rows, bytes and seal
 
 

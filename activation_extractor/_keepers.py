@@ -25,7 +25,7 @@ class Place(Protocol):
     kept: Kept
     masks: Masks
     call: CallArguments | None
-    forward_number: int
+    forward_began: int
     is_unmasked: bool | None
     ran: set[str]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from typing import Literal
 
 import torch
@@ -24,12 +25,13 @@ class Entry:
     Attributes:
         tensor: the value; None while there is none.
         version: the tensor's version when the layer returned it; None when it is a copy.
+        turn: when it came: what came later has a larger one.
     """
 
-    __slots__ = ("tensor", "version")
+    __slots__ = ("tensor", "turn", "version")
 
-    def __init__(self, tensor: Tensor | None = None, version: int | None = None) -> None:
-        self.tensor, self.version = tensor, version
+    def __init__(self, tensor: Tensor | None = None, version: int | None = None, turn: int = -1) -> None:
+        self.tensor, self.version, self.turn = tensor, version, turn
 
     def read(self, name: str, *, detach: bool) -> Tensor:
         """The tensor, an ordinary one, and the same one each time.
@@ -69,10 +71,12 @@ class Kept:
 
     Attributes:
         masks: the masks of the activations that are kept whole, by recorded name, call by call.
+        turns: counts what is kept, so that its order is known.
     """
 
     def __init__(self, calls: Calls, max_bytes: int | None, *, detach: bool = True) -> None:
         self.masks: dict[str, list[Tensor | None]] = {}
+        self.turns = count()
         # By reducer and name: the entries of all calls, with a None where a gradient is still to come; or the last one.
         self._calls: dict[str, dict[str, list[Entry | None]]] = {}
         self._last: dict[str, dict[str, Entry]] = {}
@@ -91,10 +95,14 @@ class Kept:
         self._last.setdefault(key[1], {})[key[0]] = entry
 
     @property
-    def names(self) -> set[str]:
-        """The recorded names that something is kept for."""
-        last = {name for entries in self._last.values() for name, one in entries.items() if one.tensor is not None}
-        return last.union(*self._calls.values())
+    def names(self) -> list[str]:
+        """The recorded names that something is kept for, in the order in which it came."""
+        turns: dict[str, int] = {}
+        for last in self._last.values():
+            turns.update((name, one.turn) for name, one in last.items() if one.tensor is not None)
+        for calls in self._calls.values():
+            turns.update((name, next(one.turn for one in entries if one)) for name, entries in calls.items())
+        return sorted(turns, key=turns.__getitem__)
 
     def put(self, key: Key, tensor: Tensor, version: int | None = None, index: int | None = None) -> None:
         """Keep the value of a call: the next one, or the one with this index; with a version where it is no copy.
@@ -105,14 +113,14 @@ class Kept:
         if not self._keeps_all:
             last = self.entry(key)
             self._count(key[0], tensor, last.tensor)
-            last.tensor, last.version = tensor, version
+            last.tensor, last.version, last.turn = tensor, version, next(self.turns)
             return
         entries = self._calls.setdefault(key[1], {}).setdefault(key[0], [])
         index = len(entries) if index is None else index
         entries.extend([None] * (index + 1 - len(entries)))
         before = entries[index]
         self._count(key[0], tensor, None if before is None else before.tensor)
-        entries[index] = Entry(tensor, version)
+        entries[index] = Entry(tensor, version, next(self.turns))
 
     def put_mask(self, name: str, mask: Tensor | None, index: int | None = None) -> None:
         """Keep the mask that belongs to a value that was put at `index`."""

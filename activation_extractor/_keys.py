@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -39,6 +39,11 @@ def entry_keys(names: Sequence[str], reducers: Sequence[str]) -> list[EntryKey]:
     if len(reducers) == 1:
         return list(names)
     return [(name, reducer) for name in names for reducer in reducers]
+
+
+def pairs_of(keys: Iterable[EntryKey], reducers: Sequence[str]) -> list[tuple[str, str]]:
+    """The name and reducer of each key."""
+    return [key if isinstance(key, tuple) else (key, reducers[0]) for key in keys]
 
 
 def unknown_id(row_id: Any, ids: Sequence[Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -20,6 +20,10 @@ from activation_extractor.errors import (
 )
 
 Side = Literal["output", "input", "gradient"]
+
+_TOKEN = re.compile(
+    r"(?P<lead>(?<![^.])\*\*\.)|(?P<any>\*\*)|(?P<star>\*)|(?P<one>\?)|\[(?P<set>!?[^\]]+)\]|(?P<char>.)"
+)
 
 
 @dataclass(frozen=True)
@@ -216,29 +220,38 @@ def _matcher(selection: Any) -> Callable[[str, nn.Module], bool]:
 def glob(pattern: str) -> re.Pattern[str]:
     """A layer pattern as a regex: ``*`` and ``?`` within a dotted segment, ``**`` across them, ``[0-3]``.
 
-    A leading or inner ``**`` stands for any number of segments, none included; a trailing one for at least one.
+    A leading or inner ``**`` stands for any number of segments, none included; a trailing one for at least one. What
+    each wildcard stands for is a group.
     """
-    token = re.compile(
-        r"(?P<lead>(?<![^.])\*\*\.)|(?P<any>\*\*)|(?P<star>\*)|(?P<one>\?)|\[(?P<set>!?[^\]]+)\]|(?P<char>.)"
-    )
     parts = []
-    for match in token.finditer(pattern):
+    for match in _TOKEN.finditer(pattern):
         if match["lead"]:
-            parts.append(r"(?:.+\.)?")
+            parts.append(r"((?:.+\.)?)")
         elif match["any"]:
-            parts.append(".+")
+            parts.append("(.+)")
         elif match["star"]:
-            parts.append(r"[^.]*")
+            parts.append(r"([^.]*)")
         elif match["one"]:
-            parts.append(r"[^.]")
+            parts.append(r"([^.])")
         elif match["set"]:
-            parts.append(_character_set(match["set"]))
+            parts.append(f"({_character_set(match['set'])})")
         else:
             parts.append(re.escape(match["char"]))
     try:
         return re.compile("".join(parts))
     except re.error as error:
         raise ArgumentError("a pattern in layers", "be well formed", pattern, f"In it: {error}.") from error
+
+
+def fill(pattern: str, wildcards: Sequence[str]) -> str:
+    """A name of this pattern: its wildcards replaced, one by one, by at least as many texts."""
+    left = iter(wildcards)
+    return _TOKEN.sub(lambda match: match["char"] or next(left), pattern)
+
+
+def count_wildcards(pattern: str) -> int:
+    """How many wildcards a pattern has."""
+    return sum(match["char"] is None for match in _TOKEN.finditer(pattern))
 
 
 def _character_set(inside: str) -> str:

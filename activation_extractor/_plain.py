@@ -55,11 +55,10 @@ def is_plain(target: Target) -> bool:
 class _Slot(Entry):
     """What a layer's hook has of its own when it keeps one value: where, of which forward, and whose it is."""
 
-    __slots__ = ("forward", "module", "target")
+    __slots__ = ("module", "target")
 
     def __init__(self, target: Target) -> None:
         super().__init__()
-        self.forward = -1
         self.target = target
         self.module: nn.Module | None = target.module
 
@@ -78,10 +77,10 @@ class _Slot(Entry):
 class _Reduced:
     """What a layer's hook has of its own when it reduces: how, where the results are kept, and whose they are."""
 
-    __slots__ = ("forward", "module", "parts", "target")
+    __slots__ = ("module", "parts", "target", "turn")
 
     def __init__(self, target: Target, parts: list[tuple[Entry, str, Reducer, bool]]) -> None:
-        self.target, self.module, self.parts, self.forward = target, target.module, parts, -1
+        self.target, self.module, self.parts, self.turn = target, target.module, parts, -1
 
 
 def _bound_to_slot(record: Hook, kept: Kept, reducer: str, target: Target) -> Hook:
@@ -97,7 +96,7 @@ def _bound_to_parts(record: Hook, place: Place, target: Target) -> Hook:
 
 
 def _copying_hook(place: Place) -> Hook:
-    plain = Tensor
+    plain, turns = Tensor, place.kept.turns
 
     def record_copy(slot: _Slot, called: nn.Module, args: Any, output: Any) -> None:
         if place not in open_here() or called is not slot.module or (place.call is None and backward_task() != -1):
@@ -107,9 +106,9 @@ def _copying_hook(place: Place) -> Hook:
             slot.tensor = output.data.clone() if output.requires_grad else output.clone()
         else:
             slot.tensor = snapshot(slot.pick(output))
-        if slot.forward == place.forward_number:
+        if slot.turn > place.forward_began:
             place.ran_again(slot.target)
-        slot.forward = place.forward_number
+        slot.turn = next(turns)
         if cuts and (cut := current_cut()) is not None:
             cut.ran(place, slot.target.name)
 
@@ -118,7 +117,7 @@ def _copying_hook(place: Place) -> Hook:
 
 def _referring_hook(place: Place) -> Hook:
     """A hook that keeps references; these hold their graphs until `Kept` reads them, or until the block ends."""
-    plain = Tensor
+    plain, turns = Tensor, place.kept.turns
 
     def record_reference(slot: _Slot, called: nn.Module, args: Any, output: Any) -> None:
         if place not in open_here() or called is not slot.module or (place.call is None and backward_task() != -1):
@@ -130,9 +129,9 @@ def _referring_hook(place: Place) -> Hook:
         except RuntimeError:  # an inference tensor has none
             raise InferenceReferenceError from None
         slot.tensor = output
-        if slot.forward == place.forward_number:
+        if slot.turn > place.forward_began:
             place.ran_again(slot.target)
-        slot.forward = place.forward_number
+        slot.turn = next(turns)
         if cuts and (cut := current_cut()) is not None:
             cut.ran(place, slot.target.name)
 
@@ -140,7 +139,7 @@ def _referring_hook(place: Place) -> Hook:
 
 
 def _reducing_hook(place: Place) -> Hook:  # noqa: C901 - one function on purpose, see above
-    options, masks, plain = place.options, place.masks, Tensor
+    options, masks, plain, turns = place.options, place.masks, Tensor, place.kept.turns
     axis, has_sink, is_usual = options.sequence_axis, options.has_sink, options.sequence_axis in (None, 1)
     # Our own reducers do not write to what they are given: `data` will do for them.
     are_ours = all(map(owns_result, options.reducers.values()))
@@ -162,6 +161,7 @@ def _reducing_hook(place: Place) -> Hook:  # noqa: C901 - one function on purpos
         if is_unmasked is None:
             is_unmasked = place.look_for_masks()
         mask = None if is_unmasked else masks.find(target.layer, sequence, place.call)
+        turn = next(turns)
         for entry, name, reducer, is_ours in slot.parts:
             try:
                 result = reducer(sequence, mask)
@@ -169,9 +169,10 @@ def _reducing_hook(place: Place) -> Hook:  # noqa: C901 - one function on purpos
                 note_reduction(error, target.layer, name, sequence)
                 raise
             entry.tensor = result if is_ours else own_result(target.layer, name, sequence, result)
-        if slot.forward == place.forward_number:
+            entry.turn = turn
+        if slot.turn > place.forward_began:
             place.ran_again(target)
-        slot.forward = place.forward_number
+        slot.turn = turn
         if cuts and (cut := current_cut()) is not None:
             cut.ran(place, target.name)
 

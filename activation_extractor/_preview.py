@@ -117,18 +117,18 @@ class Preview(Sequence[LayerPreview]):
         return len(self._layers)
 
     def __repr__(self) -> str:
-        return _tables.table("Preview", self._cells(), self.nbytes, noun="layer", header=_HEADER)
+        return _tables.table(*self._table(), header=_HEADER)
 
     def _repr_html_(self) -> str:
-        return _tables.html_table("Preview", self._cells(), self.nbytes, noun="layer", header=_HEADER)
+        return _tables.html_table(*self._table(), header=_HEADER)
 
     @property
     def nbytes(self) -> int:
         """Bytes that capturing this example would keep, each value whole and of a layer's last call."""
         return sum(one.nbytes for one in self)
 
-    def _cells(self) -> list[tuple[str, ...]]:
-        return [_cells(one) for one in self]
+    def _table(self) -> tuple[str, list[tuple[str, ...]]]:
+        return _tables.total("Preview", len(self), self.nbytes, noun="layer"), [_cells(one) for one in self]
 
 
 def _cells(one: LayerPreview) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ class Recording:
         self.masks = masks
         self.call: CallArguments | None = None
         self.ran: set[str] = set()  # in the forward that is under way
-        self.forward_number = 0
+        self.forward_began = -1
         self.is_unmasked: bool | None = None  # not known before a layer asks: a forward may make its own mask
         self._root: nn.Module | None = root
         self._targets = tuple(targets)
@@ -193,7 +193,7 @@ class Recording:
         """Begin a forward; returns its step, if it is one."""
         self._forward_thread = threading.get_ident()
         self.call = call
-        self.forward_number += 1
+        self.forward_began = next(self.kept.turns)
         self.is_unmasked = None
         self.ran.clear()
         return None if self._in_step else self._step(None, {})
@@ -263,7 +263,7 @@ class Recording:
         """Raise for what was requested and did not come."""
         if self.options.missing == "skip":
             return
-        came = self.kept.names
+        came = set(self.kept.names)
         outputs = [target.layer for target in self._targets if target.side != "gradient" and target.name not in came]
         idle = [target.layer for target in self._targets if self._never_ran(target)]
         if outputs or idle:

@@ -34,9 +34,8 @@ class Results:
 
     @property
     def names(self) -> list[str]:
-        """The recorded names that something is kept for."""
-        kept = self._kept.names
-        return [name for name in self._layers if name in kept]
+        """The recorded names that something is kept for, in the order in which the layers ran."""
+        return self._kept.names
 
     @property
     def reducers(self) -> list[str]:

@@ -19,32 +19,41 @@ def describe(key: Any, value: Any) -> list[tuple[str, ...]]:
 
 
 def table(
-    title: str, rows: Sequence[Sequence[str]], nbytes: int, *, noun: str = "tensor", header: Sequence[str] = ()
+    caption: str, rows: Sequence[Sequence[str]], *, header: Sequence[str] = (), first: int = 0, most: int = _MOST_ROWS
 ) -> str:
-    """A title with the total and a line for each row, columns aligned, columns that are empty left out.
+    """A caption and a line for each row, columns aligned, columns that are empty left out; a long table is cut.
 
     Args:
-        title: what the rows are of.
+        caption: what stands above.
         rows: the cells, equally many in each.
-        nbytes: the total.
-        noun: what a row is.
         header: the columns' names, if they need any.
+        first: the row that a cut table begins with.
+        most: how many rows are shown.
     """
-    shown, cut = _shown(rows, header)
-    return "\n".join([_total(title, rows, nbytes, noun), *aligned(shown), *(f"  {line}" for line in cut)])
+    shown, above, below = _shown(rows, header, first, most)
+    lines = aligned(shown)
+    return "\n".join([caption, *lines[: bool(header)], *above, *lines[bool(header) :], *below])
 
 
-def html_table(
-    title: str, rows: Sequence[Sequence[str]], nbytes: int, *, noun: str = "tensor", header: Sequence[str] = ()
-) -> str:
-    """The same as HTML for a notebook: escaped, the total as its caption, without scripts and styles."""
-    shown, cut = _shown(rows, header)
-    lines = [f"<caption>{escape(_total(title, rows, nbytes, noun))}</caption>"]
-    for index, row in enumerate(shown):
-        tag = "th" if header and index == 0 else "td"
-        lines.append(f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in row)}</tr>")
-    lines += [f'<tr><td colspan="{len(shown[0])}">{escape(line)}</td></tr>' for line in cut]
-    return "\n".join(["<table>", *lines, "</table>"])
+def html_table(caption: str, rows: Sequence[Sequence[str]], *, header: Sequence[str] = (), first: int = 0) -> str:
+    """The same as HTML for a notebook: escaped, without scripts and styles."""
+    shown, above, below = _shown(rows, header, first, _MOST_ROWS)
+    lines = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in shown]
+    if header and shown:
+        lines[0] = lines[0].replace("<td>", "<th>").replace("</td>", "</th>")
+    cut = [[f'<tr><td colspan="{len(shown[0])}">{line.strip()}</td></tr>' for line in part] for part in (above, below)]
+    lines = [*lines[: bool(header)], *cut[0], *lines[bool(header) :], *cut[1]]
+    return "\n".join(["<table>", f"<caption>{escape(caption)}</caption>", *lines, "</table>"])
+
+
+def total(title: str, count: int, nbytes: int, *, noun: str = "tensor") -> str:
+    """A caption that counts what there is of something, and its bytes."""
+    return f"{title}: {plural(count, noun)}, {human_bytes(nbytes)}"
+
+
+def plural(count: int, noun: str) -> str:
+    """A number of things, in good English."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def aligned(rows: Sequence[Sequence[str]], sides: str = "") -> list[str]:
@@ -71,14 +80,13 @@ def human_bytes(count: float) -> str:
     return f"{count / 1024:.1f} TiB"
 
 
-def _total(title: str, rows: Sequence[Sequence[str]], nbytes: int, noun: str) -> str:
-    return f"{title}: {len(rows)} {noun}{'' if len(rows) == 1 else 's'}, {human_bytes(nbytes)}"
-
-
-def _shown(rows: Sequence[Sequence[str]], header: Sequence[str]) -> tuple[list[tuple[str, ...]], list[str]]:
-    """The rows that are shown, the header first, without the columns that are empty; and a line about the others."""
-    columns = list(zip(*rows[:_MOST_ROWS], strict=True))
-    filled = [index for index, column in enumerate(columns) if any(column)]
-    shown = [header, *rows[:_MOST_ROWS]] if header and rows else rows[:_MOST_ROWS]
-    rest = len(rows) - _MOST_ROWS
-    return [tuple(row[index] for index in filled) for row in shown], [f"... and {rest} more"] if rest > 0 else []
+def _shown(
+    rows: Sequence[Sequence[str]], header: Sequence[str], first: int, most: int
+) -> tuple[list[tuple[str, ...]], list[str], list[str]]:
+    """The rows that are shown, the header first, without columns that are empty; lines about those above and below."""
+    first = max(0, min(first, len(rows) - most))
+    window = rows[first : first + most]
+    filled = [index for index, column in enumerate(zip(*window, strict=True)) if any(column)]
+    shown = [tuple(row[index] for index in filled) for row in ([header, *window] if header and rows else window)]
+    rest = len(rows) - first - len(window)
+    return shown, [f"  ... {first} more above"] * (first > 0), [f"  ... and {rest} more"] * (rest > 0)

@@ -23,3 +23,8 @@ def shown(value: object) -> str:
     if len(text) <= _LONGEST and "\n" not in text:
         return text
     return f"a {type(value).__name__} ({' '.join(text.split())[:_EXCERPT]} ...)"
+
+
+def printable(text: str) -> str:
+    """A text on one line that cannot steer a terminal: names in a store may come from anybody."""
+    return text if text.isprintable() else repr(text)[1:-1]

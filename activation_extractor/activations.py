@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -12,11 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from activation_extractor import _tables
-from activation_extractor._entries import entry_name
-from activation_extractor._keys import EntryKey, entry_keys, resolve_key
+from activation_extractor._keys import EntryKey, entry_keys, pairs_of, resolve_key
 from activation_extractor._numpy_files import write_npz
 from activation_extractor._recording import Recording
 from activation_extractor._safetensors import write_safetensors
+from activation_extractor._saved import ORDER, saved_entry
 from activation_extractor._steps import check_ids, check_keep
 from activation_extractor._values import to_numpy
 from activation_extractor.errors import ArgumentError, OverwrittenError
@@ -26,10 +27,12 @@ class Activations(Mapping[Any, Any]):
     """The activations of a block, by layer and reducer.
 
     ``acts[layer, reducer]`` always works; ``acts[layer]`` is short for the only reducer. Iteration gives names when
-    there is one reducer, ``(name, reducer)`` pairs otherwise. A value is a tensor on the device where it was made (or
-    on ``to=``), outside any graph unless ``detach=False``, and an ordinary tensor also when the model ran under
-    ``inference_mode``. It owns its memory unless ``copy=False``; reading it again gives the same tensor. With
-    ``calls="all"`` it is the list of the calls' tensors.
+    there is one reducer, ``(name, reducer)`` pairs otherwise, in the order in which values came: a layer comes behind
+    those inside of it, gradients come from the last layer to the first.
+
+    A value is a tensor on the device where it was made (or on ``to=``), outside any graph unless ``detach=False``, and
+    an ordinary tensor also when the model ran under ``inference_mode``. It owns its memory unless ``copy=False``;
+    reading it again gives the same tensor. With ``calls="all"`` it is the list of the calls' tensors.
 
     The results stay after the block, until `clear`. With a sink they are those of the latest step, as copies.
     """
@@ -54,10 +57,25 @@ class Activations(Mapping[Any, Any]):
         return len(self._results.names) * len(self._results.reducers)
 
     def __repr__(self) -> str:
-        return _tables.table("Activations", self._rows(), self.nbytes)
+        return _tables.table(*self._table())
 
     def _repr_html_(self) -> str:
-        return _tables.html_table("Activations", self._rows(), self.nbytes)
+        return _tables.html_table(*self._table())
+
+    @property
+    def names(self) -> list[str]:
+        """The recorded names, in the order in which the layers ran."""
+        return self._results.names
+
+    @property
+    def reducers(self) -> list[str]:
+        """The reducers' names."""
+        return self._results.reducers
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The name and reducer of each value, also where iteration gives names alone."""
+        return pairs_of(self, self.reducers)
 
     @property
     def nbytes(self) -> int:
@@ -98,24 +116,29 @@ class Activations(Mapping[Any, Any]):
         Args:
             path: ``.safetensors`` keeps every dtype; ``.npz`` holds bfloat16 and float8 as float32. Entries are named
                 ``layer``, or ``layer:reducer`` with several reducers, and ``...#k`` for the k-th of several calls;
-                ``%``, ``:``, ``#`` and path separators in layer names are percent-escaped.
+                ``%``, ``:``, ``#`` and path separators in layer names are percent-escaped. They stand in the file's
+                metadata, under ``order``, in the order of iteration.
 
         Raises:
             ArgumentError: another suffix.
             StoreError: the file cannot be written.
         """
         path = Path(path)
-        writers = {".safetensors": write_safetensors, ".npz": write_npz}
-        if path.suffix not in writers:
-            raise ArgumentError("path", f"end in {' or '.join(writers)}", str(path))
-        writers[path.suffix](path, dict(self._named_tensors()))
+        if path.suffix not in (".safetensors", ".npz"):
+            raise ArgumentError("path", "end in .safetensors or .npz", str(path))
+        tensors = dict(self._named_tensors())
+        if path.suffix == ".npz":
+            write_npz(path, tensors)
+        else:
+            write_safetensors(path, tensors, {ORDER: json.dumps(list(tensors))})
 
     def clear(self) -> None:
         """Let go of the values and their memory."""
         self._results.clear()
 
-    def _rows(self) -> list[tuple[str, ...]]:
-        return [row for key in self for row in self._describe(key)]
+    def _table(self) -> tuple[str, list[tuple[str, ...]]]:
+        rows = [row for key in self for row in self._describe(key)]
+        return _tables.total("Activations", len(rows), self.nbytes), rows
 
     def _describe(self, key: Any) -> list[tuple[str, ...]]:
         try:
@@ -125,9 +148,8 @@ class Activations(Mapping[Any, Any]):
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         for key in self:
-            name = entry_name(*(key if isinstance(key, tuple) else (key,)))
-            value = self[key]
+            pair, value = key if isinstance(key, tuple) else (key, None), self[key]
             if isinstance(value, list):
-                yield from ((f"{name}#{index}", one) for index, one in enumerate(value))
+                yield from ((saved_entry(pair, call), one) for call, one in enumerate(value))
             else:
-                yield name, value
+                yield saved_entry(pair), value

@@ -22,6 +22,7 @@ Each error derives from `ActivationError` and from the built-in that a stranger 
     ├── StepError                RuntimeError   a step was begun, or left out, where it may not be
     ├── StopEarlyError           RuntimeError   an outer caller needed the output that `stop_early` left out
     ├── ActivationNotFoundError  KeyError       no such entry in activations or a store
+    ├── MatchError               ValueError     what is compared does not belong together
     ├── StoreError               OSError        a folder is not a store, or a damaged one
     │   └── OtherRunError        OSError        a store holds another run than the one that is to go on
     └── MissingExtraError        ImportError    an optional dependency is not installed
@@ -49,6 +50,7 @@ __all__ = [
     "LayerNotFoundError",
     "LayerNotRunError",
     "MaskError",
+    "MatchError",
     "MissingExtraError",
     "OtherRunError",
     "OverwrittenError",
@@ -333,6 +335,13 @@ class ActivationNotFoundError(ActivationError, KeyError):
 
     def __str__(self) -> str:  # KeyError would show the repr of its text
         return self._text
+
+
+class MatchError(ActivationError, ValueError):
+    """The two sides of a comparison do not belong together."""
+
+    def __init__(self, condition: str, got: str, advice: str) -> None:
+        super().__init__(f"What is compared must {condition}, got {got}. {advice}")
 
 
 class StoreError(ActivationError, OSError):

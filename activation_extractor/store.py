@@ -14,7 +14,7 @@ from activation_extractor._columns import Column, Form, Part
 from activation_extractor._dataset import StoreDataset
 from activation_extractor._entries import OFFSETS, column_key, entry_name, keep_entry, kept_name
 from activation_extractor._journal import read_records
-from activation_extractor._keys import EntryKey, entry_keys, resolve_key, unknown_id
+from activation_extractor._keys import EntryKey, entry_keys, pairs_of, resolve_key, unknown_id
 from activation_extractor._manifest import DTYPES, Manifest, read_manifest, store_name
 from activation_extractor._reading import Reader
 from activation_extractor._shards import SHARDS, Record, is_shard, list_units, shard_path, size_of
@@ -63,7 +63,8 @@ class Store(Mapping[Any, Column]):
     """A store: lazy columns by layer and reducer, the row ids, and kept columns.
 
     ``store[layer, reducer]`` always works; ``store[layer]`` is short for the only reducer. Iteration gives names when
-    there is one reducer, ``(name, reducer)`` pairs otherwise. A store can be handed to other processes.
+    there is one reducer, ``(name, reducer)`` pairs otherwise, in the order in which layers ran. A store can be handed
+    to other processes.
 
     Attributes:
         path: the folder.
@@ -100,7 +101,7 @@ class Store(Mapping[Any, Column]):
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """The name and reducer of each column, also where iteration gives names alone."""
-        return [key if isinstance(key, tuple) else (key, self.reducers[0]) for key in self]
+        return pairs_of(self, self.reducers)
 
     @property
     def rows(self) -> int:
@@ -215,13 +216,13 @@ class Store(Mapping[Any, Column]):
     def _repr_html_(self) -> str:
         return _tables.html_table(*self._table())
 
-    def _table(self) -> tuple[str, list[tuple[str, ...]], int]:
+    def _table(self) -> tuple[str, list[tuple[str, ...]]]:
         rows: list[tuple[str, ...]] = []
         for key in self:
             column = self[key]
             name, reducer = key if isinstance(key, tuple) else (key, "")
             rows.append((name, reducer, str(column.shape), str(column.dtype).removeprefix("torch.")))
-        return f"Store {str(self.path)!r} of {self.rows} rows", rows, self.nbytes
+        return _tables.total(f"Store {str(self.path)!r} of {self.rows} rows", len(rows), self.nbytes), rows
 
     @cached_property
     def _rows_by_id(self) -> dict[RowId, int]:

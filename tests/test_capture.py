@@ -183,7 +183,7 @@ def test_interrupting_the_entry_leaves_no_hook_behind(stack, monkeypatch):
 def test_inputs_outputs_and_gradients_are_recorded_side_by_side(stack, tokens):
     with capture(stack, [outputs("h.1"), inputs("h.1"), gradients("h.1")]) as acts:
         stack(tokens).sum().backward()
-    assert list(acts) == ["h.1", "h.1:input", "h.1:gradient"]
+    assert list(acts) == ["h.1:input", "h.1", "h.1:gradient"]
     with capture(stack, {"before": "h.0"}) as named:
         stack(tokens)
     assert torch.equal(acts["h.1:input"], named["before"])

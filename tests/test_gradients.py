@@ -10,7 +10,7 @@ from activation_extractor import MemorySink, capture, gradients
 from activation_extractor.errors import GradientNotFoundError, LayerNotRunError, StepError
 
 
-def test_gradients_of_every_layer_come_in_the_models_order(stack, tokens):
+def test_gradients_of_every_layer_come_in_the_order_of_backward(stack, tokens):
     with capture(stack, gradients("h.*")) as acts:
         hidden = stack.embed(tokens)
         kept = []
@@ -19,7 +19,7 @@ def test_gradients_of_every_layer_come_in_the_models_order(stack, tokens):
             hidden.retain_grad()
             kept.append(hidden)
         (hidden * torch.arange(8.0)).sum().backward()
-    assert list(acts) == [f"h.{index}:gradient" for index in range(4)]
+    assert list(acts) == [f"h.{index}:gradient" for index in (3, 2, 1, 0)]
     assert all(torch.equal(acts[f"h.{index}:gradient"], kept[index].grad) for index in range(4))
 
 

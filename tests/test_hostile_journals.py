@@ -54,7 +54,7 @@ def test_a_line_that_is_torn_hides_no_other(tmp_path):
 
 
 COUNTS = {"h:mean": 4, "h:full": 4, "rare:max": 3, "#keep:label": 4}
-RECORDS = [{"rows": rows} for rows in (0, 3, 5, 10**6, 2**40, 2**62)]
+RECORDS = [{"rows": rows} for rows in (0, 3, 5, 10**6, 2**40, 2**45)]
 RECORDS += [{"seal": "00000000"}, {"unit": "00000009"}]
 RECORDS += [{"rows": 9, "counts": COUNTS}, {"rows": 3, "counts": dict.fromkeys(COUNTS, 3)}, {"counts": {}}]
 RECORDS += [{"counts": {**COUNTS, entry: count}} for entry in ("h:mean", "h:full", "rare:max") for count in (0, 1, 9)]
@@ -62,7 +62,7 @@ RECORDS += [{"counts": {**COUNTS, entry: 4}} for entry in ("x:y", "%68:mean", "#
 RECORDS += [{"counts": {**COUNTS, "x:y": 0}}, {"counts": {**COUNTS, "#ids": 9, "h:mean#rows": 9, "": 9, "junk": 9}}]
 
 
-UNCOUNTABLE = [{name: number} for name in ("rows", "bytes") for number in (2**63, 10**30, 10**400)]
+UNCOUNTABLE = [{name: number} for name in ("rows", "bytes") for number in (2**46, 2**62, 10**30, 10**400)]
 UNCOUNTABLE += [{"counts": {**COUNTS, entry: 10**30}} for entry in ("h:mean", "h:full", "rare:max")]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from activation_extractor._tables import aligned, describe, html_table, human_bytes, table
+from activation_extractor._tables import aligned, describe, html_table, human_bytes, plural, table, total
 
 
 @pytest.mark.parametrize(
@@ -34,56 +34,69 @@ def test_a_nested_tensor_is_a_row():
 
 def test_columns_are_aligned_and_empty_ones_left_out():
     rows = [("h.0", "", "(2, 3)", "float32"), ("h.10.mlp", "", "(2,)", "int64")]
-    assert table("Activations", rows, 40).split("\n") == [
-        "Activations: 2 tensors, 40 B",
+    assert table("Activations", rows).split("\n") == [
+        "Activations",
         "  h.0       (2, 3)  float32",
         "  h.10.mlp  (2,)    int64",
     ]
     rows[1] = ("h.10.mlp", "mean", "(2,)", "int64")
-    assert table("Store", rows, 40).split("\n")[1:] == [
+    assert table("Store", rows).split("\n")[1:] == [
         "  h.0             (2, 3)  float32",
         "  h.10.mlp  mean  (2,)    int64",
     ]
 
 
 def test_one_and_none_are_counted_in_good_english():
-    assert table("Activations", [("a",)], 4) == "Activations: 1 tensor, 4 B\n  a"
-    assert table("Activations", [], 0) == "Activations: 0 tensors, 0 B"
+    assert total("Activations", 1, 4) == "Activations: 1 tensor, 4 B"
+    assert total("Preview", 0, 2048, noun="layer") == "Preview: 0 layers, 2.0 KiB"
+    assert [plural(count, "row") for count in (0, 1, 1000)] == ["0 rows", "1 row", "1,000 rows"]
+    assert table("Activations", []) == "Activations"
 
 
 @pytest.mark.parametrize(("count", "last"), [(40, "  39"), (41, "  ... and 1 more"), (100, "  ... and 60 more")])
 def test_a_long_table_is_cut(count, last):
-    lines = table("Store", [(str(index),) for index in range(count)], 0).split("\n")
-    assert lines[0] == f"Store: {count} tensors, 0 B"
+    lines = table("Store", [(str(index),) for index in range(count)]).split("\n")
+    assert lines[0] == "Store"
     assert lines[40] == "  39"
     assert lines[-1] == last
 
 
-def test_columns_have_names_where_they_need_them_and_rows_a_noun_of_their_own():
+def test_a_long_table_may_begin_further_down_and_says_so():
+    rows = [(str(index), "x") for index in range(100)]
+    lines = table("Store", rows, header=("number", "letter"), first=50).split("\n")
+    assert lines[1:4] == ["  number  letter", "  ... 50 more above", "  50      x"]
+    assert lines[-2:] == ["  89      x", "  ... and 10 more"]
+    lines = html_table("Store", rows, first=70).split("\n")
+    assert lines[2:4] == ['<tr><td colspan="2">... 60 more above</td></tr>', "<tr><td>60</td><td>x</td></tr>"]
+    assert lines[-2:] == ["<tr><td>99</td><td>x</td></tr>", "</table>"]
+    assert table("Store", rows[:40], first=7) == table("Store", rows[:40])
+
+
+def test_columns_have_names_where_they_need_them():
     rows = [("h.0", "", "16"), ("h.10", "", "")]
     header = ("layer", "reducer", "calls")
-    assert table("Preview", rows, 8, noun="layer", header=header).split("\n") == [
-        "Preview: 2 layers, 8 B",
+    assert table("Preview", rows, header=header).split("\n") == [
+        "Preview",
         "  layer  calls",
         "  h.0    16",
         "  h.10",
     ]
-    assert table("Preview", [], 0, noun="layer", header=header) == "Preview: 0 layers, 0 B"
-    assert table("Preview", rows * 30, 8, header=header).endswith("  h.10\n  ... and 20 more")
+    assert table("Preview", [], header=header) == "Preview"
+    assert table("Preview", rows * 30, header=header).endswith("  h.10\n  ... and 20 more")
 
 
-def test_html_has_the_same_cells_and_the_total_as_its_caption():
+def test_html_has_the_same_cells_and_a_caption():
     rows = [("h.0", "", "(2, 3)"), ("h.1", "", "(2,)")]
-    assert html_table("Activations", rows, 40).split("\n") == [
+    assert html_table("Activations", rows).split("\n") == [
         "<table>",
-        "<caption>Activations: 2 tensors, 40 B</caption>",
+        "<caption>Activations</caption>",
         "<tr><td>h.0</td><td>(2, 3)</td></tr>",
         "<tr><td>h.1</td><td>(2,)</td></tr>",
         "</table>",
     ]
-    assert html_table("A", [], 0) == "<table>\n<caption>A: 0 tensors, 0 B</caption>\n</table>"
-    assert html_table("A", [("x",)], 4, noun="layer", header=["name"]).split("\n")[1:4] == [
-        "<caption>A: 1 layer, 4 B</caption>",
+    assert html_table("A", []) == html_table("A", [], header=["name"]) == "<table>\n<caption>A</caption>\n</table>"
+    assert html_table("A", [("x",)], header=["name"]).split("\n")[1:4] == [
+        "<caption>A</caption>",
         "<tr><th>name</th></tr>",
         "<tr><td>x</td></tr>",
     ]
@@ -91,13 +104,13 @@ def test_html_has_the_same_cells_and_the_total_as_its_caption():
 
 def test_html_is_escaped_wherever_a_name_can_stand():
     evil = "<script>alert('&\"')</script>"
-    html = html_table(evil, [(evil, evil)], 0, noun=evil, header=(evil, evil))
+    html = html_table(evil, [(evil, evil)], header=(evil, evil))
     assert "<script" not in html
-    assert html.count("&lt;script&gt;alert(&#x27;&amp;&quot;&#x27;)&lt;/script&gt;") == 6
+    assert html.count("&lt;script&gt;alert(&#x27;&amp;&quot;&#x27;)&lt;/script&gt;") == 5
 
 
 def test_long_html_is_cut_where_text_is():
-    lines = html_table("Store", [(str(index), "x") for index in range(43)], 0).split("\n")
+    lines = html_table("Store", [(str(index), "x") for index in range(43)]).split("\n")
     assert lines[-3:] == ["<tr><td>39</td><td>x</td></tr>", '<tr><td colspan="2">... and 3 more</td></tr>', "</table>"]
 
 

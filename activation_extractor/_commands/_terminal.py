@@ -35,11 +35,6 @@ def say_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object
     Console().print(table)
 
 
-def printable(text: str) -> str:
-    """A text that cannot steer a terminal: names in a store may come from anybody."""
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
 def how_to_read(path: Path, key: Any) -> str:
     """The lines of Python that open a store and read one of its columns."""
     lines = [

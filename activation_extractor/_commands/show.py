@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from activation_extractor._commands._terminal import printable, say, say_json
+from activation_extractor._commands._terminal import say, say_json
+from activation_extractor._wording import printable
 
 if TYPE_CHECKING:
     from activation_extractor.store import Store

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from activation_extractor._commands._terminal import printable, say, say_json
+from activation_extractor._commands._terminal import say, say_json
+from activation_extractor._wording import printable
 
 
 def verify(

@@ -1,0 +1,100 @@
+"""Files that `Activations.save` wrote, read again."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from activation_extractor._entries import entry_name, unescape
+from activation_extractor.errors import ArgumentError, StoreError
+
+Key = tuple[str, str | None]  # recorded name; reducer's name, or None where there was only one
+
+ORDER = "order"  # in the metadata: the entries' names as JSON, in the order in which their layers ran
+_CALL = re.compile(r"#\d+$")
+
+
+def saved_entry(key: Key, call: int | None = None) -> str:
+    """The name of an entry: ``layer`` or ``layer:reducer``, and ``#k`` behind it for the k-th of several calls."""
+    return entry_name(*key) + ("" if call is None else f"#{call}")
+
+
+def saved_key(entry: str) -> Key:
+    """What an entry is of; the call is part of the name, as in a store.
+
+    Raises:
+        ValueError: no such entry.
+    """
+    call = _CALL.search(entry)
+    layer, *reducer = entry.removesuffix(call[0] if call else "").split(":")
+    name = unescape(layer) + (call[0] if call else "")
+    return name, unescape(":".join(reducer)) if reducer else None
+
+
+class SavedActivations(Mapping[Key, Tensor]):
+    """The values of a file, in the order in which their layers ran; each is read when it is asked for.
+
+    Args:
+        path: ``.safetensors`` or ``.npz``.
+
+    Raises:
+        ArgumentError: another suffix.
+        StoreError: it is not there, or no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        openers: dict[str, Callable[[Path], tuple[list[str], Callable[[str], Tensor]]]]
+        openers = {".safetensors": _open_safetensors, ".npz": _open_npz}
+        if path.suffix not in openers:
+            raise ArgumentError("path", f"end in {' or '.join(openers)}, or be a store", str(path))
+        self._path = path
+        try:
+            entries, self._read = openers[path.suffix](path)
+            self._entries = {saved_key(entry): entry for entry in entries}
+        except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+            raise self._unreadable(error) from error
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """The value of a key, new memory each time.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        try:
+            return self._read(self._entries[key])
+        except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+            raise self._unreadable(error) from error
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _unreadable(self, error: Exception) -> StoreError:
+        got = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        advice = "Give it a file that Activations.save wrote, or the folder of a store."
+        return StoreError(self._path, "be a file of activations that can be read", got, advice)
+
+
+def _open_safetensors(path: Path) -> tuple[list[str], Callable[[str], Tensor]]:
+    file: Any = safe_open(path, framework="pt")
+    entries = list(file.keys())
+    order = json.loads((file.metadata() or {}).get(ORDER, "[]"))
+    if sorted(order) == sorted(entries):  # else another library wrote it
+        entries = order
+    return entries, file.get_tensor
+
+
+def _open_npz(path: Path) -> tuple[list[str], Callable[[str], Tensor]]:
+    file = np.load(path, allow_pickle=False)
+    return list(file.files), lambda entry: torch.from_numpy(file[entry])

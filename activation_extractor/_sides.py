@@ -1,0 +1,226 @@
+"""The two sides of a comparison: what each holds, in order, and its values a few rows at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from activation_extractor._columns import Column
+from activation_extractor._values import ordinary
+from activation_extractor.activations import Activations
+from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, MatchError
+from activation_extractor.store import Store
+
+Key = tuple[str, str | None]  # recorded name; reducer's name, or None where that is not known
+_SAME_ROWS = "Compare stores of the same data set."
+_BLOCK_VALUES = 1 << 20  # that are read at once, or a row where that has more
+
+
+class Value(Protocol):
+    """One value of a side.
+
+    Attributes:
+        dtype: its dtype.
+        shape: its shape, None for an axis along which rows differ.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int | None, ...]
+
+    def lengths(self) -> list[int] | None:
+        """How many positions each row has, where rows can differ in that."""
+        ...
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """All numbers of some rows, flat."""
+        ...
+
+
+class Side:
+    """What is compared.
+
+    Args:
+        source: `Activations`, a `Store`, or a mapping of names, or ``(name, reducer)``, to tensors or arrays.
+        argument: what the user calls it.
+
+    Attributes:
+        keys: what there is, in order; each call of ``calls="all"`` by itself.
+
+    Raises:
+        ArgumentTypeError: it is something else.
+    """
+
+    def __init__(self, source: Any, argument: str) -> None:
+        if not isinstance(source, Mapping):
+            condition = "be Activations, a Store, or a mapping of names to tensors"
+            raise ArgumentTypeError(argument, condition, source, "Open a store with open_store.")
+        self.store = source if isinstance(source, Store) else None
+        self._tensors = {} if isinstance(source, Store) else dict(_tensors(source, argument))
+        self.keys: list[Key] = list(source.pairs if isinstance(source, Store) else self._tensors)
+
+    def value(self, key: Key, rows: Tensor | None = None) -> Value:
+        """The value of a key; with `rows`, a column's rows in that order."""
+        if self.store is not None:
+            return _ColumnValue(self.store[key], rows)
+        tensor = self._tensors[key]
+        return _NestedValue(tensor) if tensor.is_nested else _TensorValue(tensor)
+
+
+class _TensorValue:
+    """A tensor in memory; one without axes is one row."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.dtype, self._rows = tensor.dtype, tensor if tensor.dim() else tensor[None]
+        self.shape: tuple[int | None, ...] = tuple(tensor.shape)
+
+    def lengths(self) -> list[int] | None:
+        return None
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return self._rows[start:stop].reshape(-1)
+
+
+class _NestedValue:
+    """A nested tensor: rows of different lengths."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.dtype, self._rows = tensor.dtype, tensor.unbind()
+        self.shape: tuple[int | None, ...] = (len(self._rows), None, *self._rows[0].shape[1:])
+
+    def lengths(self) -> list[int] | None:
+        return [len(row) for row in self._rows]
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return torch.cat([row.reshape(-1) for row in self._rows[start:stop]])
+
+
+class _ColumnValue:
+    """A column of a store: all of it, or some rows in another order."""
+
+    def __init__(self, column: Column, rows: Tensor | None) -> None:
+        self._column, self._rows, self.dtype = column, rows, column.dtype
+        self.shape: tuple[int | None, ...] = column.shape
+
+    def lengths(self) -> list[int] | None:
+        if not self._column.is_ragged:
+            return None
+        lengths = self._column.lengths()
+        found: list[int] = (lengths if self._rows is None else lengths[self._rows]).tolist()
+        return found
+
+    def read(self, start: int, stop: int) -> Tensor:
+        rows = self._column[start:stop] if self._rows is None else self._column[self._rows[start:stop]]
+        return torch.cat([row.reshape(-1) for row in rows]) if self._column.is_ragged else rows.reshape(-1)
+
+
+def paired_blocks(left: Value, right: Value) -> Iterator[tuple[Tensor, Tensor]] | None:
+    """The numbers of both, flat, a few rows at a time; None when their shapes differ.
+
+    Ragged rows that are all equally long have the shape of a tensor with a sequence axis.
+    """
+    if len(left.shape) != len(right.shape) or not all(map(_fit, left.shape, right.shape)):
+        return None
+    lengths, others = left.lengths(), right.lengths()
+    if lengths is not None or others is not None:
+        lengths = lengths or [left.shape[1] or 0] * (left.shape[0] or 0)
+        others = others or [right.shape[1] or 0] * (right.shape[0] or 0)
+        if lengths != others:
+            return None
+    return _read_both(left, right, lengths)
+
+
+def _fit(one: int | None, other: int | None) -> bool:
+    return one is None or other is None or one == other
+
+
+def _read_both(left: Value, right: Value, lengths: list[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = left.shape[0] if left.shape else 1
+    sizes = lengths or [1] * (rows or 0)
+    width = math.prod(size for size in left.shape[2 if lengths else 1 :] if size is not None)
+    for start, stop in pairwise(_bounds(sizes, max(1, _BLOCK_VALUES // max(1, width)))):
+        yield left.read(start, stop), right.read(start, stop)
+
+
+def _bounds(sizes: list[int], most: int) -> Iterator[int]:
+    """Where blocks of rows begin, and where the last one ends: of at most so much together, or of one row."""
+    yield 0
+    held = 0
+    for row, size in enumerate(sizes):
+        if held and held + size > most:
+            yield row
+            held = 0
+        held += size
+    yield len(sizes)
+
+
+def row_order(left: Store | None, right: Store | None) -> Tensor | None:
+    """Where in `right` the rows of `left` stand, by their ids; None where both have the same order, or no ids.
+
+    Raises:
+        MatchError: they have not the same ids.
+    """
+    if left is None or right is None or left.manifest["ids"] is None or right.manifest["ids"] is None:
+        return None
+    ids, others = left.ids, right.ids
+    known = set(ids)
+    if ids == others:
+        return None
+    try:
+        order = right.rows_of(ids)
+    except ActivationNotFoundError as error:
+        missing = error.key
+        raise MatchError("be the same rows", f"{missing!r}, which right lacks", _SAME_ROWS) from error
+    if len(others) > len(ids):
+        extra = next(one for one in others if one not in known)
+        raise MatchError("be the same rows", f"{len(others) - len(ids)} that left lacks, such as {extra!r}", _SAME_ROWS)
+    return torch.tensor(order, dtype=torch.int64)
+
+
+def matched_rows(left: Store, right: Store, key: Key, other: Key, order: Tensor | None) -> Tensor | None:
+    """Which rows of right's column belong to those of left's, one by one; None where they are in the same order.
+
+    Args:
+        left: a store, and its column `key`, which may be short of rows.
+        right: another one, and its column `other`, likewise.
+        key: see `left`.
+        other: see `right`.
+        order: see `row_order`.
+
+    Raises:
+        LookupError: one column has rows that the other lacks.
+    """
+    column, twin = left[key], right[other]
+    if order is None and len(column) == left.rows and len(twin) == right.rows:
+        return None
+    rows, others = column.rows, twin.rows
+    wanted = rows if order is None else order[rows]
+    places = torch.searchsorted(others, wanted)
+    if len(rows) != len(others) or not torch.equal(others[places.clamp_max(len(others) - 1)], wanted):
+        raise LookupError
+    return None if order is None else places
+
+
+def _tensors(source: Mapping[Any, Any], argument: str) -> Iterator[tuple[Key, Tensor]]:
+    """What is in memory, by key; the calls of ``calls="all"`` one by one."""
+    for key in source.pairs if isinstance(source, Activations) else source:
+        name, reducer = key if isinstance(key, tuple) else (key, None)
+        value = source[key]
+        if isinstance(value, list):
+            yield from (((f"{name}#{index}", reducer), _tensor(one, argument)) for index, one in enumerate(value))
+        else:
+            yield (name, reducer), _tensor(value, argument)
+
+
+def _tensor(value: Any, argument: str) -> Tensor:
+    if isinstance(value, np.ndarray):
+        value = torch.as_tensor(value)
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(f"a value in {argument}", "be a tensor or an array", value)
+    tensor = ordinary(value.detach())
+    return tensor if tensor.is_nested or tensor.layout is torch.strided else tensor.to_dense()
