@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from activation_extractor._entries import entry_name, unescape
+from activation_extractor._numpy_files import write_npz
+from activation_extractor._safetensors import write_safetensors
 from activation_extractor.errors import ArgumentError, StoreError
 
 Key = tuple[str, str | None]  # recorded name; reducer's name, or None where there was only one
@@ -38,6 +40,21 @@ def saved_key(entry: str) -> Key:
     layer, *reducer = entry.removesuffix(call[0] if call else "").split(":")
     name = unescape(layer) + (call[0] if call else "")
     return name, unescape(":".join(reducer)) if reducer else None
+
+
+def write_saved(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write entries, in the order in which their layers ran, to a file that appears whole or not at all.
+
+    Raises:
+        ArgumentError: a suffix that is neither ``.safetensors`` nor ``.npz``, or a dtype that the format lacks.
+        StoreError: the file cannot be written.
+    """
+    if path.suffix == ".safetensors":
+        write_safetensors(path, tensors, {ORDER: json.dumps(list(tensors))})
+    elif path.suffix == ".npz":
+        write_npz(path, tensors)
+    else:
+        raise ArgumentError("path", "end in .safetensors or .npz", str(path))
 
 
 class SavedActivations(Mapping[Key, Tensor]):

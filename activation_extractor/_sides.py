@@ -51,6 +51,8 @@ class Side:
 
     Attributes:
         keys: what there is, in order; each call of ``calls="all"`` by itself.
+        store: the store, if it is one.
+        tensors: otherwise the values.
 
     Raises:
         ArgumentTypeError: it is something else.
@@ -61,14 +63,14 @@ class Side:
             condition = "be Activations, a Store, or a mapping of names to tensors"
             raise ArgumentTypeError(argument, condition, source, "Open a store with open_store.")
         self.store = source if isinstance(source, Store) else None
-        self._tensors = {} if isinstance(source, Store) else dict(_tensors(source, argument))
-        self.keys: list[Key] = list(source.pairs if isinstance(source, Store) else self._tensors)
+        self.tensors = {} if isinstance(source, Store) else dict(_tensors(source, argument))
+        self.keys: list[Key] = list(source.pairs if isinstance(source, Store) else self.tensors)
 
     def value(self, key: Key, rows: Tensor | None = None) -> Value:
         """The value of a key; with `rows`, a column's rows in that order."""
         if self.store is not None:
             return _ColumnValue(self.store[key], rows)
-        tensor = self._tensors[key]
+        tensor = self.tensors[key]
         return _NestedValue(tensor) if tensor.is_nested else _TensorValue(tensor)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 _EXAMPLES = 3
 _LONGEST = 100  # characters of a value that are shown whole
@@ -28,3 +29,11 @@ def shown(value: object) -> str:
 def printable(text: str) -> str:
     """A text on one line that cannot steer a terminal: names in a store may come from anybody."""
     return text if text.isprintable() else repr(text)[1:-1]
+
+
+def short_path(path: str | Path) -> str:
+    """A path as people read it: from the current directory on, when it is in there."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except (ValueError, OSError):  # it is elsewhere; or the current directory was removed
+        return str(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -14,13 +13,11 @@ from torch import Tensor
 
 from activation_extractor import _tables
 from activation_extractor._keys import EntryKey, entry_keys, pairs_of, resolve_key
-from activation_extractor._numpy_files import write_npz
 from activation_extractor._recording import Recording
-from activation_extractor._safetensors import write_safetensors
-from activation_extractor._saved import ORDER, saved_entry
+from activation_extractor._saved import saved_entry, write_saved
 from activation_extractor._steps import check_ids, check_keep
 from activation_extractor._values import to_numpy
-from activation_extractor.errors import ArgumentError, OverwrittenError
+from activation_extractor.errors import OverwrittenError
 
 
 class Activations(Mapping[Any, Any]):
@@ -123,14 +120,7 @@ class Activations(Mapping[Any, Any]):
             ArgumentError: another suffix.
             StoreError: the file cannot be written.
         """
-        path = Path(path)
-        if path.suffix not in (".safetensors", ".npz"):
-            raise ArgumentError("path", "end in .safetensors or .npz", str(path))
-        tensors = dict(self._named_tensors())
-        if path.suffix == ".npz":
-            write_npz(path, tensors)
-        else:
-            write_safetensors(path, tensors, {ORDER: json.dumps(list(tensors))})
+        write_saved(Path(path), dict(self._named_tensors()))
 
     def clear(self) -> None:
         """Let go of the values and their memory."""

@@ -14,6 +14,7 @@ from torch import nn
 torch.set_num_threads(1)
 
 collect_ignore = ["typing"]  # for mypy alone
+pytest_plugins = ["activation_extractor.pytest_plugin", "pytester"]
 
 
 @pytest.fixture

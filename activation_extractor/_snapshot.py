@@ -1,0 +1,56 @@
+"""What `activation_snapshot` does with a golden file: comparing with it, and writing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from activation_extractor._compare import GivenTolerance, compare
+from activation_extractor._files import make_folders
+from activation_extractor._saved import SavedActivations, saved_entry, write_saved
+from activation_extractor._sides import Side
+from activation_extractor._wording import short_path
+from activation_extractor.errors import ArgumentError, ArgumentTypeError
+
+
+def check_size(acts: Any, max_bytes: int) -> None:
+    """Refuse what is not meant for a repository, or cannot be in one file.
+
+    Raises:
+        ArgumentTypeError: no activations, or a store.
+        ArgumentError: the values are larger than `max_bytes`.
+    """
+    side = Side(acts, "acts")
+    if side.store is not None:
+        raise ArgumentTypeError("acts", "be activations", acts, "Compare stores with activation_extractor.compare.")
+    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in side.tensors.values())
+    if nbytes > max_bytes:
+        advice = "Capture fewer layers, or with reduce='mean', or a smaller batch; or pass max_bytes=."
+        raise ArgumentError("The bytes in a golden file", f"be at most max_bytes={max_bytes}", nbytes, advice)
+
+
+def difference(path: Path, acts: Any, *, rtol: GivenTolerance, atol: GivenTolerance) -> str | None:
+    """How activations differ from those of a golden file, for people; None when they do not.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    if not path.exists():
+        advice = "Write it with pytest --update-activations, and commit it."
+        return f"The golden file {short_path(path)!r} must be there to compare with, got no such file. {advice}"
+    found = compare(SavedActivations(path), acts, rtol=rtol, atol=atol, check_dtype=True)
+    if found:
+        return None
+    advice = "If that is meant, run pytest with --update-activations."
+    first = f"a first difference in layer {found.first_difference!r}"
+    return f"Activations must be as in {short_path(path)!r}, got {first}. {advice}\n{found!r}"
+
+
+def write_golden(path: Path, acts: Any) -> None:
+    """Write a golden file; the same values give the same bytes.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    make_folders(path.parent)
+    write_saved(path, {saved_entry(key): tensor for key, tensor in Side(acts, "acts").tensors.items()})
