@@ -169,15 +169,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 # -- hooks that are left behind ---------------------------------------------------------------------------------------
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Begin to watch a test's hooks, where they are forbidden."""
     if _forbids_leaks(item):
         from activation_extractor._left_hooks import HookWatch
 
         watch = item.config.stash[_watch] = HookWatch()
         watch.start()
-    return (yield)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 
 # pytester forgets what a run inside of it imported: here it is imported once for all of them.
+import hypothesis  # noqa: F401 - its own plug-in imports it at the end of each run
 import activation_extractor._left_hooks
-import activation_extractor._snapshot  # noqa: F401
+import activation_extractor._snapshot
 
-HEAD = """
+HERE = Path(__file__).parent
+HEAD = f"""
+import sys
 import unittest
 import pytest
 import torch
 from torch import nn
+
+sys.path.append({str(HERE)!r})
 from models import BlockStack
 
 torch.manual_seed(0)
@@ -25,6 +31,6 @@ def run():
 """
 
 
-def write_tests(pytester, body: str, **files: str) -> None:
-    """``test_models.py`` with a model, tokens and ``run()`` above these tests, and other files."""
-    pytester.makepyfile(test_models=HEAD + textwrap.dedent(body), **{k: textwrap.dedent(v) for k, v in files.items()})
+def write_tests(pytester, body: str) -> None:
+    """``test_models.py``: a model, tokens and ``run()``, and these tests below."""
+    pytester.makepyfile(test_models=HEAD + textwrap.dedent(body))

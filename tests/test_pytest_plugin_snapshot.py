@@ -12,6 +12,8 @@ from plugin import write_tests
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from activation_extractor import capture, open_store
+
 CHECK = """
     def test_blocks(capture_activations, activation_snapshot):
         acts = capture_activations(model, "h.*", reduce={reduce!r})
@@ -39,8 +41,8 @@ def test_a_missing_file_is_a_failure_that_says_so(pytester):
     result.stdout.fnmatch_lines(
         [
             ">       activation_snapshot.check(acts)",
-            f"E       AssertionError: The golden file '{GOLDEN}' must be there to compare with, got no such file. Write it "
-            "with pytest --update-activations, and commit it.",
+            f"E       AssertionError: The golden file '{GOLDEN}' must be there to compare with, got no such file. "
+            "Write it with pytest --update-activations, and commit it.",
         ]
     )
     assert not (pytester.path / "__activations__").exists()
@@ -247,11 +249,9 @@ def test_two_checks_of_one_name_are_refused(pytester):
 
 
 def test_stores_and_other_things_are_refused(activation_snapshot, tmp_path, stack, tokens):
-    from activation_extractor import capture, open_store
-
     with capture(stack, "h.0", sink=tmp_path / "out"):
         stack(tokens)
-    with pytest.raises(TypeError, match="acts must be activations, got a Store .*Compare stores with activation_extractor"):
+    with pytest.raises(TypeError, match="acts must be activations, got a Store .*Compare stores with"):
         activation_snapshot.check(open_store(tmp_path / "out"))
     with pytest.raises(TypeError, match="acts must be Activations, a Store, or a mapping"):
         activation_snapshot.check(torch.ones(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from activation_extractor._commands.compare import compare
 from activation_extractor._commands.demo import demo
 from activation_extractor._commands.export import export
 from activation_extractor._commands.extract import extract
@@ -25,5 +26,6 @@ app.command()(layers)
 app.command()(extract)
 app.command()(show)
 app.command()(verify)
+app.command()(compare)
 app.command()(export)
 app.command()(plot)
