@@ -22,6 +22,7 @@ _ROUNDING = {
     torch.complex32: 2.0**-5,
 }
 _COARSEST = 2.0**-1  # float8
+_LOWEST = -(2**63)
 
 
 def default_rtol(*dtypes: torch.dtype) -> float:
@@ -62,7 +63,8 @@ class Closeness:
         self.max_abs = self.max_rel = 0.0
         self.nan_count = self.inf_count = 0
         self._tolerance = tolerance
-        self._excess = 0.0  # of the differences over their relative tolerance
+        self._excess = 0.0  # of the differences over their relative tolerance, where `atol` is known in the end
+        self._is_outside = False
         self._finite = 0
         self._dot = self._reference_square = self._square = 0.0
 
@@ -96,7 +98,7 @@ class Closeness:
     @property
     def is_close(self) -> bool:
         """Whether all finite values are within the tolerance."""
-        return self._excess <= self.atol
+        return not self._is_outside and self._excess <= self.atol
 
     def _add(self, reference: Tensor, values: Tensor) -> None:
         one, other = reference.double(), values.double()
@@ -113,7 +115,10 @@ class Closeness:
             size = one.abs()
             self.max_abs = max(self.max_abs, float(distance.max()))
             self.max_rel = max(self.max_rel, float(torch.where(size > 0, distance / size, 0.0).max()))
-            self._excess = max(self._excess, float(distance.sub(size, alpha=self.rtol).max()))
+            if self._tolerance.atol is None:
+                self._excess = max(self._excess, float(distance.sub(size, alpha=self.rtol).max()))
+            else:
+                self._is_outside |= bool((distance > self._tolerance.atol + self.rtol * size).any())
 
     def _count(self, one: Tensor, other: Tensor) -> None:
         nans, other_nans = one.isnan(), other.isnan()
@@ -123,10 +128,18 @@ class Closeness:
 
 def _distance(reference: Tensor, values: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """How far apart they are; of integers as integers, since float64 does not tell large ones apart."""
-    if reference.is_floating_point() or values.is_floating_point():
+    is_unsigned = [tensor.dtype == torch.uint64 for tensor in (reference, values)]
+    if reference.is_floating_point() or values.is_floating_point() or is_unsigned[0] != is_unsigned[1]:
         return (other - one).abs()
-    apart = (values.to(torch.int64) - reference.to(torch.int64)).abs().double()
-    return torch.where(apart > 0, (other - one).abs().clamp_min(1), 0.0)
+    whole, whole_other = _ordered(reference), _ordered(values)
+    apart = torch.maximum(whole, whole_other) - torch.minimum(whole, whole_other)  # may wrap: read it as unsigned
+    return torch.where(apart < 0, apart.double() + 2.0**64, apart.double())
+
+
+def _ordered(integers: Tensor) -> Tensor:
+    """Integers as int64, in their order and at their distances."""
+    whole = integers.to(torch.int64)
+    return whole ^ _LOWEST if integers.dtype == torch.uint64 else whole
 
 
 def _flat(tensor: Tensor) -> Tensor:

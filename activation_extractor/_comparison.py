@@ -125,7 +125,7 @@ class Comparison(Sequence[LayerComparison]):
             (
                 "" if row.ok else ">" if index == self._first else "x",
                 _both(printable(row.layer), printable(row.other or row.layer)),
-                (row.reducer or "") if several else "",
+                printable(row.reducer or "") if several else "",
                 *map(_number, (row.max_abs, row.max_rel)),
                 _MISSING if math.isnan(row.cosine) else f"{row.cosine:.6f}",
                 _both(*(_dtype(one) for one in row.dtypes)),

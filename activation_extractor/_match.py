@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import Literal
 
 from activation_extractor._layers import count_wildcards, fill, glob
@@ -52,7 +53,7 @@ def _matched(names: Sequence[str], others: Sequence[str], match: Match) -> dict[
             raise MatchError("have equally many layers for match='order'", got, "Match them by name, with a dict.")
         return dict(zip(names, others, strict=True))
     if isinstance(match, Mapping):
-        found = dict(_by_patterns(names, match))
+        found = dict(_by_patterns(names, others, match))
     elif callable(match):
         found = {name: other for name in names if (other := _with_ending(name, match)) is not None}
     else:
@@ -61,17 +62,19 @@ def _matched(names: Sequence[str], others: Sequence[str], match: Match) -> dict[
     return found
 
 
-def _by_patterns(names: Sequence[str], match: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The right name of each left one that a pattern names; the first pattern counts."""
+def _by_patterns(names: Sequence[str], others: Sequence[str], match: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The right name of each left one that a pattern names; the first pattern counts, and a name is no pattern."""
     seen: set[str] = set()
     for pattern, template in match.items():
         if not isinstance(pattern, str) or not isinstance(template, str):
             raise ArgumentTypeError("match", "map names to names", {pattern: template})
-        if count_wildcards(template) not in (0, count_wildcards(pattern)):
+        is_filled = template not in others and count_wildcards(template) > 0
+        if is_filled and (pattern in names or count_wildcards(template) != count_wildcards(pattern)):
             raise ArgumentError("match", "have equally many wildcards on both sides", {pattern: template})
-        expression, hits = glob(pattern), 0
+        fits = re.compile(re.escape(pattern)) if pattern in names else glob(pattern)
+        fitted, hits = partial(_fitted, fits, template, is_filled=is_filled), 0
         for name in names:
-            other = _with_ending(name, lambda one: _filled(expression, template, one))  # noqa: B023 - called at once
+            other = _with_ending(name, fitted)
             hits += other is not None
             if other is not None and name not in seen:
                 seen.add(name)
@@ -80,9 +83,11 @@ def _by_patterns(names: Sequence[str], match: Mapping[str, str]) -> Iterator[tup
             raise ArgumentError("match", "name layers of left", pattern, _close(pattern, names))
 
 
-def _filled(expression: re.Pattern[str], template: str, name: str) -> str | None:
-    found = expression.fullmatch(name)
-    return None if found is None else fill(template, found.groups())
+def _fitted(fits: re.Pattern[str], template: str, name: str, *, is_filled: bool) -> str | None:
+    found = fits.fullmatch(name)
+    if found is None or not is_filled:
+        return found and template
+    return fill(template, found.groups())
 
 
 def _with_ending(name: str, match: Callable[[str], str | None]) -> str | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from activation_extractor._entries import entry_name, unescape
@@ -36,10 +35,13 @@ def saved_key(entry: str) -> Key:
     Raises:
         ValueError: no such entry.
     """
-    call = _CALL.search(entry)
-    layer, *reducer = entry.removesuffix(call[0] if call else "").split(":")
-    name = unescape(layer) + (call[0] if call else "")
-    return name, unescape(":".join(reducer)) if reducer else None
+    ending = _CALL.search(entry)
+    call = ending[0] if ending else ""
+    layer, *reducer = map(unescape, entry.removesuffix(call).split(":", 1))
+    key = layer, reducer[0] if reducer else None
+    if saved_entry(key) + call != entry:
+        raise ValueError(f"an entry {entry!r}, which is no layer's")
+    return layer + call, key[1]
 
 
 def write_saved(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -77,7 +79,7 @@ class SavedActivations(Mapping[Key, Tensor]):
         try:
             entries, self._read = openers[path.suffix](path)
             self._entries = {saved_key(entry): entry for entry in entries}
-        except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+        except Exception as error:  # of bytes by anybody numpy makes anything
             raise self._unreadable(error) from error
 
     def __getitem__(self, key: Key) -> Tensor:
@@ -86,9 +88,10 @@ class SavedActivations(Mapping[Key, Tensor]):
         Raises:
             StoreError: the file is damaged.
         """
+        entry = self._entries[key]
         try:
-            return self._read(self._entries[key])
-        except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+            return self._read(entry)
+        except Exception as error:
             raise self._unreadable(error) from error
 
     def __iter__(self) -> Iterator[Key]:
@@ -105,13 +108,24 @@ class SavedActivations(Mapping[Key, Tensor]):
 
 def _open_safetensors(path: Path) -> tuple[list[str], Callable[[str], Tensor]]:
     file: Any = safe_open(path, framework="pt")
-    entries = list(file.keys())
-    order = json.loads((file.metadata() or {}).get(ORDER, "[]"))
-    if sorted(order) == sorted(entries):  # else another library wrote it
-        entries = order
-    return entries, file.get_tensor
+    entries, order = list(file.keys()), _order(file.metadata())
+    # Clones, since a mapped file that is cut short elsewhere crashes whoever touches the lost part.
+    return order if sorted(order) == sorted(entries) else entries, lambda entry: file.get_tensor(entry).clone()
+
+
+def _order(metadata: Mapping[str, str] | None) -> list[str]:
+    """The order that a file tells; none where somebody else wrote it."""
+    try:
+        order = json.loads((metadata or {}).get(ORDER, "[]"))
+    except (ValueError, RecursionError):
+        return []
+    return order if isinstance(order, list) and all(isinstance(one, str) for one in order) else []
 
 
 def _open_npz(path: Path) -> tuple[list[str], Callable[[str], Tensor]]:
-    file = np.load(path, allow_pickle=False)
-    return list(file.files), lambda entry: torch.from_numpy(file[entry])
+    def read(entry: str) -> Tensor:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            return torch.from_numpy(archive[entry])
+
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        return list(archive.files), read

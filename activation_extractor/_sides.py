@@ -93,7 +93,11 @@ class _NestedValue:
 
     def __init__(self, tensor: Tensor) -> None:
         self.dtype, self._rows = tensor.dtype, tensor.unbind()
-        self.shape: tuple[int | None, ...] = (len(self._rows), None, *self._rows[0].shape[1:])
+        forms = {row.shape[1:] for row in self._rows}
+        if len(forms) > 1:
+            condition = "be one whose rows differ in their length alone"
+            raise ArgumentTypeError("a nested tensor", condition, [tuple(row.shape) for row in self._rows])
+        self.shape: tuple[int | None, ...] = (len(self._rows), None, *(forms.pop() if forms else ()))
 
     def lengths(self) -> list[int] | None:
         return [len(row) for row in self._rows]
@@ -220,9 +224,9 @@ def _tensors(source: Mapping[Any, Any], argument: str) -> Iterator[tuple[Key, Te
 
 
 def _tensor(value: Any, argument: str) -> Tensor:
-    if isinstance(value, np.ndarray):
-        value = torch.as_tensor(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
     if not isinstance(value, Tensor):
-        raise ArgumentTypeError(f"a value in {argument}", "be a tensor or an array", value)
+        raise ArgumentTypeError(f"a value in {argument}", "be a tensor, or an array of numbers", value)
     tensor = ordinary(value.detach())
     return tensor if tensor.is_nested or tensor.layout is torch.strided else tensor.to_dense()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import textwrap
 from pathlib import Path
 
-# pytester forgets what a run inside of it imported: here it is imported once for all of them.
-import hypothesis  # noqa: F401 - its own plug-in imports it at the end of each run
-import activation_extractor._left_hooks
-import activation_extractor._snapshot
+# pytester forgets what a run inside of it imported: here it is imported once for all of them. Hypothesis is by its own
+# plug-in, at the end of each run.
+for name in ("activation_extractor._left_hooks", "activation_extractor._snapshot", "hypothesis"):
+    importlib.import_module(name)
 
 HERE = Path(__file__).parent
 HEAD = f"""

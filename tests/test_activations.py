@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from activation_extractor import Activations, capture
+from activation_extractor import Activations, capture, open_store
 from activation_extractor.errors import ActivationNotFoundError, ArgumentError, StoreError
 
 
@@ -39,6 +39,46 @@ def test_with_several_reducers_pairs_are_the_keys(pooled):
     assert list(pooled) == [("h.0", "mean"), ("h.0", "last"), ("h.1", "mean"), ("h.1", "last")]
     assert len(pooled) == 4
     assert torch.equal(pooled["h.0", "LT"], pooled["h.0", "last"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"copy": False},
+        {"reduce": "mean"},
+        {"reduce": ["mean", "full"]},
+        {"calls": "all"},
+        {"calls": "join", "reduce": "last"},
+        {"to": "cpu"},
+    ],
+    ids=str,
+)
+def test_values_come_in_the_order_in_which_layers_ran(stack, tokens, options):
+    with capture(stack, ["", "h.1", "h.0", "h.0.mlp", "embed"], **options) as recorded:
+        stack(tokens)
+    assert recorded.names == ["embed", "h.0.mlp", "h.0", "h.1", ""]
+    assert list(dict.fromkeys(name for name, _ in recorded.pairs)) == recorded.names
+
+
+def test_a_store_keeps_the_order_in_which_layers_ran(stack, tokens, tmp_path):
+    with capture(stack, ["h.1", "h.0", "h.0.mlp"], reduce=["mean", "full"], sink=tmp_path / "out"):
+        stack(tokens)
+    assert open_store(tmp_path / "out").names == ["h.0.mlp", "h.0", "h.1"]
+
+
+def test_a_layer_that_ran_again_stands_where_its_last_value_came(stack, tokens):
+    with capture(stack, "h.[01]") as recorded:
+        stack(tokens)
+        stack.h[0](torch.ones(1, 2, 8))
+    assert list(recorded) == ["h.1", "h.0"]
+
+
+def test_pairs_tell_the_reducer_also_where_there_is_one(acts, pooled):
+    assert acts.pairs == [("h.0", "full"), ("h.1", "full")]
+    assert acts.reducers == ["full"]
+    assert pooled.pairs == list(pooled)
+    assert pooled.reducers == ["mean", "last"]
 
 
 def test_it_is_read_only(acts):

@@ -177,7 +177,6 @@ def test_a_name_cannot_break_a_line_or_steer_a_terminal(evil):
         assert len(found.table().split("\n")) == 3
 
 
-@pytest.mark.xfail(reason="a reducer's name is shown as it is")
 def test_a_reducers_name_cannot_steer_a_terminal_either():
     found = Comparison([row("a", reducer="x\x1b[2J"), row("a", reducer="y\nz")])
     assert all(line.isprintable() for line in repr(found).split("\n"))

@@ -231,7 +231,6 @@ def test_a_match_that_names_nothing_shares_nothing():
             by_name("a", "a", match)
 
 
-@pytest.mark.xfail(reason="a name with brackets is read as a pattern alone, unlike in capture")
 @pytest.mark.parametrize("match", [{"a[0]": "b"}, {"b": "a[0]"}])
 def test_a_name_that_looks_like_a_pattern_may_be_named(match):
     ((left, right),) = match.items()

@@ -43,9 +43,7 @@ def test_values_come_back_in_the_order_in_which_their_layers_ran(stack, tokens, 
         assert torch.equal(found[name, None], acts[name])
 
 
-@pytest.mark.parametrize(
-    "suffix", [pytest.param("safetensors", marks=pytest.mark.xfail(reason="they share the mapped file")), "npz"]
-)
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
 def test_what_is_read_is_new_memory_each_time(stack, tokens, tmp_path, suffix):
     acts = record(stack, tokens, "h.0")
     found = saved(acts, tmp_path, suffix)

@@ -63,13 +63,10 @@ def check_read_or_refused(path):
 
 
 @pytest.mark.parametrize("order", ["", "[", "nonsense", "[1,", "\x00"])
-def test_an_order_that_is_no_json_is_refused_clearly(tmp_path, order):
-    with pytest.raises(StoreError, match="must be a file of activations that can be read, got ") as caught:
-        SavedActivations(foreign(tmp_path, {"order": order}))
-    assert str(caught.value).endswith(ADVICE)
+def test_an_order_that_is_no_json_is_somebody_elses_and_ignored(tmp_path, order):
+    assert sorted(read_all(foreign(tmp_path, {"order": order}))) == [("a", None), ("b", None)]
 
 
-@pytest.mark.xfail(reason="what is not a list of strings, or nested deeply, raises TypeError or RecursionError")
 @pytest.mark.parametrize("order", ["5", "null", "true", "NaN", '[1, "a"]', "[null, null]", "[" * 10**5 + "]" * 10**5])
 def test_a_hostile_order_raises_nothing_else(tmp_path, order):
     check_read_or_refused(foreign(tmp_path, {"order": order}))
@@ -81,14 +78,12 @@ def test_an_entry_that_is_no_name_is_refused(tmp_path, entry):
         SavedActivations(foreign(tmp_path, **{entry: torch.ones(1)}))
 
 
-@pytest.mark.xfail(reason="what `saved_entry` never writes is read as a name all the same")
 @pytest.mark.parametrize("entry", ["a%4", "%+1", "%2a"])
 def test_an_entry_that_no_name_is_written_as_is_refused_too(tmp_path, entry):
     with pytest.raises(StoreError):
         SavedActivations(foreign(tmp_path, **{entry: torch.ones(1)}))
 
 
-@pytest.mark.xfail(reason="two entries of one name are taken for one, and a value is lost")
 def test_two_entries_of_one_name_are_not_silently_one(tmp_path):
     path = foreign(tmp_path, **{"a": torch.ones(1), "%61": torch.zeros(1)})
     with contextlib.suppress(StoreError):
@@ -122,7 +117,6 @@ def test_a_file_that_was_cut_short_anywhere_is_a_store_error(stack, tokens, tmp_
         assert caught.value.path == path
 
 
-@pytest.mark.xfail(reason="np.load leaves it open")
 def test_a_file_that_is_refused_is_closed(tmp_path):
     path = npz(tmp_path, a=np.ones(3))
     path.write_bytes(path.read_bytes()[:-1])
@@ -191,7 +185,6 @@ STRANGE = {
 }
 
 
-@pytest.mark.xfail(reason="TypeError, TokenError, MemoryError, OverflowError, AttributeError come through")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", STRANGE)
 def test_an_npz_of_something_else_raises_nothing_but_a_store_error(tmp_path, kind):

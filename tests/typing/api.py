@@ -14,6 +14,7 @@ from activation_extractor import (
     Activations,
     Capture,
     Column,
+    Comparison,
     IntermediateExtractor,
     MemorySink,
     NpySink,
@@ -23,6 +24,7 @@ from activation_extractor import (
     Store,
     blocks,
     capture,
+    compare,
     extract,
     gradients,
     inputs,
@@ -30,10 +32,11 @@ from activation_extractor import (
     outputs,
     position,
 )
+from activation_extractor.pytest_plugin import ActivationSnapshot, CaptureFixture
 from activation_extractor.reducers import Reducer
 from activation_extractor.sinks import Step
 from activation_extractor.store import Damage, StoreDataset
-from activation_extractor.testing import SinkTests, Written
+from activation_extractor.testing import SinkTests, Written, assert_activations_close, assert_no_hooks
 
 model = nn.Linear(2, 2)
 
@@ -99,3 +102,21 @@ class TestCounting(SinkTests):
 extractor = IntermediateExtractor(model, ["h"])
 extractor.save_outputs("folder", "id", emb_formats=["mean", "LT"], save_method="numpy")
 assert_type(extractor.get_outputs(), dict[str, Any])
+
+found = compare(acts, store, match={"h.*": "layers.*"}, rtol={"h.0": 1e-3}, atol=0.0)
+assert_type(found, Comparison)
+assert_type(found.first_difference, str | None)
+assert_type(found[0].max_abs, float)
+compare(acts, {"h": torch.zeros(2)}, match="order", check_dtype=False)
+compare(acts, acts, match="sorted")  # type: ignore[arg-type]
+assert_activations_close(acts, store, match=lambda name: name.removeprefix("model."))
+assert_no_hooks(model)
+
+
+def test_model(capture_activations: CaptureFixture, activation_snapshot: ActivationSnapshot) -> None:
+    recorded = capture_activations(model, "h.*", reduce="mean", calls="all")
+    assert_type(recorded, Activations)
+    capture_activations(model, "h.*", calls="first")  # type: ignore[arg-type]
+    capture_activations(model, "h.*", reduces="mean")  # type: ignore[call-arg]
+    capture_activations.close()
+    activation_snapshot.check(recorded, name="blocks", rtol={"h.0": 1e-2}, max_bytes=1 << 24)
