@@ -124,7 +124,7 @@ class Comparison(Sequence[LayerComparison]):
         return [
             (
                 "" if row.ok else ">" if index == self._first else "x",
-                _both(printable(row.layer), printable(row.other or row.layer)),
+                _both(_name(row.layer), _name(row.layer if row.other is None else row.other)),
                 printable(row.reducer or "") if several else "",
                 *map(_number, (row.max_abs, row.max_rel)),
                 _MISSING if math.isnan(row.cosine) else f"{row.cosine:.6f}",
@@ -139,6 +139,10 @@ class Comparison(Sequence[LayerComparison]):
 def _difference(row: LayerComparison, what: str) -> str:
     counts = {"NaN": f"{row.nan_count:,} NaN", "infinity": f"{row.inf_count:,} infinite"}
     return counts.get(what, what)
+
+
+def _name(layer: str) -> str:
+    return printable(layer) or "(the model)"
 
 
 def _both(one: str, other: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from activation_extractor._columns import Column
+from activation_extractor._saved import SavedActivations
 from activation_extractor._values import ordinary
 from activation_extractor.activations import Activations
 from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, MatchError
@@ -63,7 +64,11 @@ class Side:
             condition = "be Activations, a Store, or a mapping of names to tensors"
             raise ArgumentTypeError(argument, condition, source, "Open a store with open_store.")
         self.store = source if isinstance(source, Store) else None
-        self.tensors = {} if isinstance(source, Store) else dict(_tensors(source, argument))
+        self.tensors: Mapping[Key, Tensor] = {}
+        if isinstance(source, SavedActivations):
+            self.tensors = source  # which reads a value when it is asked for
+        elif not isinstance(source, Store):
+            self.tensors = dict(_tensors(source, argument))
         self.keys: list[Key] = list(source.pairs if isinstance(source, Store) else self.tensors)
 
     def value(self, key: Key, rows: Tensor | None = None) -> Value:

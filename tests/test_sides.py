@@ -116,6 +116,7 @@ def test_a_tensor_or_array_is_read_flat(tensor):
     assert (found.dtype, found.shape, found.lengths()) == (plain.dtype, tuple(plain.shape), None)
     assert torch.equal(found.read(0, 1_000), plain.reshape(-1))
     assert not found.read(0, 1_000).requires_grad
+    assert not found.read(0, 1_000).is_conj()
 
 
 def test_what_inference_mode_made_can_be_compared():

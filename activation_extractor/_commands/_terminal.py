@@ -17,8 +17,8 @@ def say(text: str) -> None:
 
 
 def say_json(content: Any) -> None:
-    """Print a result for a script."""
-    say(json.dumps(content, ensure_ascii=False, indent=1))
+    """Print a result for a script; escaped, so that no name in it can steer a terminal."""
+    say(json.dumps(content, indent=1))
 
 
 def say_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], **options: Any) -> None:
