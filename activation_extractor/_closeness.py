@@ -70,7 +70,8 @@ class Closeness:
 
     def add(self, reference: Tensor, values: Tensor) -> None:
         """Take in a piece: equally many numbers on both sides, of any real or complex dtype, on any device."""
-        one_flat, other_flat = _flat(reference), _flat(values)
+        is_complex = reference.is_complex() or values.is_complex()
+        one_flat, other_flat = _flat(reference, is_complex), _flat(values, is_complex)
         for one, other in zip(
             torch.split(one_flat, _CHUNK_VALUES), torch.split(other_flat, _CHUNK_VALUES), strict=True
         ):
@@ -142,8 +143,8 @@ def _ordered(integers: Tensor) -> Tensor:
     return whole ^ _LOWEST if integers.dtype == torch.uint64 else whole
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """All its numbers in one axis; a complex one is two."""
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.to(torch.complex64) if tensor.dtype == torch.complex32 else tensor)
+def _flat(tensor: Tensor, is_complex: bool) -> Tensor:
+    """All its numbers in one axis; complex ones as two each."""
+    if is_complex:
+        tensor = torch.view_as_real(tensor.to(torch.complex128))
     return tensor.reshape(-1)

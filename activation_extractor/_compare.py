@@ -51,7 +51,8 @@ def compare(
         rtol: the relative tolerance, or one for each layer by pattern (``{"h.*": 1e-3, "**": 1e-5}``, by the names of
             `left`, the first that fits counts). By default what rounding comes to in deep models: 1e-9 for float64,
             1e-4 for float32, 2**-5 for float16, 2**-2 for bfloat16, 2**-1 for float8, of two dtypes the coarser one's;
-            0 for integers.
+            0 for integers. A mistake that changes less, such as another epsilon where variances are large, needs a
+            smaller one to be found.
         atol: the absolute tolerance, likewise. By default `rtol` times the root mean square of the layer's values in
             `left`, since small values are sums of large ones.
         check_dtype: whether another dtype is a difference. By default it is one unless all layers differ in it: a model
@@ -79,6 +80,8 @@ def compare(
         (False, '1')
     """
     tolerances = Tolerances(rtol, atol)
+    if not isinstance(check_dtype, bool | None):
+        raise ArgumentTypeError("check_dtype", "be True, False or None", check_dtype)
     sides = Side(left, "left"), Side(right, "right")
     pairs = paired(sides[0].keys, sides[1].keys, match)
     tolerances.check([key[0] for key, _ in pairs if key])

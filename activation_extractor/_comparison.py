@@ -29,7 +29,8 @@ class LayerComparison:
         shapes: likewise; an axis along which rows differ is None.
         max_abs: the largest ``|right - left|``; NaN where shapes differ or a side is missing, as are the next two.
         max_rel: the largest ``|right - left| / |left|``, where left is not 0.
-        cosine: of the angle between all values on the left and on the right; NaN too where one side is all zeros.
+        cosine: of the angle between all values on the left and on the right; NaN too where one side is all zeros,
+            or squares overflow.
         nan_count: how many values are NaN on one side only.
         inf_count: how many are infinite on one side, and finite or of the other sign on the other.
         rtol: the relative tolerance that was used.

@@ -32,6 +32,8 @@ def paired(left: Sequence[Key], right: Sequence[Key], match: Match) -> list[Pair
     """
     names, others = _names(left), _names(right)
     matched = _matched(names, others, match)
+    if names and not matched:
+        raise MatchError("have layers that match names", "none", "Let match return a name of right for some of left.")
     pairs: list[Pair] = [(key, _partner(key, matched[key[0]], right)) for key in left if key[0] in matched]
     taken = {other for _, other in pairs}
     wanted = others if match is None else matched.values()

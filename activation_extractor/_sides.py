@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -105,10 +105,10 @@ class _NestedValue:
         self.shape: tuple[int | None, ...] = (len(self._rows), None, *(forms.pop() if forms else ()))
 
     def lengths(self) -> list[int] | None:
-        return [len(row) for row in self._rows]
+        return [row.shape[0] if row.dim() else 1 for row in self._rows]
 
     def read(self, start: int, stop: int) -> Tensor:
-        return torch.cat([row.reshape(-1) for row in self._rows[start:stop]])
+        return _joined(self._rows[start:stop], self.dtype)
 
 
 class _ColumnValue:
@@ -127,7 +127,11 @@ class _ColumnValue:
 
     def read(self, start: int, stop: int) -> Tensor:
         rows = self._column[start:stop] if self._rows is None else self._column[self._rows[start:stop]]
-        return torch.cat([row.reshape(-1) for row in rows]) if self._column.is_ragged else rows.reshape(-1)
+        return _joined(rows, self.dtype) if self._column.is_ragged else rows.reshape(-1)
+
+
+def _joined(rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.cat([torch.empty(0, dtype=dtype, device=rows[0].device if rows else None), *map(torch.flatten, rows)])
 
 
 def paired_blocks(left: Value, right: Value) -> Iterator[tuple[Tensor, Tensor]] | None:
@@ -220,7 +224,9 @@ def matched_rows(left: Store, right: Store, key: Key, other: Key, order: Tensor 
 def _tensors(source: Mapping[Any, Any], argument: str) -> Iterator[tuple[Key, Tensor]]:
     """What is in memory, by key; the calls of ``calls="all"`` one by one."""
     for key in source.pairs if isinstance(source, Activations) else source:
-        name, reducer = key if isinstance(key, tuple) else (key, None)
+        name, reducer = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
+        if not isinstance(name, str) or not isinstance(reducer, str | None):
+            raise ArgumentTypeError(f"a key of {argument}", "be a name or a (name, reducer)", key)
         value = source[key]
         if isinstance(value, list):
             yield from (((f"{name}#{index}", reducer), _tensor(one, argument)) for index, one in enumerate(value))
@@ -229,9 +235,18 @@ def _tensors(source: Mapping[Any, Any], argument: str) -> Iterator[tuple[Key, Te
 
 
 def _tensor(value: Any, argument: str) -> Tensor:
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
-    if not isinstance(value, Tensor):
+    if isinstance(value, np.ndarray):
+        value = _from_array(value)
+    if not isinstance(value, Tensor) or value.is_meta or value.is_quantized:
         raise ArgumentTypeError(f"a value in {argument}", "be a tensor, or an array of numbers", value)
     tensor = ordinary(value.detach())
     return tensor if tensor.is_nested or tensor.layout is torch.strided else tensor.to_dense()
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Any:
+    """The tensor of an array, or the array itself where torch has no such numbers."""
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    try:
+        return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+    except TypeError:
+        return array

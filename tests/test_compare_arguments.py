@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from activation_extractor import compare
-from activation_extractor.errors import ArgumentError, ArgumentTypeError
+from activation_extractor.errors import ArgumentError, ArgumentTypeError, MatchError
 
 
 def test_a_tolerance_may_be_given_by_layer_and_the_first_pattern_counts():
@@ -82,3 +82,44 @@ def test_arrays_of_another_framework_are_compared():
     left = {"a": torch.linspace(0, 1, 6).view(2, 3)}
     assert compare(left, {"a": left["a"].numpy() + np.float32(1e-6)}).ok
     assert compare({"a": left["a"].numpy()}, left, rtol=0, atol=0).ok
+
+
+def test_complex_numbers_are_compared_with_real_ones():
+    left, right = torch.tensor([1 + 2j, 3j]), torch.tensor([1.0, 0.0])
+    found = compare({"a": left}, {"a": right}, check_dtype=False)
+    assert (found[0].max_abs, found[0].differences) == (3.0, ("values",))
+    assert compare({"a": right.to(torch.complex64)}, {"a": right}).ok
+
+
+@pytest.mark.parametrize("key", [1, ("a", "b", "c"), ("a", 2), (1, "mean"), None], ids=str)
+def test_a_key_that_is_no_name_is_refused(key):
+    with pytest.raises(ArgumentTypeError, match=r"^a key of right must be a name or a \(name, reducer\), got "):
+        compare({"a": torch.ones(1)}, {key: torch.ones(1)})
+
+
+@pytest.mark.parametrize("match", [{}, lambda name: None], ids=["dict", "callable"])
+def test_a_match_that_names_nothing_is_refused(match):
+    with pytest.raises(MatchError, match="^What is compared must have layers that match names, got none. "):
+        compare({"a": torch.ones(1)}, {"a": torch.ones(1)}, match=match)
+
+
+def test_check_dtype_is_a_boolean_or_none():
+    with pytest.raises(ArgumentTypeError, match="^check_dtype must be True, False or None, got 'no'"):
+        compare({"a": torch.ones(1)}, {"a": torch.ones(1)}, check_dtype="no")
+
+
+@pytest.mark.parametrize("value", [torch.ones(1, device="meta"), np.ones(1, dtype=np.longdouble)], ids=["meta", "long"])
+def test_a_value_without_numbers_that_torch_has_is_refused(value):
+    with pytest.raises(ArgumentTypeError, match="^a value in left must be a tensor, or an array of numbers, got "):
+        compare({"a": value}, {"a": torch.ones(1)})
+
+
+def test_arrays_of_another_byte_order_are_read():
+    assert compare({"a": np.arange(3, dtype=">f4")}, {"a": torch.arange(3.0)}).ok
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_without_rows_and_of_scalars_are_compared():
+    for rows in ([], [torch.tensor(1.0), torch.tensor(2.0)]):
+        nested = torch.nested.nested_tensor(rows)
+        assert compare({"a": nested}, {"a": nested}).ok
