@@ -25,7 +25,7 @@ class Place(Protocol):
     kept: Kept
     masks: Masks
     call: CallArguments | None
-    forward_began: int
+    forward_number: int
     is_unmasked: bool | None
     ran: set[str]
 

@@ -25,7 +25,7 @@ class Entry:
     Attributes:
         tensor: the value; None while there is none.
         version: the tensor's version when the layer returned it; None when it is a copy.
-        turn: when it came: what came later has a larger one.
+        turn: when the first value came since there was none: what came later has a larger one.
     """
 
     __slots__ = ("tensor", "turn", "version")
@@ -71,7 +71,7 @@ class Kept:
 
     Attributes:
         masks: the masks of the activations that are kept whole, by recorded name, call by call.
-        turns: counts what is kept, so that its order is known.
+        turns: counts what is kept first, so that its order is known.
     """
 
     def __init__(self, calls: Calls, max_bytes: int | None, *, detach: bool = True) -> None:
@@ -96,7 +96,7 @@ class Kept:
 
     @property
     def names(self) -> list[str]:
-        """The recorded names that something is kept for, in the order in which it came."""
+        """The recorded names that something is kept for, in the order in which their first values came."""
         turns: dict[str, int] = {}
         for last in self._last.values():
             turns.update((name, one.turn) for name, one in last.items() if one.tensor is not None)
@@ -113,7 +113,9 @@ class Kept:
         if not self._keeps_all:
             last = self.entry(key)
             self._count(key[0], tensor, last.tensor)
-            last.tensor, last.version, last.turn = tensor, version, next(self.turns)
+            if last.tensor is None:
+                last.turn = next(self.turns)
+            last.tensor, last.version = tensor, version
             return
         entries = self._calls.setdefault(key[1], {}).setdefault(key[0], [])
         index = len(entries) if index is None else index

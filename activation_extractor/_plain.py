@@ -55,10 +55,11 @@ def is_plain(target: Target) -> bool:
 class _Slot(Entry):
     """What a layer's hook has of its own when it keeps one value: where, of which forward, and whose it is."""
 
-    __slots__ = ("module", "target")
+    __slots__ = ("forward", "module", "target")
 
     def __init__(self, target: Target) -> None:
         super().__init__()
+        self.forward = -1
         self.target = target
         self.module: nn.Module | None = target.module
 
@@ -77,10 +78,10 @@ class _Slot(Entry):
 class _Reduced:
     """What a layer's hook has of its own when it reduces: how, where the results are kept, and whose they are."""
 
-    __slots__ = ("module", "parts", "target", "turn")
+    __slots__ = ("forward", "module", "parts", "target")
 
     def __init__(self, target: Target, parts: list[tuple[Entry, str, Reducer, bool]]) -> None:
-        self.target, self.module, self.parts, self.turn = target, target.module, parts, -1
+        self.target, self.module, self.parts, self.forward = target, target.module, parts, -1
 
 
 def _bound_to_slot(record: Hook, kept: Kept, reducer: str, target: Target) -> Hook:
@@ -101,14 +102,17 @@ def _copying_hook(place: Place) -> Hook:
     def record_copy(slot: _Slot, called: nn.Module, args: Any, output: Any) -> None:
         if place not in open_here() or called is not slot.module or (place.call is None and backward_task() != -1):
             return
+        if slot.tensor is None:
+            slot.turn = next(turns)
         if type(output) is plain:
             # What is copied at once needs no version counter: `data` does what `detach()` does, at half the price.
             slot.tensor = output.data.clone() if output.requires_grad else output.clone()
         else:
             slot.tensor = snapshot(slot.pick(output))
-        if slot.turn > place.forward_began:
+        if slot.forward != (number := place.forward_number):
+            slot.forward = number
+        else:
             place.ran_again(slot.target)
-        slot.turn = next(turns)
         if cuts and (cut := current_cut()) is not None:
             cut.ran(place, slot.target.name)
 
@@ -122,6 +126,8 @@ def _referring_hook(place: Place) -> Hook:
     def record_reference(slot: _Slot, called: nn.Module, args: Any, output: Any) -> None:
         if place not in open_here() or called is not slot.module or (place.call is None and backward_task() != -1):
             return
+        if slot.tensor is None:
+            slot.turn = next(turns)
         if type(output) is not plain:
             output = slot.pick(output)
         try:
@@ -129,9 +135,10 @@ def _referring_hook(place: Place) -> Hook:
         except RuntimeError:  # an inference tensor has none
             raise InferenceReferenceError from None
         slot.tensor = output
-        if slot.turn > place.forward_began:
+        if slot.forward != (number := place.forward_number):
+            slot.forward = number
+        else:
             place.ran_again(slot.target)
-        slot.turn = next(turns)
         if cuts and (cut := current_cut()) is not None:
             cut.ran(place, slot.target.name)
 
@@ -161,18 +168,19 @@ def _reducing_hook(place: Place) -> Hook:  # noqa: C901 - one function on purpos
         if is_unmasked is None:
             is_unmasked = place.look_for_masks()
         mask = None if is_unmasked else masks.find(target.layer, sequence, place.call)
-        turn = next(turns)
         for entry, name, reducer, is_ours in slot.parts:
             try:
                 result = reducer(sequence, mask)
             except Exception as error:
                 note_reduction(error, target.layer, name, sequence)
                 raise
+            if entry.tensor is None:
+                entry.turn = next(turns)
             entry.tensor = result if is_ours else own_result(target.layer, name, sequence, result)
-            entry.turn = turn
-        if slot.turn > place.forward_began:
+        if slot.forward != (number := place.forward_number):
+            slot.forward = number
+        else:
             place.ran_again(target)
-        slot.turn = turn
         if cuts and (cut := current_cut()) is not None:
             cut.ran(place, target.name)
 

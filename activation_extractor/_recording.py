@@ -54,7 +54,7 @@ class Recording:
         self.masks = masks
         self.call: CallArguments | None = None
         self.ran: set[str] = set()  # in the forward that is under way
-        self.forward_began = -1
+        self.forward_number = 0
         self.is_unmasked: bool | None = None  # not known before a layer asks: a forward may make its own mask
         self._root: nn.Module | None = root
         self._targets = tuple(targets)
@@ -193,7 +193,7 @@ class Recording:
         """Begin a forward; returns its step, if it is one."""
         self._forward_thread = threading.get_ident()
         self.call = call
-        self.forward_began = next(self.kept.turns)
+        self.forward_number += 1
         self.is_unmasked = None
         self.ran.clear()
         return None if self._in_step else self._step(None, {})

@@ -67,11 +67,11 @@ def test_a_store_keeps_the_order_in_which_layers_ran(stack, tokens, tmp_path):
     assert open_store(tmp_path / "out").names == ["h.0.mlp", "h.0", "h.1"]
 
 
-def test_a_layer_that_ran_again_stands_where_its_last_value_came(stack, tokens):
+def test_a_layer_that_ran_again_stands_where_its_first_value_came(stack, tokens):
     with capture(stack, "h.[01]") as recorded:
         stack(tokens)
         stack.h[0](torch.ones(1, 2, 8))
-    assert list(recorded) == ["h.1", "h.0"]
+    assert list(recorded) == ["h.0", "h.1"]
 
 
 def test_pairs_tell_the_reducer_also_where_there_is_one(acts, pooled):

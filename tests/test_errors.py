@@ -41,6 +41,7 @@ EXAMPLES = {
     "StepError": errors.StepError(
         "begin inside the with-block", "one after it was left", "Begin it in the with-block."
     ),
+    "MatchError": errors.MatchError("be the same rows", "'z', which right lacks", "Compare stores of one data set."),
     "StopEarlyError": errors.StopEarlyError(),
     "ActivationNotFoundError": errors.ActivationNotFoundError("h.9", "A key must be one of 'h.0', got 'h.9'. Ask."),
     "StoreError": errors.StoreError("out/", "be a store", "an empty folder", "Give another one."),
