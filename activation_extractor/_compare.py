@@ -9,11 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from activation_extractor._closeness import Closeness, Tolerance, default_rtol
 from activation_extractor._comparison import Comparison, LayerComparison
+from activation_extractor._entries import Key
 from activation_extractor._layers import glob
-from activation_extractor._match import Key, Match, paired
+from activation_extractor._match import Match, paired
 from activation_extractor._sides import Side, matched_rows, paired_blocks, row_order
 from activation_extractor.activations import Activations
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
@@ -140,7 +142,7 @@ def _layers_of(pattern: str | None) -> re.Pattern[str]:
 
 
 def _compared(
-    sides: tuple[Side, Side], key: Key | None, other: Key | None, order: Any, tolerances: Tolerances
+    sides: tuple[Side, Side], key: Key | None, other: Key | None, order: Tensor | None, tolerances: Tolerances
 ) -> LayerComparison:
     left, right = sides
     if key is None or other is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+Key = tuple[str, str | None]  # of a value: recorded name; reducer's name, or None where that is not known
+
 _UNSAFE = "%:#/\\\0"
 
 # Entries of a shard beside `layer:reducer`. A bare `#` cannot come from a name, where it is escaped.

@@ -8,11 +8,11 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Literal
 
+from activation_extractor._entries import Key
 from activation_extractor._layers import count_wildcards, fill, glob
 from activation_extractor._wording import examples
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MatchError
 
-Key = tuple[str, str | None]  # recorded name; reducer's name, or None where that is not known
 Pair = tuple[Key | None, Key | None]
 Match = Mapping[str, str] | Callable[[str], str | None] | Literal["order"] | None
 
@@ -28,7 +28,8 @@ def paired(left: Sequence[Key], right: Sequence[Key], match: Match) -> list[Pair
         match: see `compare`.
 
     Raises:
-        ArgumentError: `match` does not fit, or there is no pair.
+        ArgumentError: `match` does not fit.
+        MatchError: there is no pair, or two for one.
     """
     names, others = _names(left), _names(right)
     matched = _matched(names, others, match)

@@ -13,12 +13,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from activation_extractor._entries import entry_name, unescape
+from activation_extractor._entries import Key, entry_name, unescape
 from activation_extractor._numpy_files import write_npz
 from activation_extractor._safetensors import write_safetensors
 from activation_extractor.errors import ArgumentError, StoreError
-
-Key = tuple[str, str | None]  # recorded name; reducer's name, or None where there was only one
 
 ORDER = "order"  # in the metadata: the entries' names as JSON, in the order in which their layers ran
 _CALL = re.compile(r"#\d+$")

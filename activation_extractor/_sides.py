@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from activation_extractor._columns import Column
+from activation_extractor._entries import Key
 from activation_extractor._saved import SavedActivations
 from activation_extractor._values import ordinary
 from activation_extractor.activations import Activations
 from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, MatchError
 from activation_extractor.store import Store
 
-Key = tuple[str, str | None]  # recorded name; reducer's name, or None where that is not known
 _SAME_ROWS = "Compare stores of the same data set."
 _BLOCK_VALUES = 1 << 20  # that are read at once, or a row where that has more
 
