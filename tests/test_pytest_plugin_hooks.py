@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from plugin import write_tests
+from torch import nn
 
+REGISTER = nn.Module.register_forward_hook  # before any watch
 LEAK = """
     def record(*values):
         pass
@@ -174,19 +176,10 @@ def test_a_model_that_was_freed_in_the_test_is_freed(pytester):
     run(pytester, body, ON).assert_outcomes(passed=1)
 
 
-def test_torch_is_as_it_was_afterwards(pytester):
-    body = (
-        LEAK.replace("MARK", "")
-        + """
-    def test_exit():
-        pytest.exit("in the middle")
-    """
-    )
-    from torch import nn
-
-    before = nn.Module.register_forward_hook
-    run(pytester, body, ON)
-    assert nn.Module.register_forward_hook is before
+@pytest.mark.parametrize("end", ["pass", "pytest.exit('in the middle')"])
+def test_torch_is_as_it_was_afterwards(pytester, end):
+    run(pytester, f"def test_it():\n    {end}\n", ON)
+    assert nn.Module.register_forward_hook is REGISTER
 
 
 def test_workers_of_xdist_tell_of_leaks_too(pytester):
