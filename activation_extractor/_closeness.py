@@ -104,14 +104,16 @@ class Closeness:
     def _add(self, reference: Tensor, values: Tensor) -> None:
         one, other = reference.double(), values.double()
         distance = _distance(reference, values, one, other)
-        if not math.isfinite(float(one @ one) + float(other @ other)):
+        squares = float(one @ one), float(other @ other)
+        if not math.isfinite(sum(squares)):
             self._count(one, other)
             finite = one.isfinite() & other.isfinite()
             one, other, distance = one[finite], other[finite], distance[finite]
+            squares = float(one @ one), float(other @ other)
         self._finite += len(one)
         self._dot += float(one @ other)
-        self._reference_square += float(one @ one)
-        self._square += float(other @ other)
+        self._reference_square += squares[0]
+        self._square += squares[1]
         if distance.any():
             size = one.abs()
             self.max_abs = max(self.max_abs, float(distance.max()))

@@ -110,23 +110,26 @@ class Comparison(Sequence[LayerComparison]):
     def _shown_from(self) -> int:
         return max(0, (self._first or 0) - _ROWS_ABOVE)
 
+    @property
+    def _has_reducers(self) -> bool:
+        return len({row.reducer for row in self._rows}) > 1
+
     def _caption(self) -> str:
-        several = len({row.reducer for row in self._rows}) > 1
-        head = f"Comparison of {_tables.plural(len(self), 'value' if several else 'layer')}"
+        head = f"Comparison of {_tables.plural(len(self), 'value' if self._has_reducers else 'layer')}"
         if self._first is None:
             return f"{head}: no difference"
         first, differing = self._rows[self._first], sum(not row.ok for row in self._rows)
-        name = repr((first.layer, first.reducer) if several else first.layer)
+        name = repr((first.layer, first.reducer) if self._has_reducers else first.layer)
         verb = "differs" if differing == 1 else "differ"
         return f"{head}: {differing} {verb}, first {name} ({', '.join(first.differences)})"
 
     def _cells(self) -> list[tuple[str, ...]]:
-        several = len({row.reducer for row in self._rows}) > 1
+        first_index, has_reducers = self._first, self._has_reducers
         return [
             (
-                "" if row.ok else ">" if index == self._first else "x",
+                "" if row.ok else ">" if index == first_index else "x",
                 _both(_name(row.layer), _name(row.layer if row.other is None else row.other)),
-                printable(row.reducer or "") if several else "",
+                printable(row.reducer or "") if has_reducers else "",
                 *map(_number, (row.max_abs, row.max_rel)),
                 _MISSING if math.isnan(row.cosine) else f"{row.cosine:.6f}",
                 _both(*(_dtype(one) for one in row.dtypes)),

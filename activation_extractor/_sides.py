@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -156,9 +156,10 @@ def _fit(one: int | None, other: int | None) -> bool:
 
 def _read_both(left: Value, right: Value, lengths: list[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
     rows = left.shape[0] if left.shape else 1
-    sizes = lengths or [1] * (rows or 0)
     width = math.prod(size for size in left.shape[2 if lengths else 1 :] if size is not None)
-    for start, stop in pairwise(_bounds(sizes, max(1, _BLOCK_VALUES // max(1, width)))):
+    most = max(1, _BLOCK_VALUES // max(1, width))
+    bounds = _bounds(lengths, most) if lengths else chain(range(0, rows or 1, most), [rows or 0])
+    for start, stop in pairwise(bounds):
         yield left.read(start, stop), right.read(start, stop)
 
 
@@ -183,7 +184,6 @@ def row_order(left: Store | None, right: Store | None) -> Tensor | None:
     if left is None or right is None or left.manifest["ids"] is None or right.manifest["ids"] is None:
         return None
     ids, others = left.ids, right.ids
-    known = set(ids)
     if ids == others:
         return None
     try:
@@ -192,6 +192,7 @@ def row_order(left: Store | None, right: Store | None) -> Tensor | None:
         missing = error.key
         raise MatchError("be the same rows", f"{missing!r}, which right lacks", _SAME_ROWS) from error
     if len(others) > len(ids):
+        known = set(ids)
         extra = next(one for one in others if one not in known)
         raise MatchError("be the same rows", f"{len(others) - len(ids)} that left lacks, such as {extra!r}", _SAME_ROWS)
     return torch.tensor(order, dtype=torch.int64)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from activation_extractor._compare import GivenTolerance, compare
+from activation_extractor._entries import Key
 from activation_extractor._files import make_folders
 from activation_extractor._saved import SavedActivations, saved_entry, write_saved
 from activation_extractor._sides import Side
@@ -13,8 +17,8 @@ from activation_extractor._wording import short_path
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 
 
-def check_size(acts: Any, max_bytes: int) -> None:
-    """Refuse what is not meant for a repository, or cannot be in one file.
+def golden_values(acts: Any, max_bytes: int) -> Mapping[Key, Tensor]:
+    """The values for a golden file; refuses what is not meant for a repository, or cannot be in one file.
 
     Raises:
         ArgumentTypeError: no activations, or a store.
@@ -27,10 +31,11 @@ def check_size(acts: Any, max_bytes: int) -> None:
     if nbytes > max_bytes:
         advice = "Capture fewer layers, or with reduce='mean', or a smaller batch; or pass max_bytes=."
         raise ArgumentError("The bytes in a golden file", f"be at most max_bytes={max_bytes}", nbytes, advice)
+    return side.tensors
 
 
-def difference(path: Path, acts: Any, *, rtol: GivenTolerance, atol: GivenTolerance) -> str | None:
-    """How activations differ from those of a golden file, for people; None when they do not.
+def difference(path: Path, values: Mapping[Key, Tensor], *, rtol: GivenTolerance, atol: GivenTolerance) -> str | None:
+    """How values differ from those of a golden file, for people; None when they do not.
 
     Raises:
         StoreError: it cannot be read.
@@ -38,7 +43,7 @@ def difference(path: Path, acts: Any, *, rtol: GivenTolerance, atol: GivenTolera
     if not path.exists():
         advice = "Write it with pytest --update-activations, and commit it."
         return f"The golden file {short_path(path)!r} must be there to compare with, got no such file. {advice}"
-    found = compare(SavedActivations(path), acts, rtol=rtol, atol=atol, check_dtype=True)
+    found = compare(SavedActivations(path), values, rtol=rtol, atol=atol, check_dtype=True)
     if found:
         return None
     advice = "If that is meant, run pytest with --update-activations."
@@ -46,11 +51,11 @@ def difference(path: Path, acts: Any, *, rtol: GivenTolerance, atol: GivenTolera
     return f"Activations must be as in {short_path(path)!r}, got {first}. {advice}\n{found!r}"
 
 
-def write_golden(path: Path, acts: Any) -> None:
+def write_golden(path: Path, values: Mapping[Key, Tensor]) -> None:
     """Write a golden file; the same values give the same bytes.
 
     Raises:
         StoreError: it cannot be written.
     """
     make_folders(path.parent)
-    write_saved(path, {saved_entry(key): tensor for key, tensor in Side(acts, "acts").tensors.items()})
+    write_saved(path, {saved_entry(key): tensor for key, tensor in values.items()})

@@ -107,18 +107,18 @@ class ActivationSnapshot:
             StoreError: the file cannot be read, or not be written.
         """
         __tracebackhide__ = True
-        from activation_extractor._snapshot import check_size, difference, write_golden
+        from activation_extractor._snapshot import difference, golden_values, write_golden
 
         path = self._use.file(name)
         if path in self._use.used:
             raise ArgumentError("name", "be another one for each check in a test", name, "Pass name=.")
-        check_size(acts, max_bytes)
+        values = golden_values(acts, max_bytes)
         self._use.used.append(path)
         if self._is_updating:
-            write_golden(path, acts)
+            write_golden(path, values)
             self._use.written.append(path)
             return
-        text = difference(path, acts, rtol=rtol, atol=atol)
+        text = difference(path, values, rtol=rtol, atol=atol)
         if text is not None:
             raise AssertionError(text)
 

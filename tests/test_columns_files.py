@@ -55,20 +55,6 @@ def wide(request):
         yield written(Path(folder), request.param, MANY, rows=1)
 
 
-@pytest.fixture
-def reads(monkeypatch) -> list[int]:
-    """The sizes of what is read from files, one for each read."""
-    sizes: list[int] = []
-
-    def preadv(descriptor, buffers, position):
-        sizes.append(sum(map(len, buffers)))
-        return real(descriptor, buffers, position)
-
-    real = os.preadv
-    monkeypatch.setattr(_reading.os, "preadv", preadv)
-    return sizes
-
-
 @pytest.mark.parametrize(
     ("index", "runs"),
     [
