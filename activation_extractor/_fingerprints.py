@@ -7,6 +7,7 @@ constants, defaults, closure, and the plain values and functions of its own modu
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import hashlib
 import inspect
@@ -149,7 +150,7 @@ class _Describer:
         if name is not None:  # a class, or a function that is not written in Python
             return f"{getattr(value, '__module__', '')}.{name}"
         call = inspect.getattr_static(type(value), "__call__", None)
-        state = object.__getstate__(value)  # attributes, those in slots too
+        state = _state(value)
         told = self.describe(state) if state is not None else _ADDRESS.sub("", repr(value))
         return {"type": type(value).__qualname__, "state": told, "call": self.describe(call)}
 
@@ -164,6 +165,18 @@ class _Describer:
         constants = code.co_consts[_has_docstring(code) :]
         body = hashlib.sha256(code.co_code).hexdigest()
         return [code.co_name, body, list(code.co_names), self.describe(constants)]
+
+
+def _state(value: Any) -> Any:
+    """The attributes of an object, and those in slots: what pickling takes by default."""
+    if sys.version_info >= (3, 11):
+        return object.__getstate__(value)
+    names: list[str] = copyreg._slotnames(type(value))  # type: ignore[attr-defined]  # private, and done with
+    attributes, slots = (
+        getattr(value, "__dict__", None),
+        {name: getattr(value, name) for name in names if hasattr(value, name)},
+    )
+    return (attributes or None, slots) if slots else attributes or None
 
 
 def _has_docstring(code: CodeType) -> bool:

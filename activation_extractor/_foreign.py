@@ -13,9 +13,7 @@ from functools import partial
 from types import MethodType
 from typing import Any
 
-# Typed as torch declares them; they are OrderedDicts, whose instances can have attributes.
-Hooks = dict[int, Callable[..., Any]]
-Flags = dict[int, bool]
+from activation_extractor._private_torch import Flags, Hooks
 
 _REDUCE = "__reduce_ex__"
 _lock = threading.Lock()

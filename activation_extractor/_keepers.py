@@ -11,10 +11,11 @@ from activation_extractor._layers import Target
 from activation_extractor._layout import has_sequence, sequence_second
 from activation_extractor._masks import CallArguments, Masks
 from activation_extractor._options import Options
+from activation_extractor._private_torch import version_of
 from activation_extractor._root import current_cut
 from activation_extractor._taps import Keep
 from activation_extractor._values import storage_bytes
-from activation_extractor.errors import InferenceReferenceError, ReducerError
+from activation_extractor.errors import InferenceReferenceError, ReducerError, add_note
 from activation_extractor.reducers import Reducer, full, owns_result
 
 
@@ -165,7 +166,7 @@ def reduce_sequence(layer: str, name: str, reducer: Reducer, sequence: Tensor, m
 def note_reduction(error: Exception, layer: str, name: str, sequence: Tensor) -> None:
     """Say in an error that a reducer raised what it was reducing."""
     shape = "nested" if sequence.is_nested else tuple(sequence.shape)
-    error.add_note(f"while reducing layer {layer!r} with {name!r}, activation {shape}")
+    add_note(error, f"while reducing layer {layer!r} with {name!r}, activation {shape}")
 
 
 def own_result(layer: str, name: str, sequence: Tensor, result: Tensor) -> Tensor:
@@ -194,7 +195,7 @@ def _whole(value: Tensor, options: Options) -> tuple[Tensor, int | None]:
         return (value.clone() if options.to is None else value.to(options.to, copy=True)), None
     if value.is_inference():
         raise InferenceReferenceError
-    return value, value._version
+    return value, version_of(value)
 
 
 def _tell_cut(target: Target, place: Place) -> None:

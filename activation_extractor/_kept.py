@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import count
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from activation_extractor._private_torch import is_wrapped, version_of
 from activation_extractor._values import ordinary, storage_bytes
 from activation_extractor.errors import CapacityError, OverwrittenError, TransformedCallError
-
-is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 Calls = Literal["last", "all", "join"]
 Key = tuple[str, str]  # recorded name, reducer's name
@@ -44,7 +41,7 @@ class Entry:
         self.check(name)
         if self.version is None:
             self.tensor = ordinary(self.tensor)
-        elif self.tensor._version != self.version:
+        elif version_of(self.tensor) != self.version:
             raise OverwrittenError(name)
         elif detach:
             self.detach()
@@ -66,6 +63,19 @@ class Entry:
             self.tensor = self.tensor.detach()  # shares the version counter
 
 
+class Turns:
+    """Counts what comes; it can be copied and pickled, as `itertools.count` cannot from Python 3.14 on."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self) -> None:
+        self._next = -1
+
+    def __next__(self) -> int:
+        self._next += 1
+        return self._next
+
+
 class Kept:
     """Values by key; one value a key, or the values of all calls in order.
 
@@ -76,7 +86,7 @@ class Kept:
 
     def __init__(self, calls: Calls, max_bytes: int | None, *, detach: bool = True) -> None:
         self.masks: dict[str, list[Tensor | None]] = {}
-        self.turns = count()
+        self.turns = Turns()
         # By reducer and name: the entries of all calls, with a None where a gradient is still to come; or the last one.
         self._calls: dict[str, dict[str, list[Entry | None]]] = {}
         self._last: dict[str, dict[str, Entry]] = {}

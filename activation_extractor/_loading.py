@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from activation_extractor._streams import current_accelerator
 from activation_extractor._wording import examples
 from activation_extractor.errors import ActivationError, ArgumentError, ArgumentTypeError, MissingExtraError
 
@@ -157,7 +158,7 @@ def _from_transformers(name: str, trust_remote_code: bool, dtype: Any) -> Loaded
     from transformers import AutoConfig, AutoModel
 
     trust: dict[str, Any] = {"trust_remote_code": bool(trust_remote_code)}  # left out, transformers asks on stdin
-    options = trust if dtype is None else {**trust, "dtype": dtype}
+    options = trust if dtype is None else {**trust, _dtype_argument(): dtype}
     with quiet(shows_downloads=not is_folder):
         try:
             config = AutoConfig.from_pretrained(name, **trust)
@@ -168,6 +169,13 @@ def _from_transformers(name: str, trust_remote_code: bool, dtype: Any) -> Loaded
             raise _refusal(name, error) from error
         prepare, lacks = _find_prepare(name, model, trust)
     return Loaded(model, prepare, name, (*_random_weights(info), *lacks))
+
+
+def _dtype_argument() -> str:
+    """What `from_pretrained` calls the dtype of the weights."""
+    from transformers import __version__
+
+    return "dtype" if tuple(map(int, __version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
 
 
 def _refusal(name: str, error: Exception) -> ArgumentError:
@@ -271,7 +279,7 @@ def _placed(value: Any, model: nn.Module) -> Any:
 
 
 def _check_device(device: Any) -> torch.device:
-    found = torch.accelerator.current_accelerator(check_available=True)
+    found = current_accelerator()
     options = [
         "cpu",
         *([] if found is None else [f"{found.type}:{i}" for i in range(torch.accelerator.device_count())]),

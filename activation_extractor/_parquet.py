@@ -83,7 +83,10 @@ class _Field:
             return
         self._width, self._number = math.prod(column.row_shape), _parquet_number(pa, name, column)
         self.is_splittable = self._number in (pa.float32(), pa.float64())
-        self._row = self._number if not column.row_shape else self._listed(self._number, self._width)
+        # pyarrow before 26 cannot read lists of a fixed size of which some are null.
+        self._is_listed = bool(column.row_shape) and self._present is not None and not column.is_ragged
+        size = () if self._is_listed else (self._width,)
+        self._row = self._number if not column.row_shape else self._listed(self._number, *size)
         whole = self._listed(self._row) if column.is_ragged else self._row
         about = {"shape": json.dumps(list(column.row_shape)), "dtype": str(column.dtype).removeprefix("torch.")}
         self.field = pa.field(name, whole, metadata=about)
@@ -120,15 +123,19 @@ class _Field:
 
     def _rows(self, values: _Array, is_null: _Array | None) -> Any:
         """An element for each row; for each that is not null, where that is said."""
-        if is_null is not None and is_null.any():
-            spread = np.zeros((len(is_null), *values.shape[1:]), values.dtype)
-            spread[~is_null] = values
-            values = spread
-        mask = None if is_null is None else self._pa.array(is_null)
-        if self._row is self._number:
-            return self._pa.array(values, mask=is_null)
-        numbers = self._pa.array(values.reshape(-1))
-        return self._pa.FixedSizeListArray.from_arrays(numbers, type=self._row, mask=mask)
+        pa = self._pa
+        if is_null is not None and self._is_listed:
+            starts = np.zeros(len(is_null) + 1, dtype=np.int32)
+            starts[1:][~is_null] = self._width
+            starts, mask = pa.array(starts.cumsum(dtype=np.int32)), pa.array(is_null)
+            return pa.ListArray.from_arrays(starts, pa.array(values.reshape(-1)), type=self._row, mask=mask)
+        if self._row is not self._number:
+            return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=self._row)
+        if is_null is None:
+            return pa.array(values)
+        spread = np.zeros(len(is_null), values.dtype)
+        spread[~is_null] = values
+        return pa.array(spread, mask=is_null)
 
     def _listed(self, kind: Any, *size: int) -> Any:
         self.path += ".list.element"

@@ -25,8 +25,9 @@ from activation_extractor._kept import Entry, Kept
 from activation_extractor._layers import Target
 from activation_extractor._layout import sequence_second
 from activation_extractor._options import Options
+from activation_extractor._private_torch import backward_task, is_transformed, version_of
 from activation_extractor._root import current_cut, cuts
-from activation_extractor._taps import backward_task, is_transformed, picker
+from activation_extractor._taps import picker
 from activation_extractor._values import snapshot
 from activation_extractor.errors import InferenceReferenceError, TransformedCallError
 from activation_extractor.reducers import Reducer, full, owns_result
@@ -131,7 +132,7 @@ def _referring_hook(place: Place) -> Hook:
         if type(output) is not plain:
             output = slot.pick(output)
         try:
-            slot.version = output._version
+            slot.version = version_of(output)
         except RuntimeError:  # an inference tensor has none
             raise InferenceReferenceError from None
         slot.tensor = output

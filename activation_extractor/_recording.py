@@ -19,17 +19,19 @@ from activation_extractor._mask_values import MaskCheck
 from activation_extractor._masks import CallArguments, Masks
 from activation_extractor._options import Options
 from activation_extractor._plain import is_plain, plain_hooks
+from activation_extractor._private_torch import backward_task
 from activation_extractor._results import Results
 from activation_extractor._root import Forward, StopForward, unwatch, watch
 from activation_extractor._stance import eager_stance
 from activation_extractor._steps import KeptColumn, RowId, make_step
-from activation_extractor._taps import Attached, Detach, backward_task, tap, tap_gradient
+from activation_extractor._taps import Attached, Detach, tap, tap_gradient
 from activation_extractor.errors import (
     GradientNotFoundError,
     InferenceReferenceError,
     LayerNotRunError,
     StepError,
     StopEarlyError,
+    add_note,
 )
 from activation_extractor.sinks import Sink
 
@@ -126,7 +128,7 @@ class Recording:
             if error is None:
                 raise
             if sink_error is not error:  # a step may have raised it already
-                error.add_note(f"The sink could not be closed either: {sink_error}")
+                add_note(error, f"The sink could not be closed either: {sink_error}")
 
     def _attach(self, undo: list[Detach]) -> None:
         attached, make_hook = Attached(), plain_hooks(self.options, self)

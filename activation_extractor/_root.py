@@ -1,8 +1,7 @@
 """The model's own call: where a forward of the whole model begins and ends, and where `stop_early` is caught.
 
-Hooks cannot do this: they neither see every way out of a call nor can they swallow an exception. What can is
-``module.__dict__["_compiled_call_impl"]``, which ``nn.Module.__call__`` prefers over its own and ``__getstate__``
-leaves out of copies and pickles. It is private to torch; the tests of this module watch over it.
+Hooks cannot do this: they neither see every way out of a call nor can they swallow an exception. What can is `CALL` in
+the module's ``__dict__``.
 """
 
 from __future__ import annotations
@@ -16,10 +15,9 @@ from typing import Any, Protocol
 from torch import nn
 
 from activation_extractor._context import Owner, open_here
+from activation_extractor._private_torch import CALL, backward_task, own_call
 from activation_extractor._stance import eager_stance, outside_compilation
-from activation_extractor._taps import backward_task
 
-_CALL = "_compiled_call_impl"
 _lock = threading.Lock()
 
 
@@ -111,16 +109,16 @@ cuts: list[Cut] = []
 def watch(root: nn.Module, watcher: Watcher) -> None:
     """Tell `watcher` of each forward of `root` in its context, until `unwatch`."""
     with _lock:
-        call = root.__dict__.get(_CALL)
+        call = root.__dict__.get(CALL)
         if not isinstance(call, _RootCall):
-            call = root.__dict__[_CALL] = _RootCall(root, call, _CALL in root.__dict__)
+            call = root.__dict__[CALL] = _RootCall(root, call, CALL in root.__dict__)
         call.watchers = (*call.watchers, watcher)
 
 
 def unwatch(root: nn.Module, watcher: Watcher) -> None:
     """Undo `watch`; the last one out puts back what the first one found."""
     with _lock:
-        call = root.__dict__.get(_CALL)
+        call = root.__dict__.get(CALL)
         if not isinstance(call, _RootCall):
             return  # someone compiled the model in place meanwhile: theirs stays
         call.watchers = tuple(other for other in call.watchers if other is not watcher)
@@ -133,6 +131,7 @@ class _RootCall:
 
     def __init__(self, root: nn.Module, previous: Any, was_set: bool) -> None:
         self._root, self._previous, self._was_set = root, previous, was_set
+        self._own = own_call(root)
         self.watchers: tuple[Watcher, ...] = ()
 
     @cached_property
@@ -140,19 +139,17 @@ class _RootCall:
         return frozenset(map(id, self._root.modules()))
 
     def restore(self) -> None:
-        del self._root.__dict__[_CALL]
+        del self._root.__dict__[CALL]
         if self._was_set:
-            self._root.__dict__[_CALL] = self._previous
+            self._root.__dict__[CALL] = self._previous
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if eager_stance.catch_up():
             return outside_compilation(self._call)(*args, **kwargs)
         return self._call(*args, **kwargs)
 
-    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
-
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        call = self._previous or self._root._call_impl
+        call = self._previous or self._own
         opened = open_here()
         watchers = [watcher for watcher in self.watchers if watcher in opened]
         if not watchers or backward_task() != -1:  # a stranger's call, or checkpointing's recomputation

@@ -138,20 +138,30 @@ def read_safetensors_shard(path: Path) -> Contents:
         OSError: the file cannot be read.
         ValueError: it is no such shard, or a damaged one.
     """
+    header, data_start, size = read_header(path)
+    noted = header.pop(_ABOUT)
+    crcs = {key.removeprefix(_CRC32): value for key, value in noted.items() if key.startswith(_CRC32)}
+    about = {key: value for key, value in noted.items() if not key.startswith(_CRC32)}
+    _check_ranges(header, size - data_start)
+    return Contents(about, {name: _extent(path, data_start, entry, crcs[name]) for name, entry in header.items()})
+
+
+def read_header(path: Path) -> tuple[Any, int, int]:
+    """The JSON at the head of a file, where the tensors' bytes begin behind it, and the file's size.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it has no such head.
+    """
     descriptor = open_regular(path)
     try:
         size = os.fstat(descriptor).st_size
         (length,) = struct.unpack("<Q", read_at(descriptor, 0, 8))
         if length > _LONGEST_HEADER:
             raise ValueError(f"a header of {length} bytes")
-        header = json.loads(read_at(descriptor, 8, length), object_pairs_hook=unique)
+        return json.loads(read_at(descriptor, 8, length), object_pairs_hook=unique), 8 + length, size
     finally:
         os.close(descriptor)
-    noted = header.pop(_ABOUT)
-    crcs = {key.removeprefix(_CRC32): value for key, value in noted.items() if key.startswith(_CRC32)}
-    about = {key: value for key, value in noted.items() if not key.startswith(_CRC32)}
-    _check_ranges(header, size - 8 - length)
-    return Contents(about, {name: _extent(path, 8 + length, entry, crcs[name]) for name, entry in header.items()})
 
 
 def check_dtype(dtype: torch.dtype) -> torch.dtype:

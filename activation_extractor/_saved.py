@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from activation_extractor._entries import Key, entry_name, unescape
 from activation_extractor._numpy_files import write_npz
-from activation_extractor._safetensors import write_safetensors
+from activation_extractor._safetensors import read_header, write_safetensors
 from activation_extractor.errors import ArgumentError, StoreError
 
 ORDER = "order"  # in the metadata: the entries' names as JSON, in the order in which their layers ran
 _CALL = re.compile(r"#\d+$")
+_READ_SINCE = {"C64": "0.7", "F8_E4M3FNUZ": "0.8", "F8_E5M2FNUZ": "0.8"}  # by the safetensors library
 
 
 def saved_entry(key: Key, call: int | None = None) -> str:
@@ -101,6 +103,9 @@ class SavedActivations(Mapping[Key, Tensor]):
     def _unreadable(self, error: Exception) -> StoreError:
         got = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         advice = "Give it a file that Activations.save wrote, or the folder of a store."
+        if needed := _needed_release(self._path):
+            got = f"{got} from safetensors {safetensors.__version__}"
+            advice = f"It holds a dtype that safetensors reads since {needed}: pip install 'safetensors>={needed}'"
         return StoreError(self._path, "be a file of activations that can be read", got, advice)
 
 
@@ -109,6 +114,20 @@ def _open_safetensors(path: Path) -> tuple[list[str], Callable[[str], Tensor]]:
     entries, order = list(file.keys()), _order(file.metadata())
     # Clones, since a mapped file that is cut short elsewhere crashes whoever touches the lost part.
     return order if sorted(order) == sorted(entries) else entries, lambda entry: file.get_tensor(entry).clone()
+
+
+def _needed_release(path: Path) -> str | None:
+    """The release of safetensors that reads a file of ours, where the one that is installed is too old for it."""
+    try:
+        dtypes = {entry.get("dtype") for entry in read_header(path)[0].values()}
+    except Exception:  # of bytes by anybody a parser makes anything; what is wrong with them is told elsewhere
+        return None
+    needed = max((release for dtype, release in _READ_SINCE.items() if dtype in dtypes), default=None)
+    return needed if needed and _release(needed) > _release(safetensors.__version__) else None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")[:2]))
 
 
 def _order(metadata: Mapping[str, str] | None) -> list[str]:

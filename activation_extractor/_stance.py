@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
 import torch
+
+from activation_extractor._private_torch import is_compiler_loaded
 
 
 class EagerStance:
@@ -31,7 +32,7 @@ class EagerStance:
 
     def catch_up(self) -> bool:
         """Take the stance if dynamo was imported after the first user came; returns whether it was just taken."""
-        if self._set is not None or "torch._dynamo" not in sys.modules:
+        if self._set is not None or not is_compiler_loaded():
             return False
         with self._lock:
             if self._set is not None or not self._users:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def current_accelerator() -> torch.device | None:
+    """The accelerator of this machine; None where torch knows of some kind and none is there."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
 
 def new_stream(device: torch.device) -> Any:
@@ -18,6 +24,22 @@ def new_stream(device: torch.device) -> Any:
 def current_stream(device: torch.device) -> Any:
     """The stream that work on the device goes to in this thread; None on a device that has none."""
     return torch.accelerator.current_stream(device) if has_streams(device.type) else None
+
+
+@contextmanager
+def use(stream: Any) -> Iterator[None]:
+    """Send what this thread begins to a stream."""
+    if hasattr(stream, "__enter__"):  # since torch 2.8
+        with stream:
+            yield
+        return
+    device, before = torch.accelerator.current_device_index(), current_stream(stream.device)
+    torch.accelerator.set_stream(stream)  # makes its device the current one too
+    try:
+        yield
+    finally:
+        torch.accelerator.set_stream(before)
+        torch.accelerator.set_device_index(device)
 
 
 def hold(tensors: Iterable[Tensor]) -> None:
@@ -34,8 +56,8 @@ def hold(tensors: Iterable[Tensor]) -> None:
 @cache
 def has_streams(kind: str) -> bool:
     """Whether devices of a kind have streams."""
-    accelerator = torch.accelerator.current_accelerator()
-    if kind == "cpu" or accelerator is None or accelerator.type != kind:
+    accelerator = current_accelerator()
+    if accelerator is None or accelerator.type != kind:
         return False
     try:
         torch.Stream(device=kind)

@@ -8,23 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from activation_extractor._context import Owner, open_here
-from activation_extractor._foreign import Hooks, hide_flags, hide_ours, show_all
+from activation_extractor._foreign import hide_flags, hide_ours, show_all
 from activation_extractor._layers import Target
 from activation_extractor._masks import bind, signature_of
+from activation_extractor._private_torch import Hooks, backward_task, forward_hooks, forward_pre_hooks, is_transformed
 from activation_extractor._values import main_tensor, select_part
 from activation_extractor.errors import TransformedCallError, ValueNotFoundError
 
 Keep = Callable[[Tensor], None]
 Detach = Callable[[], None]
-
-# Private, some 50 ns each, and the only way to know: -1 outside backward, False outside a transform of torch.func.
-backward_task = torch._C._current_graph_task_id
-is_transformed = torch._C._are_functorch_transforms_active
 
 
 def tap(target: Target, owner: Owner, keep: Keep) -> Detach:
@@ -130,7 +126,7 @@ class Attached:
 
     def add(self, module: nn.Module, hook: Callable[..., None]) -> None:
         """Attach a hook; `hide` is to be called when all of them are."""
-        self._hooks.append(module._forward_hooks)
+        self._hooks.append(forward_hooks(module))
         self._ids.append(module.register_forward_hook(hook).id)
 
     def hide(self) -> None:
@@ -158,7 +154,7 @@ def _attach(module: nn.Module, hook: Callable[..., None]) -> Detach:
 
 def _before(module: nn.Module, hook: Callable[..., None]) -> Detach:
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    hooks, flags = module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
+    hooks, flags = forward_pre_hooks(module)
     hide_ours([hooks])
     hide_flags(flags, hooks)
 

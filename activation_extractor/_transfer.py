@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from activation_extractor._streams import current_stream, hold, new_stream
+from activation_extractor._streams import current_stream, hold, new_stream, use
 
 # Tensors travel together up to this size, which bounds what packing them costs the device: it holds them twice.
 PARCEL_BYTES = 64 * 2**20
@@ -72,7 +72,7 @@ class Transfer:
         if stream is None or not sources:
             return [source.cpu() for source in sources]
         stream.wait_stream(current_stream(device))
-        with stream:
+        with use(stream):
             hosts = [_pinned_like(source).copy_(source, non_blocking=True) for source in sources]
             for source in sources:
                 source.record_stream(stream)  # its memory is not given away before the copy is done

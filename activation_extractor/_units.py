@@ -14,7 +14,7 @@ from activation_extractor._mask_values import MaskCheck
 from activation_extractor._shards import Codec
 from activation_extractor._steps import Ragged, RowId, Step
 from activation_extractor._transfer import Arrival, Transfer
-from activation_extractor.errors import ArgumentError, MaskError, StoreError
+from activation_extractor.errors import ArgumentError, MaskError, StoreError, add_note
 
 Described = dict[str, Any]
 _SMALL_CHUNK_BYTES = 64 * 2**10
@@ -159,7 +159,7 @@ def _settle(step: int, check: MaskCheck, verdict: Tensor) -> None:
     try:
         check.settle(verdict)
     except MaskError as error:
-        error.add_note(f"seen when step {step} had come from its device")
+        add_note(error, f"seen when step {step} had come from its device")
         raise
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_INFERENCE_GUARD = torch._C._InferenceMode  # `torch.inference_mode` without its Python-level cost
+from activation_extractor._private_torch import inference_guard
 
 
 def main_tensor(value: Any) -> Tensor | None:
@@ -86,7 +86,7 @@ def ordinary(tensor: Tensor) -> Tensor:
         tensor = tensor.resolve_conj().resolve_neg()
     if not tensor.is_inference():
         return tensor
-    with _INFERENCE_GUARD(False):
+    with inference_guard(False):
         if type(tensor) is not Tensor or _is_special(tensor):
             return tensor.clone()
         plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)

@@ -25,7 +25,8 @@ Each error derives from `ActivationError` and from the built-in that a stranger 
     ├── MatchError               ValueError     what is compared does not belong together
     ├── StoreError               OSError        a folder is not a store, or a damaged one
     │   └── OtherRunError        OSError        a store holds another run than the one that is to go on
-    └── MissingExtraError        ImportError    an optional dependency is not installed
+    ├── MissingExtraError        ImportError    an optional dependency is not installed
+    └── UnsupportedTorchError    RuntimeError   this release of torch lacks what is needed
 
 An error keeps what it is about as attributes. Texts read
 ``<what> must <condition>, got <value>. <What to do.>``
@@ -33,6 +34,7 @@ An error keeps what it is about as attributes. Texts read
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +64,7 @@ __all__ = [
     "StoreError",
     "TransformedCallError",
     "UnhookableLayerError",
+    "UnsupportedTorchError",
     "ValueNotFoundError",
 ]
 
@@ -383,3 +386,27 @@ class MissingExtraError(ActivationError, ImportError):
         self.extra = extra
         advice = advice or f"Install it with: pip install 'activation_extractor[{extra}]'"
         super().__init__(f"{what} must have the extra {extra!r} installed, got no {missing}. {advice}")
+
+
+class UnsupportedTorchError(ActivationError, RuntimeError):
+    """This release of torch lacks something private that the library needs.
+
+    Attributes:
+        name: what it lacks.
+        version: the release.
+    """
+
+    def __init__(self, name: str, version: str) -> None:
+        self.name, self.version = name, str(version)
+        super().__init__(
+            f"torch must have {name!r}, got release {self.version}, which has no such thing. "
+            "Use a release of the README's table of versions, and report this one."
+        )
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a line to what is shown with an error; Python 3.10 keeps it in ``__notes__``, and does not show it itself."""
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    else:
+        vars(error).setdefault("__notes__", []).append(note)

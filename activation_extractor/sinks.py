@@ -7,7 +7,7 @@ import secrets
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -293,5 +293,5 @@ def check_path(name: str, path: Any) -> Path:
 
 def writer_name() -> str:
     """A name for a writer that no other one has; names sort by the time at which writing began."""
-    now = datetime.now(UTC)
+    now = datetime.now(timezone.utc)
     return f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"

@@ -46,6 +46,7 @@ EXAMPLES = {
     "ActivationNotFoundError": errors.ActivationNotFoundError("h.9", "A key must be one of 'h.0', got 'h.9'. Ask."),
     "StoreError": errors.StoreError("out/", "be a store", "an empty folder", "Give another one."),
     "OtherRunError": errors.OtherRunError("out/", ["weights", "calls", "mask", "reducers"]),
+    "UnsupportedTorchError": errors.UnsupportedTorchError("torch._C._new_name", "9.9.0"),
     "MissingExtraError": errors.MissingExtraError("The command line", "cli", "typer"),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import typer
 from activation_extractor._commands._terminal import say
 
 
-class Target(StrEnum):
+class Target(str, Enum):
     """What a store can be exported to."""
 
     PARQUET = "parquet"

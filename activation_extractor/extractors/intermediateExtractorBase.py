@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from activation_extractor._layers import resolve
 from activation_extractor._modules import check_model
+from activation_extractor._private_torch import clear_forward_hooks
 from activation_extractor._values import copied
 from activation_extractor.errors import ArgumentError
 
@@ -87,12 +88,7 @@ class IntermediateExtractorBase:
         """Take off ALL forward hooks of every module of the model, whoever attached them."""
         self.detach_hooks()
         for module in self.model.modules():
-            for hooks in (
-                module._forward_hooks,
-                module._forward_hooks_with_kwargs,
-                module._forward_hooks_always_called,
-            ):
-                hooks.clear()
+            clear_forward_hooks(module)
 
     def get_outputs(self) -> dict[str, Any]:
         """What the layers returned so far: `intermediate_outputs` itself."""

@@ -1,0 +1,98 @@
+"""Everything private of torch that this library leans on: an entry for each name, and no other file names one.
+
+Where a torch lacks a name, importing works: what takes its place is used, or its first use raises
+`UnsupportedTorchError`, which says the name and the release. Every release of the README's table has all of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from activation_extractor.errors import UnsupportedTorchError
+
+# As torch declares them; they are OrderedDicts, whose instances can have attributes.
+Hooks = dict[int, Callable[..., Any]]
+Flags = dict[int, bool]
+
+
+def private(name: str) -> Any:
+    """What torch keeps under a dotted name, or a function that raises where this torch lacks it.
+
+    Example:
+        >>> private("_C._current_graph_task_id")()
+        -1
+    """
+    try:
+        return attrgetter(name)(torch)
+    except AttributeError:
+        return _Missing(f"torch.{name}")
+
+
+class _Missing:
+    """Stands for what a torch lacks."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, *_: object) -> Any:
+        raise UnsupportedTorchError(self._name, torch.__version__)
+
+
+# -1 outside of backward: tells a checkpoint's recomputation from a forward, in 50 ns. There is no public way to know.
+backward_task: Callable[[], int] = private("_C._current_graph_task_id")
+
+# Whether a transform of torch.func (vmap, grad) is under way, whose values are slices of the batch. No public way.
+is_transformed: Callable[[], bool] = private("_C._are_functorch_transforms_active")
+
+# Whether a tensor is such a value. No public way.
+is_wrapped: Callable[[Tensor], bool] = private("_C._functorch.is_functorch_wrapped_tensor")
+
+# `torch.inference_mode` without its cost in Python; that takes its place.
+inference_guard: Any = getattr(torch._C, "_InferenceMode", torch.inference_mode)
+
+# How often a tensor's memory was written to in place; autograd itself goes by it. RuntimeError for an inference tensor.
+version_of: Callable[[Tensor], int] = attrgetter("_version")
+
+# What `nn.Module.__call__` runs instead of its own `_call_impl`, if an instance has it; `Module.compile` sets it, and
+# copies and pickles leave it out. Hooks would not do: they neither see every way out nor swallow an error.
+CALL = "_compiled_call_impl"
+
+
+def own_call(module: nn.Module) -> Callable[..., Any]:
+    """What a module runs when it is called, hooks included."""
+    if not hasattr(nn.Module, CALL):
+        raise UnsupportedTorchError(f"torch.nn.Module.{CALL}", torch.__version__)
+    call: Callable[..., Any] = module._call_impl
+    return call
+
+
+def forward_hooks(module: nn.Module) -> Hooks:
+    """The module's own dictionary of forward hooks: taking one off by its id costs a third of a handle's `remove`."""
+    return module._forward_hooks
+
+
+def forward_pre_hooks(module: nn.Module) -> tuple[Hooks, Flags]:
+    """The module's own dictionary of hooks before its forward, and that of which of them take keyword arguments."""
+    return module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
+
+
+def clear_forward_hooks(module: nn.Module) -> None:
+    """Take off every forward hook, whosever it is."""
+    for hooks in (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called):
+        hooks.clear()
+
+
+def has_forward(module: nn.Module) -> bool:
+    """Whether the module's class has a forward: one without has a function of this name, which raises."""
+    return getattr(module.forward, "__name__", "") != "_forward_unimplemented"
+
+
+def is_compiler_loaded() -> bool:
+    """Whether this process has imported the compiler, without which nothing is compiled; importing it is slow."""
+    return "torch._dynamo" in sys.modules

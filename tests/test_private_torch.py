@@ -1,0 +1,156 @@
+"""What is private of torch: each name does what we take it for, and one that is gone is an error that says so."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from models import BlockStack, count_hooks
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from activation_extractor import _private_torch as private
+from activation_extractor import capture
+from activation_extractor.errors import UnsupportedTorchError
+
+PACKAGE = Path(private.__file__).parent
+
+
+def loaded_anew():
+    """The module as a torch of other names would have it."""
+    spec = importlib.util.spec_from_file_location("private_torch_of_another_release", private.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_recomputation_is_told_from_a_forward():
+    tasks = []
+
+    def forward(x):
+        tasks.append(private.backward_task())
+        return x.sin()
+
+    checkpoint(forward, torch.ones(2, requires_grad=True), use_reentrant=False).sum().backward()
+    assert tasks[0] == -1
+    assert tasks[1] != -1
+
+
+def test_a_transform_and_its_values_are_known():
+    known = []
+    torch.func.vmap(lambda x: known.append((private.is_transformed(), private.is_wrapped(x))) or x)(torch.ones(2, 3))
+    assert known == [(True, True)]
+    assert not private.is_transformed()
+    assert not private.is_wrapped(torch.ones(2))
+
+
+def test_the_guard_leaves_inference_mode():
+    with torch.inference_mode():
+        with private.inference_guard(False):
+            assert not torch.ones(1).is_inference()
+        assert torch.ones(1).is_inference()
+
+
+def test_a_version_counts_writes_and_an_inference_tensor_has_none():
+    tensor = torch.ones(2)
+    before = private.version_of(tensor)
+    tensor.add_(1)
+    assert private.version_of(tensor) == before + 1
+    with torch.inference_mode(), pytest.raises(RuntimeError):
+        private.version_of(torch.ones(2))
+
+
+def test_a_modules_call_can_be_replaced_and_copies_leave_that_out(stack, tokens):
+    expected = stack(tokens)
+    stack.__dict__[private.CALL] = lambda *args: "replaced"
+    assert stack(tokens) == "replaced"
+    assert torch.equal(private.own_call(stack)(tokens), expected)
+    assert private.CALL not in stack.__getstate__()
+
+
+def test_the_dictionaries_are_those_that_torch_goes_by():
+    layer, ran = nn.Linear(2, 2), []
+    handle = layer.register_forward_hook(lambda *_: ran.append("after"))
+    before = layer.register_forward_pre_hook(lambda *_: ran.append("before"), with_kwargs=True)
+    hooks, flags = private.forward_pre_hooks(layer)
+    assert (list(private.forward_hooks(layer)), list(hooks), list(flags)) == ([handle.id], [before.id], [before.id])
+    private.forward_hooks(layer).pop(handle.id)
+    layer(torch.ones(1, 2))
+    assert ran == ["before"]
+    layer.register_forward_hook(lambda *_: ran.append("after"), always_call=True, with_kwargs=True)
+    private.clear_forward_hooks(layer)
+    left = (layer._forward_hooks, layer._forward_hooks_with_kwargs, layer._forward_hooks_always_called)
+    assert not any(left)
+
+
+def test_a_module_without_a_forward_is_known():
+    assert not private.has_forward(nn.ModuleList())
+    assert private.has_forward(nn.Linear(1, 1))
+
+
+def test_the_compiler_is_known_to_be_loaded(monkeypatch):
+    assert private.is_compiler_loaded() == ("torch._dynamo" in sys.modules)
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    assert not private.is_compiler_loaded()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "entry"),
+    [
+        (torch._C, "_current_graph_task_id", "backward_task"),
+        (torch._C, "_are_functorch_transforms_active", "is_transformed"),
+        (torch._C._functorch, "is_functorch_wrapped_tensor", "is_wrapped"),
+    ],
+)
+def test_a_name_that_is_gone_is_an_error_when_it_is_used(monkeypatch, owner, name, entry):
+    monkeypatch.delattr(owner, name)
+    use = getattr(loaded_anew(), entry)
+    with pytest.raises(UnsupportedTorchError) as caught:
+        use(*[torch.ones(1)] * (entry == "is_wrapped"))
+    assert caught.value.name.endswith(name)
+    assert caught.value.version == torch.__version__
+    assert f"got release {torch.__version__}" in str(caught.value)
+
+
+def test_without_its_private_guard_torchs_own_inference_mode_takes_its_place(monkeypatch):
+    monkeypatch.delattr(torch._C, "_InferenceMode")
+    assert loaded_anew().inference_guard is torch.inference_mode
+
+
+def test_a_torch_whose_modules_cannot_be_stood_in_for_is_an_error_on_entering_and_leaves_no_hook(monkeypatch):
+    model = BlockStack()
+    monkeypatch.delattr(nn.Module, private.CALL)
+    with pytest.raises(UnsupportedTorchError, match=r"torch\.nn\.Module\._compiled_call_impl"), capture(model, "h.*"):
+        pass
+    assert count_hooks(model) == 0
+
+
+def test_without_a_private_name_the_package_imports_and_capturing_says_what_lacks():
+    code = """
+        import torch
+        from torch import nn
+        del torch._C._are_functorch_transforms_active
+        from activation_extractor import capture, errors
+        model = nn.Sequential(nn.Linear(2, 2))
+        try:
+            with capture(model, "0", reduce="mean"):
+                model(torch.ones(1, 2, 2))
+        except errors.UnsupportedTorchError as error:
+            assert not model[0]._forward_hooks
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert "got release " + torch.__version__ in done.stdout, done.stderr
+
+
+def test_no_other_file_names_what_is_private():
+    words = ("torch._C", "_compiled_call_impl", "_call_impl", "._version", "._forward_hooks")
+    words += ("._forward_pre_hooks", "_forward_unimplemented")
+    others = [file for file in PACKAGE.rglob("*.py") if file.name not in ("_private_torch.py", "_left_hooks.py")]
+    found = {(file.name, word) for file in others for word in words if word in file.read_text(encoding="utf-8")}
+    assert found == set()
