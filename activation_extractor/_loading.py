@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import pickle
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -183,6 +184,7 @@ def _refusal(name: str, error: Exception) -> ArgumentError:
     from huggingface_hub import errors as hub
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
+    chain = list(_chain(error))
     why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "huggingface.co was not reached"
     reasons = {
         hub.GatedRepoError: f"Its authors ask for consent first, at huggingface.co/{name}.",
@@ -191,15 +193,23 @@ def _refusal(name: str, error: Exception) -> ArgumentError:
         hub.HFValidationError: "There is no such folder.",
     }
     for kind, reason in reasons.items():
-        if isinstance(error, kind) or isinstance(error.__cause__, kind):
+        if any(isinstance(one, kind) for one in chain):
             return ArgumentError("model", _KINDS, name, reason)
     if "trust_remote_code" in str(error):
         advice = "Read that code, then pass trust_remote_code (--trust-remote-code)."
         return ArgumentError("model", "run without code of its own", name, advice)
-    if type(error).__name__ == "UnpicklingError":
+    if any(isinstance(one, pickle.UnpicklingError) for one in chain):
         advice = "What they hold beside tensors is never run: convert them to safetensors."
         return ArgumentError("model", "have weights that hold tensors alone", name, advice)
     return ArgumentError("model", "be one that transformers loads", name, _told(error, briefly=True))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it came of, what that came of, ...: transformers tells the same one from deeper and deeper."""
+    yield error
+    before = error.__cause__ or error.__context__
+    if before is not None:
+        yield from _chain(before)
 
 
 def _random_weights(info: Mapping[str, Any]) -> tuple[str, ...]:

@@ -62,17 +62,19 @@ def antiberty() -> tuple[Any, Any]:
 
 
 def _residue_tokenizer(vocabulary: Path) -> Any:
-    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
-    from transformers import BertTokenizer, PreTrainedTokenizerFast
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
 
-    usual = BertTokenizer(vocab=str(vocabulary), do_lower_case=False)
-    inner = usual.backend_tokenizer
+    ids = {token: number for number, token in enumerate(vocabulary.read_text(encoding="utf-8").split())}
+    inner = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    inner.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
     inner.normalizer = normalizers.Sequence([normalizers.Replace(one.lower(), one) for one in _RESIDUES])
     letters = pre_tokenizers.Split(Regex("."), "isolated")
     inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), letters])
     inner.decoder = decoders.Fuse()
-    # Not BertTokenizer itself: when it is saved and read again, it splits text into words once more.
-    names, special = usual.model_input_names, usual.special_tokens_map
+    # No BertTokenizer: when one is saved and read again, it splits text into words once more.
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
     return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=512, model_input_names=names, **special)
 
 

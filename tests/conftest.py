@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
 
@@ -10,11 +11,29 @@ import pytest
 import torch
 from models import BatchNormNet, BlockStack
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for jobs in the background
 
 collect_ignore = ["typing"]  # for mypy alone
+GLOBAL_HOOKS = (
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+)
 pytest_plugins = ["activation_extractor.pytest_plugin", "pytester"]
+
+
+@pytest.fixture(autouse=True)
+def no_hook_is_left_on_every_module():
+    """A hook of `torch.nn.modules.module` would be on all models of the tests that follow."""
+    yield
+    left = {name: [*value] for name, value in vars(torch_module).items() if name in GLOBAL_HOOKS and value}
+    for name in left:
+        vars(torch_module)[name].clear()
+    assert not left
 
 
 @pytest.fixture
@@ -38,9 +57,9 @@ def tokens() -> torch.Tensor:
 @pytest.fixture
 def accelerator() -> torch.device:
     """This machine's accelerator, for tests marked `gpu`; without one they are skipped, or fail under REQUIRE_GPU=1."""
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if device is not None:
-        return torch.device(device.type, torch.accelerator.current_device_index())
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator().type
+        return torch.device(kind, torch.accelerator.current_device_index())
     if os.environ.get("REQUIRE_GPU") == "1":
         pytest.fail("REQUIRE_GPU=1 says that there is an accelerator, but torch finds none", pytrace=False)
     pytest.skip("torch finds no accelerator here; with REQUIRE_GPU=1 that is a failure")

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as tf
 from models import count_hooks
+from releases import TRANSFORMERS
 from torch import Tensor, nn
 
 from activation_extractor import blocks, capture, gradients, inputs
@@ -38,14 +39,25 @@ class Stream:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model to build: ``AutoModel.from_config(config())``, or the part of it that is named."""
+    """A model to build: ``AutoModel.from_config(config())``, or the part of it that is named.
+
+    Attributes:
+        config: makes the configuration.
+        batch: makes what the model is called with.
+        streams: what its hidden states are.
+        part: the module that is tested; "" for the model.
+        since: the release of transformers since which it is so, or runs on a CPU.
+    """
 
     config: Callable[[], Any]
     batch: Callable[[], dict[str, Tensor]]
     streams: tuple[Stream, ...] = (Stream(),)
     part: str = ""
+    since: tuple[int, int] = (0, 0)
 
     def build(self) -> nn.Module:
+        if self.since > TRANSFORMERS:
+            pytest.skip(f"transformers {tf.__version__} does not have it, or not so")
         torch.manual_seed(0)
         return tf.AutoModel.from_config(self.config()).get_submodule(self.part).eval()
 
@@ -66,10 +78,10 @@ def values(name: str, *shape: int) -> Callable[[], dict[str, Tensor]]:
     return lambda: {name: torch.randn(shape, generator=torch.Generator().manual_seed(1))}
 
 
-def like_bert(config: Any, **options: Any) -> Callable[[], Any]:
-    """A configuration in the words that most of them share."""
+def like_bert(config: str, **options: Any) -> Callable[[], Any]:
+    """A configuration, by the name of its class, in the words that most of them share."""
     words = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 32}
-    return lambda: config(**{**words, "vocab_size": WORDS, **options})
+    return lambda: getattr(tf, config)(**{**words, "vocab_size": WORDS, **options})
 
 
 def ends_in(norm: str) -> tuple[Stream, ...]:
@@ -107,18 +119,21 @@ SOUND = values("input_values", 2, 1600)
 
 ARCHITECTURES = {
     # encoders
-    "bert": Architecture(like_bert(tf.BertConfig), text),
-    "roberta": Architecture(like_bert(tf.RobertaConfig), text),
-    "electra": Architecture(like_bert(tf.ElectraConfig, embedding_size=8), text),
-    "deberta_v2": Architecture(like_bert(tf.DebertaV2Config), text),
+    "bert": Architecture(like_bert("BertConfig"), text),
+    "roberta": Architecture(like_bert("RobertaConfig"), text),
+    "electra": Architecture(like_bert("ElectraConfig", embedding_size=8), text),
+    "deberta_v2": Architecture(like_bert("DebertaV2Config"), text),
     "distilbert": Architecture(
         lambda: tf.DistilBertConfig(vocab_size=WORDS, dim=WIDTH, n_layers=LAYERS, n_heads=2, hidden_dim=32), text
     ),
     "esm": Architecture(
-        like_bert(tf.EsmConfig, pad_token_id=1, mask_token_id=2), text, ends_in("encoder.emb_layer_norm_after")
+        like_bert("EsmConfig", pad_token_id=1, mask_token_id=2), text, ends_in("encoder.emb_layer_norm_after")
     ),
     "modernbert": Architecture(
-        like_bert(tf.ModernBertConfig, cls_token_id=1, sep_token_id=2, **ENDS), text, ends_in("final_norm")
+        like_bert("ModernBertConfig", cls_token_id=1, sep_token_id=2, **ENDS),
+        text,
+        ends_in("final_norm"),
+        since=(5, 0),
     ),
     "xlnet": Architecture(
         lambda: tf.XLNetConfig(vocab_size=WORDS, d_model=WIDTH, n_layer=LAYERS, n_head=2, d_inner=32),
@@ -129,30 +144,30 @@ ARCHITECTURES = {
     "gpt2": Architecture(
         lambda: tf.GPT2Config(vocab_size=WORDS, n_embd=WIDTH, n_layer=LAYERS, n_head=2, **ENDS), text, ends_in("ln_f")
     ),
-    "llama": Architecture(like_bert(tf.LlamaConfig, num_key_value_heads=1), text, ends_in("norm")),
-    "mistral": Architecture(like_bert(tf.MistralConfig, num_key_value_heads=1), text, ends_in("norm")),
+    "llama": Architecture(like_bert("LlamaConfig", num_key_value_heads=1), text, ends_in("norm")),
+    "mistral": Architecture(like_bert("MistralConfig", num_key_value_heads=1), text, ends_in("norm")),
     "mixtral": Architecture(
-        like_bert(tf.MixtralConfig, num_key_value_heads=1, num_local_experts=2), text, ends_in("norm")
+        like_bert("MixtralConfig", num_key_value_heads=1, num_local_experts=2), text, ends_in("norm")
     ),
-    "qwen3": Architecture(like_bert(tf.Qwen3Config, num_key_value_heads=1, head_dim=8), text, ends_in("norm")),
-    "gemma2": Architecture(like_bert(tf.Gemma2Config, num_key_value_heads=1, head_dim=8), text, ends_in("norm")),
-    "gpt_neox": Architecture(like_bert(tf.GPTNeoXConfig), text, ends_in("final_layer_norm")),
+    "qwen3": Architecture(like_bert("Qwen3Config", num_key_value_heads=1, head_dim=8), text, ends_in("norm")),
+    "gemma2": Architecture(like_bert("Gemma2Config", num_key_value_heads=1, head_dim=8), text, ends_in("norm")),
+    "gpt_neox": Architecture(like_bert("GPTNeoXConfig"), text, ends_in("final_layer_norm")),
     "bloom": Architecture(
         lambda: tf.BloomConfig(vocab_size=WORDS, hidden_size=WIDTH, n_layer=LAYERS, n_head=2), text, ends_in("ln_f")
     ),
     # state-space and recurrent; Mamba's tuples begin with the first block's output
-    "mamba": Architecture(like_bert(tf.MambaConfig, state_size=4), text, (Stream(norm="norm_f", has_embedding=False),)),
+    "mamba": Architecture(like_bert("MambaConfig", state_size=4), text, (Stream(norm="norm_f", has_embedding=False),)),
     "mamba2": Architecture(
-        like_bert(tf.Mamba2Config, state_size=4, num_heads=4, head_dim=8, n_groups=1, chunk_size=4),
+        like_bert("Mamba2Config", state_size=4, num_heads=4, head_dim=8, n_groups=1, chunk_size=4),
         text,
         (Stream(norm="norm_f", has_embedding=False),),
     ),
     "rwkv": Architecture(
-        like_bert(tf.RwkvConfig, attention_hidden_size=WIDTH), text, (Stream(norm="ln_out", has_embedding=False),)
+        like_bert("RwkvConfig", attention_hidden_size=WIDTH), text, (Stream(norm="ln_out", has_embedding=False),)
     ),
     "jamba": Architecture(  # attention and Mamba in turn
         like_bert(
-            tf.JambaConfig,
+            "JambaConfig",
             num_hidden_layers=4,
             num_key_value_heads=1,
             num_experts=2,
@@ -162,6 +177,7 @@ ARCHITECTURES = {
         ),
         text,
         ends_in("final_layernorm"),
+        since=(5, 0),
     ),
     # encoder and decoder
     "t5": Architecture(
@@ -178,10 +194,10 @@ ARCHITECTURES = {
         (Stream("encoder_hidden_states", "encoder."), Stream("decoder_hidden_states", "decoder.")),
     ),
     # vision
-    "vit": Architecture(like_bert(tf.ViTConfig, **IMAGE), IMAGES),
-    "beit": Architecture(like_bert(tf.BeitConfig, **IMAGE), IMAGES),
-    "dinov2": Architecture(like_bert(tf.Dinov2Config, mlp_ratio=2, **IMAGE), IMAGES),
-    "clip_vision": Architecture(like_bert(tf.CLIPVisionConfig, **IMAGE), IMAGES),
+    "vit": Architecture(like_bert("ViTConfig", **IMAGE), IMAGES),
+    "beit": Architecture(like_bert("BeitConfig", **IMAGE), IMAGES),
+    "dinov2": Architecture(like_bert("Dinov2Config", mlp_ratio=2, **IMAGE), IMAGES),
+    "clip_vision": Architecture(like_bert("CLIPVisionConfig", **IMAGE), IMAGES),
     "swin": Architecture(
         lambda: tf.SwinConfig(image_size=32, patch_size=2, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4),
         IMAGES,
@@ -191,10 +207,12 @@ ARCHITECTURES = {
         lambda: tf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16], depths=[1, 1, 2], layer_type="basic"), IMAGES
     ),
     # audio
-    "wav2vec2": Architecture(like_bert(tf.Wav2Vec2Config, **SPEECH), SOUND),
-    "hubert": Architecture(like_bert(tf.HubertConfig, **SPEECH), SOUND),
-    "wavlm": Architecture(like_bert(tf.WavLMConfig, **SPEECH), SOUND),
-    "ast": Architecture(like_bert(tf.ASTConfig, max_length=48, num_mel_bins=32), values("input_values", 2, 48, 32)),
+    "wav2vec2": Architecture(like_bert("Wav2Vec2Config", **SPEECH), SOUND),
+    "hubert": Architecture(like_bert("HubertConfig", **SPEECH), SOUND),
+    "wavlm": Architecture(like_bert("WavLMConfig", **SPEECH), SOUND),
+    "ast": Architecture(
+        like_bert("ASTConfig", max_length=48, num_mel_bins=32), values("input_values", 2, 48, 32), since=(5, 0)
+    ),
     "whisper_encoder": Architecture(
         lambda: tf.WhisperConfig(num_mel_bins=8, max_source_positions=20, **BART),
         values("input_features", 2, 8, 40),
@@ -280,7 +298,7 @@ def state_of(model: nn.Module) -> Any:
 
 
 def test_layers_that_share_weights_are_told_apart_by_their_calls() -> None:
-    config = like_bert(tf.AlbertConfig, embedding_size=8)()
+    config = like_bert("AlbertConfig", embedding_size=8)()
     torch.manual_seed(0)
     model = tf.AlbertModel(config).eval()
     with torch.no_grad(), capture(model, "encoder.albert_layer_groups.0", calls="all") as acts:
@@ -290,6 +308,7 @@ def test_layers_that_share_weights_are_told_apart_by_their_calls() -> None:
     assert all(torch.equal(one, other) for one, other in zip(calls, output.hidden_states[1:], strict=True))
 
 
+@pytest.mark.skipif(TRANSFORMERS < (5, 0), reason="this transformers attaches none")
 def test_hooks_that_transformers_attaches_inside_the_block_are_left_alone() -> None:
     captured, twin = (ARCHITECTURES["bert"].build() for _ in range(2))
     with capture(captured, blocks(captured)):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from releases import needs_copy_argument
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, Store, open_store
 from activation_extractor._steps import Ragged, Step
@@ -98,6 +99,7 @@ def test_a_mapped_column_outlives_its_store(make_sink):
     assert mapped.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+@needs_copy_argument
 @pytest.mark.parametrize("make_sink", SINKS)
 def test_an_array_without_a_copy_is_a_view_of_the_only_shard(make_sink, reads):
     with _single(make_sink, torch.arange(6, dtype=torch.int32).reshape(2, 3)) as store:
@@ -113,6 +115,7 @@ def test_an_array_without_a_copy_is_a_view_of_the_only_shard(make_sink, reads):
         assert np.asarray(store["a"], dtype=np.float64).dtype == np.float64  # as the text advises
 
 
+@needs_copy_argument
 def test_an_array_without_a_copy_cannot_be_had_of_several_shards_or_ragged_rows(store):
     for name in ("dense", "ragged"):
         with pytest.raises(
@@ -122,6 +125,7 @@ def test_an_array_without_a_copy_cannot_be_had_of_several_shards_or_ragged_rows(
         assert len(store[name].mapped()) == 3  # as the text advises
 
 
+@needs_copy_argument
 def test_an_array_without_a_copy_cannot_be_had_of_ragged_rows_of_a_single_shard(tmp_path):
     ragged = written(tmp_path, SafetensorsSink, shards=1)["ragged"]
     with pytest.raises(ValueError, match=r"Use column\.mapped\(\)\."):
@@ -129,6 +133,7 @@ def test_an_array_without_a_copy_cannot_be_had_of_ragged_rows_of_a_single_shard(
     assert torch.equal(ragged.mapped()[0], ragged.flat())
 
 
+@needs_copy_argument
 def test_an_array_without_a_copy_cannot_be_had_of_a_dtype_that_numpy_lacks():
     with _single(SafetensorsSink, torch.ones(2, 3, dtype=torch.bfloat16)) as store:
         with pytest.raises(ValueError, match=r"dtype of numpy, got Column\(.*bfloat16\)\. Use column\.mapped\(\)\."):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import pickle
 import re
+import sys
+import traceback
 
 import pytest
 import torch
@@ -49,6 +51,16 @@ EXAMPLES = {
     "UnsupportedTorchError": errors.UnsupportedTorchError("torch._C._new_name", "9.9.0"),
     "MissingExtraError": errors.MissingExtraError("The command line", "cli", "typer"),
 }
+
+
+@pytest.mark.parametrize("python", [sys.version_info[:2], (3, 10)])
+def test_notes_are_kept_in_the_order_in_which_they_came(monkeypatch, python):
+    monkeypatch.setattr("activation_extractor.errors.sys.version_info", python)
+    error = ValueError("x")
+    errors.add_note(error, "one")
+    errors.add_note(error, "two")
+    assert error.__notes__ == ["one", "two"]
+    assert "one\ntwo" in "".join(traceback.format_exception(error)) or sys.version_info < (3, 11)
 
 
 @pytest.mark.parametrize("name", CLASSES)

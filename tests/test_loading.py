@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from releases import TRANSFORMERS
 from torch import nn
 
 pytest.importorskip("transformers", reason="folders and ids are transformers'")
@@ -100,7 +102,9 @@ def test_weights_that_were_not_saved_are_a_note(tmp_path):
 def test_a_model_without_its_tokenizer_has_a_note_rather_than_an_empty_one(tmp_path):
     loaded = load_model(save(transformers.BertModel(bert_config()), tmp_path))
     assert loaded.prepare is None
-    assert loaded.notes == ("No tokenizer was loaded with it (its vocabulary is not there).",)
+    why = r"its vocabulary is not there" if TRANSFORMERS >= (5, 0) else ".+"
+    (note,) = loaded.notes
+    assert re.fullmatch(rf"No tokenizer was loaded with it \({why}\)\.", note)
 
 
 class Malicious:
@@ -207,6 +211,7 @@ def runs(loaded: Loaded) -> dict[str, tuple[int, ...]]:
 
 def test_two_short_texts_are_the_example_of_a_tokenizer(bert):
     shapes = runs(load_model(bert))
+    shapes.pop("token_type_ids", None)  # of transformers 4
     assert shapes == {"input_ids": (2, 3), "attention_mask": (2, 3)}
 
 
@@ -220,7 +225,9 @@ def test_a_tokenizer_without_padding_has_an_example_too(tmp_path):
 
 def test_a_grey_image_is_the_example_of_an_image_processor(tmp_path):
     config = transformers.ViTConfig(image_size=32, patch_size=16, **SIZES)
-    processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
+    # Since transformers 5 the one without a suffix asks for torchvision.
+    name = "ViTImageProcessorPil" if TRANSFORMERS >= (5, 0) else "ViTImageProcessor"
+    processor = getattr(transformers, name)(size={"height": 32, "width": 32})
     folder = save(transformers.ViTModel(config), tmp_path, processor)
     for dtype in ("float32", "bfloat16"):
         loaded = load_model(folder, dtype=dtype)

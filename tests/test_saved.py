@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import Repeating
-from safetensors import safe_open
+from releases import that_safetensors_reads
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from activation_extractor import capture, compare
 from activation_extractor._saved import SavedActivations, saved_entry, saved_key
-from activation_extractor.errors import ArgumentError
+from activation_extractor.errors import ArgumentError, StoreError
 
 SUFFIXES = ["safetensors", "npz"]
 DTYPES = [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.complex64, torch.uint64, torch.bool]
@@ -79,7 +80,7 @@ def test_a_safetensors_file_tells_its_order_in_its_metadata(stack, tokens, tmp_p
             assert np.array_equal(file.get_tensor(entry), acts[key].numpy())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", that_safetensors_reads(DTYPES), ids=str)
 def test_safetensors_keeps_a_dtype_and_npz_as_far_as_numpy_has_it(tmp_path, dtype):
     model, value = nn.Sequential(nn.Identity()), torch.tensor([[0, 1], [1, 0]]).to(dtype)
     acts = record(model, value, "0")
@@ -88,6 +89,32 @@ def test_safetensors_keeps_a_dtype_and_npz_as_far_as_numpy_has_it(tmp_path, dtyp
     assert saved(acts, tmp_path, "npz")["0", None].dtype == (torch.float32 if has_none else dtype)
     for suffix in SUFFIXES:
         assert compare(acts, SavedActivations(tmp_path / f"acts.{suffix}"), rtol=0, atol=0).ok
+
+
+@pytest.mark.parametrize(
+    ("dtype", "release"),
+    [(torch.complex64, "0.7"), (torch.float8_e4m3fnuz, "0.8"), (torch.float8_e5m2fnuz, "0.8")],
+    ids=str,
+)
+def test_a_file_that_this_safetensors_is_too_old_for_is_an_error_that_says_which_one_reads_it(
+    tmp_path, monkeypatch, dtype, release
+):
+    def refuse(path, framework):  # as it does
+        raise SafetensorError("Error while deserializing header: InvalidHeaderDeserialization")
+
+    acts = record(nn.Sequential(nn.Identity()), torch.ones(2, 3).to(dtype), "0")
+    acts.save(tmp_path / "acts.safetensors")
+    monkeypatch.setattr("activation_extractor._saved.safe_open", refuse)
+    monkeypatch.setattr("safetensors.__version__", "0.6.2")
+    with pytest.raises(StoreError) as caught:
+        SavedActivations(tmp_path / "acts.safetensors")
+    assert str(caught.value).endswith(
+        "got Error while deserializing header: InvalidHeaderDeserialization from safetensors 0.6.2. It holds a dtype "
+        f"that safetensors reads since {release}: pip install 'safetensors>={release}'"
+    )
+    monkeypatch.setattr("safetensors.__version__", "0.8.0-rc.1")
+    with pytest.raises(StoreError, match=r"Give it a file that Activations\.save wrote"):
+        SavedActivations(tmp_path / "acts.safetensors")
 
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

@@ -22,7 +22,7 @@ from activation_extractor._steps import Ragged, Step
 from activation_extractor.errors import ArgumentTypeError, StoreError
 
 FLOATS = st.one_of(
-    st.floats(-1e6, 1e6, width=32), st.sampled_from([0.0, -0.0, 1e-30, math.nan, math.inf, -math.inf, 1e6])
+    st.floats(-1e6, 1e6, width=32), st.sampled_from([0.0, -0.0, 2.0**-99, math.nan, math.inf, -math.inf, 1e6])
 )
 MATRICES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12).flatmap(
     lambda shape: hnp.arrays(np.float32, shape, elements=FLOATS)

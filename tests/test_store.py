@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from releases import that_safetensors_reads
 from safetensors.torch import load_file
 from stores import shards
 from torch import nn
@@ -166,7 +167,10 @@ def test_an_id_that_is_no_text_is_a_clear_error():
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64]
+    "dtype",
+    that_safetensors_reads(
+        [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64]
+    ),
 )
 def test_a_column_keeps_its_dtype(tmp_path, dtype):
     values = torch.tensor([[1, 0], [0, 1], [1, 1]]).to(dtype)

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from activation_extractor._commands._terminal import say
 
-
-class Target(str, Enum):
-    """What a store can be exported to."""
-
-    PARQUET = "parquet"
-    NPY = "npy"
-    NPZ = "npz"
-    SAFETENSORS = "safetensors"
+Target = Literal["parquet", "npy", "npz", "safetensors"]
 
 
 def export(
@@ -36,6 +28,6 @@ def export(
     from activation_extractor._tables import human_bytes
     from activation_extractor.store import open_store
 
-    done = _export.export(open_store(store), out, to.value)
+    done = _export.export(open_store(store), out, to)
     say(f"Wrote {str(done.path)!r}, {human_bytes(done.nbytes)} ({done.nbytes:,} bytes). Open it with:")
     say(f"    {done.opened_with}")
