@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from releases import that_torch_has
+from releases import SAFETENSORS, that_torch_has
 from safetensors.torch import load_file
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, open_store
@@ -95,6 +95,8 @@ def test_a_dtype_that_numpy_lacks_stays_in_safetensors_and_is_float32_in_numpy_f
 def test_what_is_read_is_what_the_formats_own_readers_find(dtypes):
     (shard,) = (dtypes.path / "shards").iterdir()
     if shard.suffix == ".safetensors":
+        if SAFETENSORS < (0, 8):
+            pytest.skip("this safetensors cannot read all of them")
         found = {name: as_bytes(value) for name, value in load_file(shard).items()}
     elif shard.is_dir():
         found = {path.name[5:-6] + ":a": np.load(path).tobytes() for path in shard.glob("*.npy")}
