@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from activation_extractor._digests import bytes_where_they_are, sampled, tensor_sum
 
+_HAS_DOCSTRING: int | None = getattr(inspect, "CO_HAS_DOCSTRING", None)  # since Python 3.14
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _SETTINGS = (*_PLAIN, tuple, torch.dtype)
@@ -181,8 +182,8 @@ def _state(value: Any) -> Any:
 
 def _has_docstring(code: CodeType) -> bool:
     """Whether the first constant is a docstring, or stands for one that is not there: it computes nothing."""
-    if sys.version_info >= (3, 13):
-        return bool(code.co_flags & inspect.CO_HAS_DOCSTRING)
+    if _HAS_DOCSTRING is not None:
+        return bool(code.co_flags & _HAS_DOCSTRING)
     return isinstance((*code.co_consts, 0)[0], str | None) and not code.co_name.startswith("<")
 
 

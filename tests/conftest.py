@@ -16,7 +16,7 @@ from torch.nn.modules import module as torch_module
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for jobs in the background
 
-collect_ignore = ["typing"]  # for mypy alone
+collect_ignore = ["typing", "noxfile.py"]  # for mypy and nox alone
 GLOBAL_HOOKS = (
     "_global_forward_pre_hooks",
     "_global_forward_hooks",

@@ -32,6 +32,7 @@ def test_what_is_printed_behind_a_bar_that_did_not_end_has_a_line_of_its_own(cap
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that the test sets."""
+    monkeypatch.setenv("COLUMNS", "200")  # or a long bar is cut
     now = [100.0]
     monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
     return now

@@ -45,7 +45,7 @@ OLDEST = Combination(
         *("torch==2.6.0", "numpy==1.26.4", "safetensors==0.4.5", "transformers==4.57.6"),
         *("typer==0.22.0", "rich==13.7.1", "tqdm==4.66.5", "matplotlib==3.8.4", "pillow==10.4.0", "pyarrow==16.1.0"),
         *("pytest==7.4.4", "pytest-cov==5.0.0", "pytest-xdist==3.6.1", "hypothesis==6.112.0", "anyio==4.4.0"),
-        "pyparsing==3.1.4",  # newer ones deprecate what this matplotlib uses
+        *("click==8.2.1", "pyparsing==3.1.4"),  # newer ones deprecate what this typer and this matplotlib use
         "setuptools==70.0.0",
     ),
 )
@@ -75,7 +75,7 @@ def record(combination: Combination, versions: dict[str, str], report: Path) -> 
     failed = counts["failures"] + counts["errors"]
     found = {"passed": counts["tests"] - failed - counts["skipped"], "failed": failed, "skipped": counts["skipped"]}
     known = read()
-    names = ("python", *(pin.partition("==")[0] for pin in OLDEST.pins))
+    names = (*COLUMNS, *(pin.partition("==")[0] for pin in OLDEST.pins))
     known[combination.name] = {"versions": {name: versions[name] for name in names}, **found}
     ordered = {one.name: known[one.name] for one in COMBINATIONS if one.name in known}
     RESULTS.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
