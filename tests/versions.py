@@ -45,7 +45,7 @@ OLDEST = Combination(
         *("torch==2.6.0", "numpy==1.26.4", "safetensors==0.4.5", "transformers==4.57.6"),
         *("typer==0.22.0", "rich==13.7.1", "tqdm==4.66.5", "matplotlib==3.8.4", "pillow==10.4.0", "pyarrow==16.1.0"),
         *("pytest==7.4.4", "pytest-cov==5.0.0", "pytest-xdist==3.6.1", "hypothesis==6.112.0", "anyio==4.4.0"),
-        *("click==8.2.1", "pyparsing==3.1.4"),  # newer ones deprecate what this typer and this matplotlib use
+        *("click==8.3.1", "pyparsing==3.1.4"),  # newer ones deprecate what this typer and this matplotlib use
         "setuptools==70.0.0",
     ),
 )
