@@ -231,6 +231,8 @@ def test_a_grey_image_is_the_example_of_an_image_processor(tmp_path):
     folder = save(transformers.ViTModel(config), tmp_path, processor)
     for dtype in ("float32", "bfloat16"):
         loaded = load_model(folder, dtype=dtype)
+        if any("requires the Torchvision library" in note for note in loaded.notes):
+            pytest.skip("this transformers loads no image processor without torchvision")
         assert loaded.notes == ()
         batch = example_batch(loaded)
         assert batch["pixel_values"].dtype == loaded.model.dtype
