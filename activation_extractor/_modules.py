@@ -111,13 +111,14 @@ class ModuleTree:
         """What `modules` has under the name of `module` and these further segments."""
         children, ways = _children(module), list(plain[:1])
         if (wrapped := _wrapped_segment(module, children)) is not None:
-            self._refuse_replicas(module)
             # Further children of a wrapper share the names of what it wraps: `modules` has the later one.
             ways = [segment for segment in reversed(children) if segment == wrapped or segment in ways]
         for segment in ways:
             child = children.get(segment)
             found = None if child is None else self._at(child, plain if segment == wrapped else plain[1:])
             if found is not None:
+                if wrapped is not None:
+                    self._refuse_replicas(module)
                 return found
         return None if plain else module
 
