@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
@@ -207,6 +207,7 @@ def _fits(selection: Any) -> Callable[[Mapping[str, nn.Module]], Iterable[str]]:
     raise ArgumentTypeError("layers", condition, selection)
 
 
+@lru_cache  # it takes as long as to hook two layers
 def glob(pattern: str) -> re.Pattern[str]:
     """A layer pattern as a regex: ``*`` and ``?`` within a dotted segment, ``**`` across them, ``[0-3]``.
 

@@ -16,6 +16,8 @@ WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_
 _PARALLEL = (DataParallel, DistributedDataParallel)  # they keep it under "module"
 _PLACES = WRAPPER_SEGMENTS | {"module"}
 
+Visited = list[tuple[str, nn.Module]]  # names and modules, wrappers before what they wrap
+
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The plain module inside any number of wrappers."""
@@ -69,15 +71,14 @@ class ModuleTree:
         if (module := self._at(self._model, segments)) is not None:
             return name, module
         for plain in (self._plain(segments), [one for one in segments if one not in WRAPPER_SEGMENTS]):
-            if plain is not None and (module := self._at(self._model, plain)) is not None:
+            if plain not in (None, segments) and (module := self._at(self._model, plain)) is not None:
                 return ".".join(plain), module
         # Nothing keeps a child's own name from holding a dot: only a look at all names tells.
         return (name, self.modules[name]) if name in self.modules else None
 
     def check(self, names: Iterable[str]) -> None:
         """Refuse layers that `find` would refuse, of which only the names are known."""
-        has_wrappers = len(self._visited) > len(self.modules)
-        if has_wrappers and any(isinstance(module, DataParallel) for _, module in self._visited):
+        if any(isinstance(module, DataParallel) for _, module in self._visited):
             for name in names:
                 self.find(name)
 
@@ -89,8 +90,8 @@ class ModuleTree:
     @cached_property
     def full_names(self) -> dict[str, str]:
         """Full name, wrappers' segments included, to plain name."""
-        full_names, names = _visit(self._model, hides_wrappers=False), self._visited
-        return {full_name: name for (full_name, _), (name, _) in zip(full_names, names, strict=True)}
+        in_full = _visit(self._model, "", [("", self._model)], hides_wrappers=False)
+        return {full_name: name for (full_name, _), (name, _) in zip(in_full, self._visited, strict=True)}
 
     def names_of(self, module: nn.Module) -> list[str]:
         """Every plain name of `module`; empty when it is not part of the model."""
@@ -104,8 +105,8 @@ class ModuleTree:
         return names
 
     @cached_property
-    def _visited(self) -> list[tuple[str, nn.Module]]:
-        return _visit(self._model, hides_wrappers=True)
+    def _visited(self) -> Visited:
+        return _visit(self._model, "", [("", self._model)], hides_wrappers=True)
 
     def _at(self, module: nn.Module, plain: Sequence[str]) -> nn.Module | None:
         """What `modules` has under the name of `module` and these further segments."""
@@ -142,22 +143,17 @@ class ModuleTree:
             raise UnhookableLayerError(name, f"DataParallel over {len(module.device_ids)} devices", advice)
 
 
-def _visit(model: nn.Module, *, hides_wrappers: bool) -> list[tuple[str, nn.Module]]:
-    """Every module, wrappers included, with its plain or its full name."""
-    visited = [("", model)]
-
-    def visit_below(module: nn.Module, name: str) -> None:
-        children = _children(module)
-        hidden = _wrapped_segment(module, children) if hides_wrappers else None
-        prefix = f"{name}." if name else ""
-        for segment, child in children.items():
-            if child is not None:
-                child_name = name if segment == hidden else prefix + segment
-                visited.append((child_name, child))
-                if child._modules:
-                    visit_below(child, child_name)
-
-    visit_below(model, "")
+def _visit(module: nn.Module, name: str, visited: Visited, *, hides_wrappers: bool) -> Visited:
+    """`visited`, with the modules below `module` and their plain or full names added to it."""
+    children = _children(module)
+    hidden = _wrapped_segment(module, children) if hides_wrappers else None
+    prefix = f"{name}." if name else ""
+    for segment, child in children.items():
+        if child is not None:
+            child_name = name if segment == hidden else prefix + segment
+            visited.append((child_name, child))
+            if child._modules:
+                _visit(child, child_name, visited, hides_wrappers=hides_wrappers)
     return visited
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
@@ -10,7 +11,7 @@ from models import Block, BlockStack
 from torch import distributed, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from activation_extractor import capture
+from activation_extractor import capture, inputs
 from activation_extractor._layers import resolve
 from activation_extractor._modules import ModuleTree, check_model, runs, unwrap
 from activation_extractor.errors import ArgumentTypeError, LayerNotFoundError, UnhookableLayerError
@@ -25,6 +26,15 @@ class FullyShared(nn.Module):
 
     def forward(self, *args, **kwargs):
         return self._fsdp_wrapped_module(*args, **kwargs)
+
+
+class Unread(dict):
+    """Children of a module that nobody may look at."""
+
+    def __len__(self):
+        raise AssertionError("looked at")
+
+    keys = items = values = __iter__ = __len__
 
 
 def distributed_data_parallel(module: nn.Module) -> nn.Module:
@@ -126,24 +136,20 @@ def test_a_compiled_layer_is_captured_under_its_plain_name_also_after_it_ran(sta
     assert all(torch.equal(acts[name], plain[name]) for name in ("h.1", "h.1.mlp"))
 
 
+@pytest.mark.parametrize("wraps_last", [True, False])
+def test_of_a_name_in_a_wrapper_and_in_what_it_wraps_the_later_layer_counts(wraps_last):
+    wrapper, inner, outer = nn.Identity(), nn.Sequential(nn.Identity()), nn.Identity()
+    for segment, child in [("0", outer), ("_orig_mod", inner)][:: 1 if wraps_last else -1]:
+        wrapper.add_module(segment, child)
+    expected = inner[0] if wraps_last else outer
+    assert modules(wrapper, "0") == modules(wrapper, re.compile("0")) == [expected]
+
+
 def test_a_child_called_module_is_no_wrapper():
     model = nn.Module()
     model.module = nn.Sequential(nn.Linear(2, 2))
     assert unwrap(model) is model
     assert list(ModuleTree(model).modules) == ["", "module", "module.0"]
-
-
-def test_data_parallel_over_devices_is_refused_wherever_it_is(stack):
-    parallel = nn.DataParallel(stack)
-    parallel.device_ids = [0, 1]
-    with pytest.raises(UnhookableLayerError) as caught:
-        capture(nn.Sequential(parallel), "0.h.1")
-    assert str(caught.value) == (
-        "Layer '0' must be an ordinary module that runs, got DataParallel over 2 devices. "
-        "Capture its `.module` on one device, or use DistributedDataParallel with a capture per process."
-    )
-    assert caught.value.layer == "0"
-    assert modules(check_model(parallel.module), "h.1") == [stack.h[1]]
 
 
 def test_tied_modules_are_reachable_under_each_of_their_names(tokens):
@@ -163,6 +169,25 @@ def test_a_place_without_a_module_is_no_layer(stack):
     assert not {"head", "h.1.mlp"} & ModuleTree(stack).modules.keys()
     with pytest.raises(LayerNotFoundError):
         resolve(stack, "h.1.mlp")
+
+
+def test_a_name_of_its_own_may_hold_a_dot(stack):
+    setattr(stack.h[1], "in.out", nn.Sequential(nn.Identity()))
+    for name in ("h.1.in.out", "h.1.in.out.0"):
+        (target,) = resolve(stack, name)
+        assert target.name == name
+
+
+@pytest.mark.parametrize("segment", ["", *WRAPPERS])
+def test_names_are_found_without_a_look_at_the_rest_of_the_model(stack, segment, monkeypatch):
+    model = nn.Sequential(WRAPPERS[segment](stack) if segment else stack)
+    monkeypatch.setattr(stack.embed, "_modules", Unread())
+    names = ["0.h.1", "0.h.3.mlp", f"0.{segment}.h.2" if segment else "0.h.2", {"mine": inputs("0.h.1.norm")}]
+    found = [target.layer for target in resolve(check_model(model), names)]
+    assert found == ["0.h.1", "0.h.3.mlp", "0.h.2", "0.h.1.norm"]
+    for look in (lambda: resolve(model, "**"), lambda: list(model.modules())):
+        with pytest.raises(AssertionError, match="looked at"):
+            look()
 
 
 # -- refused ----------------------------------------------------------------------------------------------------------
