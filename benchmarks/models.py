@@ -20,7 +20,7 @@ def small_layers(layers: int, device: torch.device | str = "cpu") -> nn.Sequenti
 
 
 def experts(modules: int) -> nn.Sequential:
-    """Twelve blocks of experts that compute nothing, `modules` modules in all or up to 36 fewer."""
+    """Twelve blocks of experts that compute nothing; of modules in all, 14 more than a multiple of 36."""
     each = (modules - 14) // 36
     blocks = (nn.Sequential(*(nn.Sequential(nn.Identity(), nn.Identity()) for _ in range(each))) for _ in range(12))
     return nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks)))

@@ -42,13 +42,13 @@ def peers(size: Size) -> Iterator[Case]:
 
 def fresh_blocks(size: Size) -> Iterator[Case]:
     """Capturing one forward from scratch, beside the peers that need no copy of the model for it."""
-    model, x = experts(150), torch.randn(4, 16)
+    model, x = experts(158), torch.randn(4, 16)
     for peer in installed_peers():
         if peer.name in NEED_NO_COPY:
             wrong, _ = wrong_on_a_cnn(peer)
             yield Case(
                 name=f"set_up.fresh.peer.{peer.name}",
-                about=f"making a block around one forward, 12 of 150 modules, beside {peer.name}",
+                about=f"making a block around one forward, 12 of 158 modules, beside {peer.name}",
                 ours=partial(ready, partial(make_and_leave, model, EXPERT_BLOCKS, partial(model, x)), torch.no_grad),
                 reference=partial(ready, partial(prepare_and_run, peer, model, EXPERT_BLOCKS, x), torch.no_grad),
                 floor=partial(bare, model, x, torch.no_grad),

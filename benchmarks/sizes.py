@@ -33,7 +33,7 @@ class Size:
 
     layers: int = 200
     set_up_layers: tuple[int, ...] = (10, 200, 1000)
-    fresh_modules: tuple[int, ...] = (50, 150, 1000, 10_000)
+    fresh_modules: tuple[int, ...] = (50, 158, 1022, 10_022)
     scales: tuple[int, ...] = (1, 10, 100, 1000)
     threads: tuple[int, ...] = (1, 4, 16, 64)
     loops: int = 5

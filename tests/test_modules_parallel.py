@@ -31,9 +31,9 @@ def test_a_layer_in_a_data_parallel_over_devices_is_refused(stack):
 
 
 def test_a_data_parallel_over_devices_is_named_in_full(stack):
-    model = nn.Sequential(checkpoint_wrapper(parallel_on(3, stack)))
-    with pytest.raises(UnhookableLayerError, match=r"^Layer '0\._checkpoint_wrapped_module' .* over 3 devices"):
-        resolve(model, "0.h.1")
+    model = nn.Sequential(parallel_on(2, nn.Identity()), checkpoint_wrapper(parallel_on(3, stack)))
+    with pytest.raises(UnhookableLayerError, match=r"^Layer '1\._checkpoint_wrapped_module' .* over 3 devices"):
+        resolve(model, "1.h.1")
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, checkpoint_wrapper, partial(torch.compile, backend="eager")])
