@@ -5,11 +5,14 @@ What stands here as the simple way is how it was first done. It visits the whole
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from difflib import get_close_matches
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import BlockStack
 from torch import nn
 
 from activation_extractor._layers import glob, resolve
@@ -196,6 +199,18 @@ def test_what_lies_in_a_data_parallel_over_devices_is_refused_and_nothing_else(m
     selection = data.draw(st.one_of(names_of_some(model), st.sampled_from([*modules, Runs, nn.Module])))
     assert outcome(resolved, model, selection) == outcome(simply_resolved, model, selection)
     assert outcome(checked, model, "") == outcome(checked_simply, model, "")
+
+
+def test_what_was_looked_at_is_let_go_of_without_garbage_collection():
+    model = BlockStack()
+    held = weakref.ref(model)
+    gc.disable()
+    try:
+        resolve(nn.DataParallel(model), ["h.0", re.compile(r"module\.h\.1"), nn.Linear, model.embed])
+        del model
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def checked(model, selection):

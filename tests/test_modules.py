@@ -136,6 +136,10 @@ def test_a_compiled_layer_is_captured_under_its_plain_name_also_after_it_ran(sta
     assert all(torch.equal(acts[name], plain[name]) for name in ("h.1", "h.1.mlp"))
 
 
+def test_a_regex_over_full_names_leaves_out_the_root_and_what_has_no_forward(stack):
+    assert modules(nn.DataParallel(stack), re.compile(r"module(\.[a-z]+)?")) == [stack.embed]  # and not h
+
+
 @pytest.mark.parametrize("wraps_last", [True, False])
 def test_of_a_name_in_a_wrapper_and_in_what_it_wraps_the_later_layer_counts(wraps_last):
     wrapper, inner, outer = nn.Identity(), nn.Sequential(nn.Identity()), nn.Identity()
