@@ -14,7 +14,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from activation_extractor import capture, inputs
 from activation_extractor._layers import resolve
 from activation_extractor._modules import ModuleTree, check_model, runs, unwrap
-from activation_extractor.errors import ArgumentTypeError, LayerNotFoundError, UnhookableLayerError
+from activation_extractor.errors import ArgumentTypeError, DuplicateLayerError, LayerNotFoundError, UnhookableLayerError
 
 
 class FullyShared(nn.Module):
@@ -140,6 +140,12 @@ def test_a_regex_over_full_names_leaves_out_the_root_and_what_has_no_forward(sta
     assert modules(nn.DataParallel(stack), re.compile(r"module(\.[a-z]+)?")) == [stack.embed]  # and not h
 
 
+def test_a_layer_that_fits_under_two_full_names_is_one_layer():
+    model = nn.DataParallel(nn.Sequential(checkpoint_wrapper(nn.Linear(2, 2))))
+    (target,) = resolve(model, {"mine": re.compile(r"module\.0.*")})
+    assert (target.name, target.layer) == ("mine", "0")
+
+
 @pytest.mark.parametrize("wraps_last", [True, False])
 def test_of_a_name_in_a_wrapper_and_in_what_it_wraps_the_later_layer_counts(wraps_last):
     wrapper, inner, outer = nn.Identity(), nn.Sequential(nn.Identity()), nn.Identity()
@@ -165,6 +171,8 @@ def test_tied_modules_are_reachable_under_each_of_their_names(tokens):
     assert [target.name for target in resolve(model, Block)] == ["h.0", "h.1", "alias"]
     assert [target.name for target in resolve(model, model.h[0])] == ["h.0", "h.1", "alias"]
     assert modules(model, "alias.mlp") == [model.h[0].mlp]
+    with pytest.raises(DuplicateLayerError, match="got 'mine' twice"):
+        resolve(model, [{"mine": "h.0"}, {"mine": "alias"}])
 
 
 def test_a_place_without_a_module_is_no_layer(stack):
