@@ -22,7 +22,7 @@ def fresh_blocks(size: Size) -> Iterator[Case]:
     for modules in size.fresh_modules:
         model = experts(modules)
         yield _names(f"12_of_{modules}", model, EXPERT_BLOCKS, size)
-        yield _pattern(f"12_of_{modules}", model, "blocks.*", max(1, 1000 * size.loops // modules))
+        yield _pattern(modules, model, max(1, 1000 * size.loops // modules))
     model = small_layers(size.layers)
     yield _names(f"{size.layers}_of_{size.layers}", model, [name for name, _ in model.named_children()], size)
 
@@ -40,16 +40,17 @@ def _names(count: str, model: nn.Module, names: Sequence[str], size: Size) -> Ca
     )
 
 
-def _pattern(count: str, model: nn.Module, pattern: str, loops: int) -> Case:
+def _pattern(modules: int, model: nn.Module, loops: int) -> Case:
     return Case(
-        name=f"set_up.fresh.pattern.{count}",
-        about="the same on a pattern, beside a list of the model's modules and no hooks",
-        ours=partial(ready, partial(make_and_leave, model, pattern)),
+        name=f"set_up.fresh.pattern.12_of_{modules}",
+        about="what a pattern adds to the same on exact names, beside a list of the model's modules",
+        ours=partial(ready, partial(make_and_leave, model, "blocks.*")),
+        floor=partial(ready, partial(make_and_leave, model, EXPERT_BLOCKS)),
         reference=partial(ready, lambda: list(model.named_modules())),
+        reference_floor=partial(ready, lambda: None),
         calls=1,
         loops=loops,
         target=2.0,
-        allowed_us=ALLOWED_US,
     )
 
 
