@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from torch import nn
 
@@ -85,8 +85,9 @@ def _check_select(select: Any) -> Any:
     raise ArgumentTypeError("select", "be an index, a key or a callable", select)
 
 
-class Target(NamedTuple):
-    """One thing to record; a tuple, since a frozen dataclass takes three times as long to make.
+@dataclass(slots=True)  # frozen would take three times as long to make; a tuple's names are slower to read
+class Target:
+    """One thing to record.
 
     Attributes:
         name: the recorded name, ``h.0``, ``h.0:input``, ``h.0:gradient`` or the user's own.
@@ -110,7 +111,7 @@ def resolve(model: nn.Module, layers: Any) -> tuple[Target, ...]:
     literal: set[str] = set()
     for target, is_literal in _expand(tree, layers, "output", None):
         known = targets.setdefault(target.name, target)
-        if known is not target and known[2:] != target[2:]:  # module, side, part
+        if (known.module, known.side, known.select) != (target.module, target.side, target.select):
             reason = f"for two things, of layers {known.layer!r} and {target.layer!r}"
             raise DuplicateLayerError(target.name, reason, "Give one of them another name: {'new name': selection}.")
         if is_literal and target.name in literal:
@@ -148,7 +149,7 @@ def _renamed(tree: ModuleTree, name: Any, selection: Any, side: Side, select: An
         reason = f"for {len(found)} layers selected by {shown(selection)}"
         raise DuplicateLayerError(name, reason, "Give each layer a name of its own.")
     suffix = "" if side == "output" else f":{side}"
-    return found[0]._replace(name=name + suffix)
+    return replace(found[0], name=name + suffix)
 
 
 def _match(tree: ModuleTree, selection: Any) -> tuple[list[tuple[str, nn.Module]], bool]:

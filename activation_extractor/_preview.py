@@ -197,7 +197,7 @@ def _tap(target: Target, look: _Look, seen: _Seen) -> Any:
             seen.note(value)
 
     keep: Keep = note
-    return tap(target._replace(select=pick_or_nothing), look, keep)  # which takes a gradient for an output
+    return tap(replace(target, select=pick_or_nothing), look, keep)  # which takes a gradient for an output
 
 
 def _samples(args: Any, kwargs: Any) -> int | None:
