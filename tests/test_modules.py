@@ -162,6 +162,12 @@ def test_a_child_called_module_is_no_wrapper():
     assert list(ModuleTree(model).modules) == ["", "module", "module.0"]
 
 
+def test_a_pattern_finds_a_child_called_module_of_a_wrapped_model():
+    model = nn.Module()
+    model.module = nn.Linear(2, 2)
+    assert modules(nn.DataParallel(model), "*") == modules(nn.DataParallel(model), nn.Linear) == [model.module]
+
+
 def test_tied_modules_are_reachable_under_each_of_their_names(tokens):
     model = BlockStack(2)
     model.h[1] = model.alias = model.h[0]
