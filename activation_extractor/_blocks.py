@@ -37,7 +37,7 @@ def blocks(model: nn.Module) -> list[str]:
     tree = ModuleTree(check_model(model))
     stacks = _outermost(tree, composite=True) or _outermost(tree, composite=False)
     if not stacks:
-        kind, advice = type(tree.root).__name__, "Name the layers, or select them by type."
+        kind, advice = type(tree.modules[""]).__name__, "Name the layers, or select them by type."
         raise ArgumentError("model", "hold a stack of repeated blocks", kind, advice)
     sizes: Counter[str] = Counter()
     for stack in stacks:

@@ -209,7 +209,7 @@ class Capture:
 
     def _resolve(self, model: nn.Module) -> tuple[nn.Module, tuple[Target, ...], Masks]:
         root, targets = unwrap(model), resolve(model, self._layers)
-        masks = Masks(self._options.mask, root)  # its checks belong to the door
+        masks = Masks(self._options.mask, root, is_asked=self._options.needs_masks)  # its checks belong to the door
         if self._options.stop_early and any(target.side == "gradient" for target in targets):
             advice = "Backward needs the whole forward."
             raise ArgumentError("stop_early", "be False when gradients are recorded", True, advice)

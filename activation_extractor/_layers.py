@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 from torch import nn
@@ -20,6 +21,8 @@ from activation_extractor.errors import (
 )
 
 Side = Literal["output", "input", "gradient"]
+
+_SINGLE = (str, bytes, nn.Module, type)  # one selection each, also where it can be iterated over
 
 _TOKEN = re.compile(
     r"(?P<lead>(?<![^.])\*\*\.)|(?P<any>\*\*)|(?P<star>\*)|(?P<one>\?)|\[(?P<set>!?[^\]]+)\]|(?P<char>.)"
@@ -82,7 +85,7 @@ def _check_select(select: Any) -> Any:
     raise ArgumentTypeError("select", "be an index, a key or a callable", select)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen would take three times as long to make; a tuple's names are slower to read
 class Target:
     """One thing to record.
 
@@ -124,18 +127,18 @@ def _expand(tree: ModuleTree, layers: Any, side: Side, select: Any) -> Iterator[
     """Yield each target of a selection, and whether it was named one by one rather than by a pattern."""
     if isinstance(layers, Selection):
         yield from _expand(tree, layers.layers, layers.side, layers.select)
+    elif isinstance(layers, _SINGLE) or not isinstance(layers, Iterable):
+        found, is_literal = _match(tree, layers)
+        for layer, module in found:
+            check_hookable(layer, module)
+            name = layer if side == "output" else f"{layer}:{side}"
+            yield Target(name, layer, module, side, select), is_literal
     elif isinstance(layers, Mapping):
         for name, selection in layers.items():
             yield _renamed(tree, name, selection, side, select), True
-    elif isinstance(layers, Iterable) and not isinstance(layers, str | bytes | nn.Module | type):
+    else:
         for selection in layers:
             yield from _expand(tree, selection, side, select)
-    else:
-        names, is_literal = _match(tree, layers)
-        for layer in names:
-            check_hookable(layer, tree.modules[layer])
-            name = layer if side == "output" else f"{layer}:{side}"
-            yield Target(name, layer, tree.modules[layer], side, select), is_literal
 
 
 def _renamed(tree: ModuleTree, name: Any, selection: Any, side: Side, select: Any) -> Target:
@@ -149,37 +152,37 @@ def _renamed(tree: ModuleTree, name: Any, selection: Any, side: Side, select: An
     return replace(found[0], name=name + suffix)
 
 
-def _match(tree: ModuleTree, selection: Any) -> tuple[list[str], bool]:
-    """The plain names that one selection means, and whether it names a layer rather than describing some."""
-    if isinstance(selection, nn.Module):
-        names = tree.names_of(selection)
-        if not names:
-            kind = type(selection).__name__
-            raise LayerNotFoundError(kind, advice="The module given is not part of the model.")
-        return names, True
+def _match(tree: ModuleTree, selection: Any) -> tuple[list[tuple[str, nn.Module]], bool]:
+    """The layers that one selection means, and whether it names a layer rather than describing some."""
     if isinstance(selection, str):
-        exact = _exact(tree, selection)
-        if exact is not None:
-            return [exact], True
+        if (layer := tree.find(selection)) is not None:
+            return [layer], True
         if not any(character in selection for character in "*?["):
             raise LayerNotFoundError(selection, _close_matches(tree, selection))
-    names = _described(tree, tree.modules, _matcher(selection))
+    is_literal = isinstance(selection, nn.Module)
+    names = _names_of(tree, selection) if is_literal else _described(tree, selection)
+    tree.check(names)
+    return [(name, tree.modules[name]) for name in names], is_literal
+
+
+def _names_of(tree: ModuleTree, module: nn.Module) -> list[str]:
+    names = tree.names_of(module)
+    if not names:
+        raise LayerNotFoundError(type(module).__name__, advice="The module given is not part of the model.")
+    return names
+
+
+def _described(tree: ModuleTree, selection: Any) -> list[str]:
+    """The names of the layers that fit a description; neither the root nor bare containers."""
+    fits = _fits(selection)
+    names = [name for name in fits(tree.modules) if name and runs(tree.modules[name])]
     if not names and _names_wrappers(selection):
-        names = _described(tree, tree.plain_names, _matcher(selection))
+        plain = tree.full_names
+        by_full_name = {full_name: tree.modules[name] for full_name, name in plain.items() if name}
+        names = list(dict.fromkeys(plain[one] for one in fits(by_full_name) if runs(by_full_name[one])))
     if not names:
         raise LayerNotFoundError(_shown(selection), _close_matches(tree, selection))
-    return names, False
-
-
-def _described(tree: ModuleTree, names: Iterable[str], matches: Callable[[str, nn.Module], bool]) -> list[str]:
-    """The plain names of the layers whose names fit a description; neither the root nor bare containers."""
-    found: dict[str, None] = {}
-    for given_name in names:
-        name = tree.plain_names.get(given_name, given_name)
-        module = tree.modules[name]
-        if name and runs(module) and matches(given_name, module):
-            found[name] = None
-    return list(found)
+    return names
 
 
 def _names_wrappers(selection: Any) -> bool:
@@ -188,35 +191,24 @@ def _names_wrappers(selection: Any) -> bool:
     return isinstance(text, str) and any(word in text for word in ("module", *WRAPPER_SEGMENTS))
 
 
-def _exact(tree: ModuleTree, name: str) -> str | None:
-    if name in tree.modules:
-        return name
-    if name in tree.plain_names:
-        return tree.plain_names[name]
-    plain = _without_wrapper_segments(name)
-    return plain if plain in tree.modules else None
-
-
-def _without_wrapper_segments(name: str) -> str:
-    return ".".join(segment for segment in name.split(".") if segment not in WRAPPER_SEGMENTS)
-
-
-def _matcher(selection: Any) -> Callable[[str, nn.Module], bool]:
+def _fits(selection: Any) -> Callable[[Mapping[str, nn.Module]], Iterable[str]]:
+    """What finds the names that fit a description."""
     if isinstance(selection, str):
-        pattern = glob(_without_wrapper_segments(selection))
-        return lambda name, module: pattern.fullmatch(name) is not None
+        segments = (segment for segment in selection.split(".") if segment not in WRAPPER_SEGMENTS)
+        selection = glob(".".join(segments))
     if isinstance(selection, re.Pattern):
-        return lambda name, module: selection.fullmatch(name) is not None
+        return partial(filter, selection.fullmatch)
     if isinstance(selection, type):
         if not issubclass(selection, nn.Module):
             raise ArgumentTypeError("a type in layers", "be a subclass of torch.nn.Module", selection)
-        return lambda name, module: isinstance(module, selection)
+        return lambda modules: (name for name, module in modules.items() if isinstance(module, selection))
     if callable(selection):
-        return lambda name, module: bool(selection(name, module))
+        return lambda modules: (one for one in modules if one and runs(modules[one]) and selection(one, modules[one]))
     condition = "be a name, pattern, regex, module, module type, predicate, or an iterable or dict of these"
     raise ArgumentTypeError("layers", condition, selection)
 
 
+@lru_cache  # it takes as long as to hook two layers
 def glob(pattern: str) -> re.Pattern[str]:
     """A layer pattern as a regex: ``*`` and ``?`` within a dotted segment, ``**`` across them, ``[0-3]``.
 

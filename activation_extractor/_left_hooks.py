@@ -232,7 +232,7 @@ def _tell(noted: _Noted, hook: Any, parents: dict[int, list[nn.Module]]) -> Left
 
 def _on_module(tree: ModuleTree, module: nn.Module, kind: str, hook: Any) -> LeftHook:
     layer = tree.names_of(module)[0]
-    model_type = type(tree.root).__name__ if layer else None
+    model_type = type(tree.modules[""]).__name__ if layer else None
     return LeftHook(layer, type(module).__name__, model_type, kind, _source(hook))
 
 

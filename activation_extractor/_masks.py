@@ -132,21 +132,25 @@ class Masks:
     Args:
         policy: what ``mask=`` was given.
         model: the plain model, whose signature tells which masks it takes.
+        is_asked: whether `find` will be called at all. Where it will not, the signature is read only if the policy
+            names an argument: reading it takes longer than entering a block.
 
     Attributes:
         positions: where the model's arguments stand in a call.
     """
 
-    def __init__(self, policy: MaskPolicy, model: nn.Module) -> None:
+    def __init__(self, policy: MaskPolicy, model: nn.Module, *, is_asked: bool = True) -> None:
         self._policy = policy
-        signature = signature_of(model)
+        may_name = isinstance(policy, Mapping) or (isinstance(policy, str) and policy != _DEFAULT)
+        signature = signature_of(model) if is_asked or may_name else None
         self.positions = positions_of(signature)
         self._known_sources: dict[str, str | Tensor | BatchMask | None] = {}
         self._names = frozenset(signature.parameters if signature else ())
         self._takes_any = signature is None or _takes_any(signature)
         self._by_pattern: list[tuple[re.Pattern[str], str | Tensor | None]] = []
         if isinstance(policy, Mapping):
-            self._by_pattern = [(_matching(pattern, model), source) for pattern, source in policy.items()]
+            tree = ModuleTree(model)
+            self._by_pattern = [(_matching(pattern, tree), source) for pattern, source in policy.items()]
         for source in self._sources():
             self._check_name(source)
 
@@ -227,9 +231,9 @@ class Masks:
             raise ArgumentError("mask", f"name an argument of the model ({known})", source)
 
 
-def _matching(pattern: str, model: nn.Module) -> re.Pattern[str]:
+def _matching(pattern: str, tree: ModuleTree) -> re.Pattern[str]:
     compiled = glob(pattern)
-    if not any(map(compiled.fullmatch, ModuleTree(model).modules)):
+    if not any(map(compiled.fullmatch, tree.modules)):
         raise ArgumentError("a pattern in mask", "match a layer of the model", pattern)
     return compiled
 

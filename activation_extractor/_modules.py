@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 from torch import nn
 from torch.jit import ScriptModule
@@ -12,18 +13,15 @@ from activation_extractor.errors import ArgumentTypeError, UnhookableLayerError
 
 # Attributes under which torch.compile, FSDP and activation checkpointing keep the module that they wrap.
 WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_PARALLEL = (DataParallel, DistributedDataParallel)  # they keep it under "module"
+_PLACES = WRAPPER_SEGMENTS | {"module"}
 
-
-def wrapped_segment(module: nn.Module) -> str | None:
-    """The attribute under which `module` keeps the module that it wraps; None for an ordinary module."""
-    if isinstance(module, DataParallel | DistributedDataParallel):
-        return "module"
-    return next((name for name, _ in _children(module) if name in WRAPPER_SEGMENTS), None)
+Visited = list[tuple[str, nn.Module]]  # names and modules, wrappers before what they wrap
 
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The plain module inside any number of wrappers."""
-    while (segment := wrapped_segment(module)) is not None:
+    while (segment := _wrapped_segment(module, _children(module))) is not None:
         module = module.get_submodule(segment)
     return module
 
@@ -33,10 +31,7 @@ def check_model(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         condition = "be a torch.nn.Module or a function that returns one"
         raise ArgumentTypeError("model", condition, model, "Load the model first.")
-    for name, module in model.named_modules():
-        if isinstance(module, DataParallel) and len(module.device_ids) > 1:
-            advice = "Capture its `.module` on one device, or use DistributedDataParallel with a capture per process."
-            raise UnhookableLayerError(name, f"DataParallel over {len(module.device_ids)} devices", advice)
+    ModuleTree(model).find("")  # which passes through its wrappers
     return model
 
 
@@ -57,42 +52,121 @@ def runs(module: nn.Module) -> bool:
 class ModuleTree:
     """The modules of one model, by plain name.
 
-    Attributes:
-        root: the plain model.
-        modules: plain name to plain module, in the model's order; a tied module stands under each of its names.
-        plain_names: full name, wrappers' segments included, to plain name.
+    `find` goes down to a layer; everything else visits the whole model, once, when it is first asked for.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.root = unwrap(model)
-        self.modules: dict[str, nn.Module] = {}
-        self.plain_names: dict[str, str] = {}
-        self._names: dict[int, list[str]] = {}
-        for full_name, name, module in _walk(model, "", ""):
-            self.plain_names[full_name] = name
-            self.modules[name] = module  # the inner module comes later and takes the wrapper's name
-            names = self._names.setdefault(id(module), [])
-            if name not in names:
-                names.append(name)
+        self._model = model
+
+    def find(self, name: str) -> tuple[str, nn.Module] | None:
+        """The plain name and the plain module of a layer, or None.
+
+        Args:
+            name: its plain name, or one with wrappers' segments, also of wrappers that are not there.
+
+        Raises:
+            UnhookableLayerError: it lies in a DataParallel over several devices, which calls replicas of it.
+        """
+        segments = name.split(".") if name else []
+        if (module := self._at(self._model, segments)) is not None:
+            return name, module
+        for plain in (self._plain(segments), [one for one in segments if one not in WRAPPER_SEGMENTS]):
+            if plain not in (None, segments) and (module := self._at(self._model, plain)) is not None:
+                return ".".join(plain), module
+        # Nothing keeps a child's own name from holding a dot: only a look at all names tells.
+        return (name, self.modules[name]) if name in self.modules else None
+
+    def check(self, names: Iterable[str]) -> None:
+        """Refuse layers that `find` would refuse, of which only the names are known."""
+        if any(isinstance(module, DataParallel) for _, module in self._visited):
+            for name in names:
+                self.find(name)
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Plain name to plain module, in the model's order; a tied module stands under each of its names."""
+        return dict(self._visited)  # the inner module comes later and takes the wrapper's name
+
+    @cached_property
+    def full_names(self) -> dict[str, str]:
+        """Full name, wrappers' segments included, to plain name."""
+        in_full = _visit(self._model, "", [("", self._model)], hides_wrappers=False)
+        return {full_name: name for (full_name, _), (name, _) in zip(in_full, self._visited, strict=True)}
 
     def names_of(self, module: nn.Module) -> list[str]:
         """Every plain name of `module`; empty when it is not part of the model."""
-        return self._names.get(id(module), [])
+        return list(self._names.get(id(module), ()))
+
+    @cached_property
+    def _names(self) -> dict[int, dict[str, None]]:
+        names: dict[int, dict[str, None]] = {}
+        for name, module in self._visited:
+            names.setdefault(id(module), {})[name] = None
+        return names
+
+    @cached_property
+    def _visited(self) -> Visited:
+        return _visit(self._model, "", [("", self._model)], hides_wrappers=True)
+
+    def _at(self, module: nn.Module, plain: Sequence[str]) -> nn.Module | None:
+        """What `modules` has under the name of `module` and these further segments."""
+        children, ways = _children(module), list(plain[:1])
+        if (wrapped := _wrapped_segment(module, children)) is not None:
+            # Further children of a wrapper share the names of what it wraps: `modules` has the later one.
+            ways = [segment for segment in reversed(children) if segment == wrapped or segment in ways]
+        for segment in ways:
+            child = children.get(segment)
+            found = None if child is None else self._at(child, plain if segment == wrapped else plain[1:])
+            if found is not None:
+                if wrapped is not None:
+                    self._refuse_replicas(module)
+                return found
+        return None if plain else module
+
+    def _plain(self, full: Sequence[str]) -> list[str] | None:
+        """The segments of a full name that are no wrapper's; None when there is no such module."""
+        module: nn.Module | None = self._model
+        plain = []
+        for segment in full:
+            if module is None:
+                return None
+            children = _children(module)
+            if segment != _wrapped_segment(module, children):
+                plain.append(segment)
+            module = children.get(segment)
+        return None if module is None else plain
+
+    def _refuse_replicas(self, module: nn.Module) -> None:
+        if isinstance(module, DataParallel) and len(module.device_ids) > 1:
+            name = next(name for name, one in self._model.named_modules() if one is module)
+            advice = "Capture its `.module` on one device, or use DistributedDataParallel with a capture per process."
+            raise UnhookableLayerError(name, f"DataParallel over {len(module.device_ids)} devices", advice)
 
 
-def _walk(module: nn.Module, full_name: str, name: str) -> Iterator[tuple[str, str, nn.Module]]:
-    yield full_name, name, module
-    wrapped = wrapped_segment(module)
-    for segment, child in _children(module):
+def _visit(module: nn.Module, name: str, visited: Visited, *, hides_wrappers: bool) -> Visited:
+    """`visited`, with the modules below `module` and their plain or full names added to it."""
+    children = _children(module)
+    hidden = _wrapped_segment(module, children) if hides_wrappers else None
+    prefix = f"{name}." if name else ""
+    for segment, child in children.items():
         if child is not None:
-            child_name = name if segment == wrapped else _join(name, segment)
-            yield from _walk(child, _join(full_name, segment), child_name)
+            child_name = name if segment == hidden else prefix + segment
+            visited.append((child_name, child))
+            if child._modules:
+                _visit(child, child_name, visited, hides_wrappers=hides_wrappers)
+    return visited
 
 
-def _children(module: nn.Module) -> Iterable[tuple[str, nn.Module | None]]:
-    # named_children() leaves out the second name of a tied child; a TorchScript module's _modules is no dictionary.
-    return module.named_children() if isinstance(module, ScriptModule) else module._modules.items()
+def _wrapped_segment(module: nn.Module, children: dict[str, nn.Module | None]) -> str | None:
+    """The attribute under which `module` keeps the module that it wraps; None for an ordinary module."""
+    if children.keys().isdisjoint(_PLACES):
+        return None
+    if isinstance(module, _PARALLEL):
+        return "module"
+    return next((segment for segment in children if segment in WRAPPER_SEGMENTS), None)
 
 
-def _join(name: str, segment: str) -> str:
-    return f"{name}.{segment}" if name else segment
+def _children(module: nn.Module) -> dict[str, nn.Module | None]:
+    children = module._modules
+    # A TorchScript module's is no dictionary. named_children() would leave out the second name of a tied child.
+    return children if isinstance(children, dict) else dict(module.named_children())

@@ -12,7 +12,7 @@ from activation_extractor._kept import Calls
 from activation_extractor._layout import SequenceAxis, check_sequence_axis
 from activation_extractor._masks import MaskPolicy, check_policy
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
-from activation_extractor.reducers import Reducer, resolve_reducers
+from activation_extractor.reducers import Reducer, full, resolve_reducers
 
 Missing = Literal["error", "skip"]
 
@@ -32,6 +32,11 @@ class Options:
     max_bytes: int | None
     missing: Missing
     has_sink: bool
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether what is recorded is reduced, or stored without its padding."""
+        return self.has_sink or any(reducer is not full for reducer in self.reducers.values())
 
 
 def check_options(

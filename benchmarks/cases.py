@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.calls import CALLS
 from benchmarks.extraction import EXTRACTION
+from benchmarks.fresh import FRESH
 from benchmarks.measure import Case
 from benchmarks.peer_cases import PEER_CASES
 from benchmarks.scaling import SCALING
@@ -17,7 +18,15 @@ from benchmarks.start_up import START_UP
 from benchmarks.storage import STORAGE
 from benchmarks.whole_models import WHOLE_MODELS
 
-CASES: list[Callable[[Size], Iterator[Case]]] = [*CALLS, *WHOLE_MODELS, *SCALING, *EXTRACTION, *STORAGE, *START_UP]
+CASES: list[Callable[[Size], Iterator[Case]]] = [
+    *CALLS,
+    *FRESH,
+    *WHOLE_MODELS,
+    *SCALING,
+    *EXTRACTION,
+    *STORAGE,
+    *START_UP,
+]
 
 
 def all_cases(size: Size, *, with_peers: bool = False) -> Iterator[Case]:

@@ -32,6 +32,7 @@ class Case:
         floor: what both do anyway and what is subtracted from both; None when there is nothing to subtract.
         reference_floor: what is subtracted from the reference, where it does something else anyway.
         target: the ratio that is demanded; None where none is.
+        allowed_us: microseconds of a run that ours may take beside, before the ratio is held against the target.
         most_rounds: of a case that takes long; None for as many as are asked for.
     """
 
@@ -44,6 +45,7 @@ class Case:
     floor: System | None = None
     reference_floor: System | None = None
     target: float | None = None
+    allowed_us: float = 0.0
     most_rounds: int | None = None
 
 
@@ -73,9 +75,10 @@ class Rounds:
     reference: list[Seconds] = field(default_factory=list)
     ours: list[Seconds] = field(default_factory=list)
 
-    def ratios(self, clock: str) -> list[float]:
-        """(ours - floor) / (reference - its floor), each from the timings of one round."""
-        return [_divide(ours, reference) for ours, reference in zip(*self._added(clock), strict=True)]
+    def ratios(self, clock: str, allowed_us: float = 0.0) -> list[float]:
+        """(ours - floor) / (reference - its floor), each from the timings of one round; less what ours is allowed."""
+        allowed = allowed_us / 1e6
+        return [_divide(ours - allowed, reference) for ours, reference in zip(*self._added(clock), strict=True)]
 
     def added(self, system: str, clock: str) -> list[float]:
         """Seconds that ``"ours"`` or ``"reference"`` adds to the floor in one run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -10,11 +11,19 @@ from torch import Tensor, nn
 from benchmarks.sizes import Size
 
 VOCABULARY = 1000
+EXPERT_BLOCKS = [f"blocks.{index}" for index in range(12)]
 
 
 def small_layers(layers: int, device: torch.device | str = "cpu") -> nn.Sequential:
     """Layers that compute next to nothing, so that what is added to a call is seen."""
     return nn.Sequential(*(nn.Linear(16, 16) for _ in range(layers))).to(device)
+
+
+def experts(modules: int) -> nn.Sequential:
+    """Twelve blocks of experts that compute nothing; of modules in all, 14 more than a multiple of 36."""
+    each = (modules - 14) // 36
+    blocks = (nn.Sequential(*(nn.Sequential(nn.Identity(), nn.Identity()) for _ in range(each))) for _ in range(12))
+    return nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks)))
 
 
 def gpt2(size: Size, *, width: int = 256, has_head: bool = False) -> Any:

@@ -9,13 +9,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from benchmarks.fresh import make_and_leave
 from benchmarks.measure import Case, Run
-from benchmarks.models import gpt2, small_layers, tokens
+from benchmarks.models import EXPERT_BLOCKS, experts, gpt2, small_layers, tokens
 from benchmarks.peers import PEERS, Peer, batch_norms, small_cnn, wrong_values
 from benchmarks.sizes import Size
-from benchmarks.systems import bare, captured
+from benchmarks.systems import bare, captured, ready
 
 SLOW = frozenset({"torchlens"})  # seconds a forward
+NEED_NO_COPY = frozenset({"baukit", "captum", "surgeon-pytorch"})
 
 
 def peers(size: Size) -> Iterator[Case]:
@@ -36,6 +38,24 @@ def peers(size: Size) -> Iterator[Case]:
             target=1.0 if not wrong and peer.package else None,
             most_rounds=15 if is_slow else 31,
         )
+
+
+def fresh_blocks(size: Size) -> Iterator[Case]:
+    """Capturing one forward from scratch, beside the peers that need no copy of the model for it."""
+    model, x = experts(158), torch.randn(4, 16)
+    for peer in installed_peers():
+        if peer.name in NEED_NO_COPY:
+            wrong, _ = wrong_on_a_cnn(peer)
+            yield Case(
+                name=f"set_up.fresh.peer.{peer.name}",
+                about=f"making a block around one forward, 12 of 158 modules, beside {peer.name}",
+                ours=partial(ready, partial(make_and_leave, model, EXPERT_BLOCKS, partial(model, x)), torch.no_grad),
+                reference=partial(ready, partial(prepare_and_run, peer, model, EXPERT_BLOCKS, x), torch.no_grad),
+                floor=partial(bare, model, x, torch.no_grad),
+                calls=1,
+                loops=size.loops,
+                target=None if wrong else 1.0,
+            )
 
 
 def hidden_states(size: Size) -> Iterator[Case]:
@@ -77,6 +97,12 @@ def peer_system(peer: Peer, model: nn.Module, names: list[str], x: Tensor) -> It
         yield partial(run, x)
 
 
+def prepare_and_run(peer: Peer, model: nn.Module, names: list[str], x: Tensor) -> None:
+    """A peer made, used once and taken off again."""
+    with peer.capturing(model, names) as run:
+        run(x)
+
+
 @contextmanager
 def with_hidden_states(model: nn.Module, x: Tensor) -> Iterator[Run]:
     """A forward that hands out what every block returned, by reference."""
@@ -84,4 +110,4 @@ def with_hidden_states(model: nn.Module, x: Tensor) -> Iterator[Run]:
         yield partial(model, x, output_hidden_states=True)
 
 
-PEER_CASES: list[Callable[[Size], Iterator[Case]]] = [peers, hidden_states]
+PEER_CASES: list[Callable[[Size], Iterator[Case]]] = [peers, fresh_blocks, hidden_states]

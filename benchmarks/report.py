@@ -95,7 +95,7 @@ def _row(result: dict[str, Any]) -> tuple[str, ...]:
         f"+{added['ours']['wall']['median']:.2f}",
         _interval(result["ratio"]["wall"]),
         _interval(result["ratio"]["cpu"]),
-        _number(result["target"]),
+        _target(result),
         _VERDICTS[result["is_met"]],
     )
 
@@ -108,6 +108,11 @@ def _ratio(value: float | None) -> str:
     if value is None:
         return "inf"
     return f"{value:.2f}" if not 0 < value < 0.1 else f"{value:.2g}"
+
+
+def _target(result: dict[str, Any]) -> str:
+    allowed = result.get("allowed_us")
+    return _number(result["target"]) + (f" + {allowed:g} us" if allowed else "")
 
 
 def _number(value: float | None) -> str:

@@ -16,6 +16,7 @@ class Size:
     Attributes:
         layers: of the model that shows pure overhead.
         set_up_layers: the numbers of layers for which entering and leaving is measured.
+        fresh_modules: the numbers of modules of the models on which blocks are made anew.
         scales: the numbers of layers between which the cost of a layer is compared.
         threads: the numbers of threads that share a model.
         loops: runs of 200 small layers in one timing; other cases scale it to about the same time.
@@ -32,6 +33,7 @@ class Size:
 
     layers: int = 200
     set_up_layers: tuple[int, ...] = (10, 200, 1000)
+    fresh_modules: tuple[int, ...] = (50, 158, 1022, 10_022)
     scales: tuple[int, ...] = (1, 10, 100, 1000)
     threads: tuple[int, ...] = (1, 4, 16, 64)
     loops: int = 5
@@ -50,6 +52,7 @@ QUICK = Size(loops=2, batches=16, megabytes=64, whole_megabytes=512, cold_megaby
 SMALLEST = Size(
     layers=3,
     set_up_layers=(3,),
+    fresh_modules=(50,),
     scales=(1, 3),
     threads=(1, 2),
     loops=1,

@@ -6,6 +6,7 @@ import json
 import platform
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,19 @@ def test_a_demand_is_met_when_the_lower_end_of_the_interval_is_within_it() -> No
     assert not is_met(1.21, 1.3, 1.3)
 
 
+def test_a_time_may_be_allowed_beside_the_ratio_that_is_demanded() -> None:
+    rounds = Rounds(reference=[Seconds(1e-3, 1e-3)], ours=[Seconds(1.25e-3, 1.25e-3)])
+    for allowed_us, is_met, shown in (
+        (0.0, False, "1.20"),
+        (40.0, False, "1.20 + 40 us"),
+        (60.0, True, "1.20 + 60 us"),
+    ):
+        result = describe_case(replace(made_of(None, None, None), allowed_us=allowed_us), rounds)
+        assert (result["is_met"], result["ratio"]["wall"]["median"]) == (is_met, 1.25)
+        verdict = "met" if is_met else "MISSED"
+        assert table(document([result], [], describe_machine(CPU), quick=True)).endswith(f"  {shown}  {verdict}")
+
+
 def test_a_pattern_that_matches_no_case_says_so() -> None:
     with pytest.raises(SystemExit, match="must match a case, got 'nothing'"):
         command.main(["--only", "nothing"])
@@ -220,7 +234,7 @@ def stored_results(name: str) -> Any:
     return json.loads((Path(command.__file__).parent / f"results/{name}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["cpu", "start_up_cpu", "storage_cpu", "peers_cpu"])
+@pytest.mark.parametrize("name", ["cpu", "fresh_cpu", "start_up_cpu", "storage_cpu", "peers_cpu"])
 def test_the_page_shows_what_is_stored(name: str) -> None:
     page = (Path(command.__file__).parent / "README.md").read_text(encoding="utf-8")
     assert table(stored_results(name)) in page

@@ -199,6 +199,7 @@ def test_an_empty_selection_is_an_error_and_its_advice_works(stack, layers):
     [
         (7, f"layers must {TYPES}, got 7."),
         (None, f"layers must {TYPES}, got None."),
+        (b"h.0", f"layers must {TYPES}, got b'h.0'."),
         (["h.0", 1.5], f"layers must {TYPES}, got 1.5."),
         (int, "a type in layers must be a subclass of torch.nn.Module, got <class 'int'>."),
         ({3: "h.0"}, "a new name in layers must be a string, got 3."),

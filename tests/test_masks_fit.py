@@ -11,7 +11,7 @@ from models import BlockStack
 from pooling import assert_mean_over, mean_by
 from torch import nn
 
-from activation_extractor import capture
+from activation_extractor import MemorySink, _masks, capture
 from activation_extractor._masks import CallArguments, Masks, bind, check_policy, positions_of, signature_of
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError
 
@@ -167,3 +167,15 @@ def test_a_mask_is_checked_once_in_a_call_for_all_layers_of_one_shape(stack, tok
     assert found.dtype == torch.bool
     with pytest.raises(MaskError, match=r"layer 'h.2' must have shape \(2, 6\)"):
         masks.find("h.2", torch.ones(2, 6, 8), call)
+
+
+def test_the_signature_is_read_only_where_it_can_matter(stack, monkeypatch):
+    read = []
+    monkeypatch.setattr(_masks, "signature_of", lambda module: read.append(module) or signature_of(module))
+    for options in ({}, {"mask": None}, {"mask": RIGHT}, {"copy": False}):
+        capture(stack, "h.1", **options)
+        assert read == []
+    needs = ({"reduce": "mean"}, {"reduce": ["full", "last"]}, {"sink": MemorySink()})
+    for options in (*needs, {"mask": "input_ids"}, {"mask": {"h.*": None}}):
+        capture(stack, "h.1", **options)
+        assert read.pop() is stack

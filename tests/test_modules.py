@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
@@ -10,10 +11,10 @@ from models import Block, BlockStack
 from torch import distributed, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from activation_extractor import capture
+from activation_extractor import capture, inputs
 from activation_extractor._layers import resolve
 from activation_extractor._modules import ModuleTree, check_model, runs, unwrap
-from activation_extractor.errors import ArgumentTypeError, LayerNotFoundError, UnhookableLayerError
+from activation_extractor.errors import ArgumentTypeError, DuplicateLayerError, LayerNotFoundError, UnhookableLayerError
 
 
 class FullyShared(nn.Module):
@@ -25,6 +26,15 @@ class FullyShared(nn.Module):
 
     def forward(self, *args, **kwargs):
         return self._fsdp_wrapped_module(*args, **kwargs)
+
+
+class Unread(dict):
+    """Children of a module that nobody may look at."""
+
+    def __len__(self):
+        raise AssertionError("looked at")
+
+    keys = items = values = __iter__ = __len__
 
 
 def distributed_data_parallel(module: nn.Module) -> nn.Module:
@@ -83,7 +93,6 @@ def test_names_of_distributed_data_parallel_are_those_of_the_plain_model(stack):
 def test_wrappers_in_wrappers_come_off(stack):
     wrapped = nn.DataParallel(FullyShared(checkpoint_wrapper(stack)))
     assert unwrap(wrapped) is stack
-    assert ModuleTree(wrapped).root is stack
     assert ModuleTree(wrapped).modules[""] is stack
     assert modules(wrapped, "module._fsdp_wrapped_module._checkpoint_wrapped_module.h.1") == [stack.h[1]]
 
@@ -127,6 +136,25 @@ def test_a_compiled_layer_is_captured_under_its_plain_name_also_after_it_ran(sta
     assert all(torch.equal(acts[name], plain[name]) for name in ("h.1", "h.1.mlp"))
 
 
+def test_a_regex_over_full_names_leaves_out_the_root_and_what_has_no_forward(stack):
+    assert modules(nn.DataParallel(stack), re.compile(r"module(\.[a-z]+)?")) == [stack.embed]  # and not h
+
+
+def test_a_layer_that_fits_under_two_full_names_is_one_layer():
+    model = nn.DataParallel(nn.Sequential(checkpoint_wrapper(nn.Linear(2, 2))))
+    (target,) = resolve(model, {"mine": re.compile(r"module\.0.*")})
+    assert (target.name, target.layer) == ("mine", "0")
+
+
+@pytest.mark.parametrize("wraps_last", [True, False])
+def test_of_a_name_in_a_wrapper_and_in_what_it_wraps_the_later_layer_counts(wraps_last):
+    wrapper, inner, outer = nn.Identity(), nn.Sequential(nn.Identity()), nn.Identity()
+    for segment, child in [("0", outer), ("_orig_mod", inner)][:: 1 if wraps_last else -1]:
+        wrapper.add_module(segment, child)
+    expected = inner[0] if wraps_last else outer
+    assert modules(wrapper, "0") == modules(wrapper, re.compile("0")) == [expected]
+
+
 def test_a_child_called_module_is_no_wrapper():
     model = nn.Module()
     model.module = nn.Sequential(nn.Linear(2, 2))
@@ -134,17 +162,10 @@ def test_a_child_called_module_is_no_wrapper():
     assert list(ModuleTree(model).modules) == ["", "module", "module.0"]
 
 
-def test_data_parallel_over_devices_is_refused_wherever_it_is(stack):
-    parallel = nn.DataParallel(stack)
-    parallel.device_ids = [0, 1]
-    with pytest.raises(UnhookableLayerError) as caught:
-        capture(nn.Sequential(parallel), "0.h.1")
-    assert str(caught.value) == (
-        "Layer '0' must be an ordinary module that runs, got DataParallel over 2 devices. "
-        "Capture its `.module` on one device, or use DistributedDataParallel with a capture per process."
-    )
-    assert caught.value.layer == "0"
-    assert modules(check_model(parallel.module), "h.1") == [stack.h[1]]
+def test_a_pattern_finds_a_child_called_module_of_a_wrapped_model():
+    model = nn.Module()
+    model.module = nn.Linear(2, 2)
+    assert modules(nn.DataParallel(model), "*") == modules(nn.DataParallel(model), nn.Linear) == [model.module]
 
 
 def test_tied_modules_are_reachable_under_each_of_their_names(tokens):
@@ -156,6 +177,8 @@ def test_tied_modules_are_reachable_under_each_of_their_names(tokens):
     assert [target.name for target in resolve(model, Block)] == ["h.0", "h.1", "alias"]
     assert [target.name for target in resolve(model, model.h[0])] == ["h.0", "h.1", "alias"]
     assert modules(model, "alias.mlp") == [model.h[0].mlp]
+    with pytest.raises(DuplicateLayerError, match="got 'mine' twice"):
+        resolve(model, [{"mine": "h.0"}, {"mine": "alias"}])
 
 
 def test_a_place_without_a_module_is_no_layer(stack):
@@ -164,6 +187,25 @@ def test_a_place_without_a_module_is_no_layer(stack):
     assert not {"head", "h.1.mlp"} & ModuleTree(stack).modules.keys()
     with pytest.raises(LayerNotFoundError):
         resolve(stack, "h.1.mlp")
+
+
+def test_a_name_of_its_own_may_hold_a_dot(stack):
+    setattr(stack.h[1], "in.out", nn.Sequential(nn.Identity()))
+    for name in ("h.1.in.out", "h.1.in.out.0"):
+        (target,) = resolve(stack, name)
+        assert target.name == name
+
+
+@pytest.mark.parametrize("segment", ["", *WRAPPERS])
+def test_names_are_found_without_a_look_at_the_rest_of_the_model(stack, segment, monkeypatch):
+    model = nn.Sequential(WRAPPERS[segment](stack) if segment else stack)
+    monkeypatch.setattr(stack.embed, "_modules", Unread())
+    names = ["0.h.1", "0.h.3.mlp", f"0.{segment}.h.2" if segment else "0.h.2", {"mine": inputs("0.h.1.norm")}]
+    found = [target.layer for target in resolve(check_model(model), names)]
+    assert found == ["0.h.1", "0.h.3.mlp", "0.h.2", "0.h.1.norm"]
+    for look in (lambda: resolve(model, "**"), lambda: list(model.modules())):
+        with pytest.raises(AssertionError, match="looked at"):
+            look()
 
 
 # -- refused ----------------------------------------------------------------------------------------------------------
