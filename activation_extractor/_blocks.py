@@ -7,6 +7,7 @@ from collections import Counter
 from torch import nn
 
 from activation_extractor._modules import ModuleTree, check_model, unwrap
+from activation_extractor._private_torch import children_of
 from activation_extractor.errors import ArgumentError
 
 _MAIN_SHARE = 0.1  # of the parameters of the largest group of stacks
@@ -48,7 +49,7 @@ def blocks(model: nn.Module) -> list[str]:
 
 
 def _children(tree: ModuleTree, stack: str) -> list[str]:
-    children = tree.modules[stack]._modules.items()
+    children = children_of(tree.modules[stack]).items()
     return [f"{stack}.{segment}" if stack else segment for segment, child in children if child is not None]
 
 
@@ -63,7 +64,7 @@ def _outermost(tree: ModuleTree, *, composite: bool) -> list[str]:
 
 def _is_stack(module: nn.Module, *, composite: bool) -> bool:
     """Whether a list or sequence repeats itself: a sequence needs every type twice on average, a list any one."""
-    children = [unwrap(child) for child in module._modules.values() if child is not None]
+    children = [unwrap(child) for child in children_of(module).values() if child is not None]
     if not isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential) or len(children) < 2:
         return False
     if composite and not all(any(True for _ in child.children()) for child in children):

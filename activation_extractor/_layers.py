@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from activation_extractor._modules import WRAPPER_SEGMENTS, ModuleTree, check_hookable, runs
+from activation_extractor._modules import WRAPPER_SEGMENTS, ModuleTree, check_hookable
+from activation_extractor._private_torch import has_forward
 from activation_extractor._wording import shown
 from activation_extractor.errors import (
     ArgumentError,
@@ -175,11 +176,11 @@ def _names_of(tree: ModuleTree, module: nn.Module) -> list[str]:
 def _described(tree: ModuleTree, selection: Any) -> list[str]:
     """The names of the layers that fit a description; neither the root nor bare containers."""
     fits = _fits(selection)
-    names = [name for name in fits(tree.modules) if name and runs(tree.modules[name])]
+    names = [name for name in fits(tree.modules) if name and has_forward(tree.modules[name])]
     if not names and _names_wrappers(selection):
         plain = tree.full_names
         by_full_name = {full_name: tree.modules[name] for full_name, name in plain.items() if name}
-        names = list(dict.fromkeys(plain[one] for one in fits(by_full_name) if runs(by_full_name[one])))
+        names = list(dict.fromkeys(plain[one] for one in fits(by_full_name) if has_forward(by_full_name[one])))
     if not names:
         raise LayerNotFoundError(_shown(selection), _close_matches(tree, selection))
     return names
@@ -203,7 +204,9 @@ def _fits(selection: Any) -> Callable[[Mapping[str, nn.Module]], Iterable[str]]:
             raise ArgumentTypeError("a type in layers", "be a subclass of torch.nn.Module", selection)
         return lambda modules: (name for name, module in modules.items() if isinstance(module, selection))
     if callable(selection):
-        return lambda modules: (one for one in modules if one and runs(modules[one]) and selection(one, modules[one]))
+        return lambda modules: (
+            one for one in modules if one and has_forward(modules[one]) and selection(one, modules[one])
+        )
     condition = "be a name, pattern, regex, module, module type, predicate, or an iterable or dict of these"
     raise ArgumentTypeError("layers", condition, selection)
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.jit import ScriptModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from activation_extractor._private_torch import children_of, has_forward
 from activation_extractor.errors import ArgumentTypeError, UnhookableLayerError
 
 # Attributes under which torch.compile, FSDP and activation checkpointing keep the module that they wrap.
@@ -21,7 +22,7 @@ Visited = list[tuple[str, nn.Module]]  # names and modules, wrappers before what
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The plain module inside any number of wrappers."""
-    while (segment := _wrapped_segment(module, _children(module))) is not None:
+    while (segment := _wrapped_segment(module, children_of(module))) is not None:
         module = module.get_submodule(segment)
     return module
 
@@ -39,14 +40,9 @@ def check_hookable(name: str, module: nn.Module) -> None:
     """Refuse a module that never calls hooks."""
     if isinstance(module, ScriptModule):
         raise UnhookableLayerError(name, "a TorchScript module, which refuses hooks", "Capture the Python model.")
-    if not runs(module):
+    if not has_forward(module):
         advice = f"Select what is in it: {name + '.*'!r}." if name else "Select its layers."
         raise UnhookableLayerError(name, f"a {type(module).__name__}, which has no forward of its own", advice)
-
-
-def runs(module: nn.Module) -> bool:
-    """Whether the module has a forward of its own (a ModuleList has none, so its hooks never fire)."""
-    return getattr(module.forward, "__name__", "") != "_forward_unimplemented"
 
 
 class ModuleTree:
@@ -110,7 +106,7 @@ class ModuleTree:
 
     def _at(self, module: nn.Module, plain: Sequence[str]) -> nn.Module | None:
         """What `modules` has under the name of `module` and these further segments."""
-        children, ways = _children(module), list(plain[:1])
+        children, ways = children_of(module), list(plain[:1])
         if (wrapped := _wrapped_segment(module, children)) is not None:
             # Further children of a wrapper share the names of what it wraps: `modules` has the later one.
             ways = [segment for segment in reversed(children) if segment == wrapped or segment in ways]
@@ -130,7 +126,7 @@ class ModuleTree:
         for segment in full:
             if module is None:
                 return None
-            children = _children(module)
+            children = children_of(module)
             if segment != _wrapped_segment(module, children):
                 plain.append(segment)
             module = children.get(segment)
@@ -145,14 +141,14 @@ class ModuleTree:
 
 def _visit(module: nn.Module, name: str, visited: Visited, *, hides_wrappers: bool) -> Visited:
     """`visited`, with the modules below `module` and their plain or full names added to it."""
-    children = _children(module)
+    children = children_of(module)
     hidden = _wrapped_segment(module, children) if hides_wrappers else None
     prefix = f"{name}." if name else ""
     for segment, child in children.items():
         if child is not None:
             child_name = name if segment == hidden else prefix + segment
             visited.append((child_name, child))
-            if child._modules:
+            if children_of(child):
                 _visit(child, child_name, visited, hides_wrappers=hides_wrappers)
     return visited
 
@@ -164,9 +160,3 @@ def _wrapped_segment(module: nn.Module, children: dict[str, nn.Module | None]) -
     if isinstance(module, _PARALLEL):
         return "module"
     return next((segment for segment in children if segment in WRAPPER_SEGMENTS), None)
-
-
-def _children(module: nn.Module) -> dict[str, nn.Module | None]:
-    children = module._modules
-    # A TorchScript module's is no dictionary. named_children() would leave out the second name of a tied child.
-    return children if isinstance(children, dict) else dict(module.named_children())

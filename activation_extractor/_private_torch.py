@@ -88,6 +88,12 @@ def clear_forward_hooks(module: nn.Module) -> None:
         hooks.clear()
 
 
+def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    """The module's children by name, a tied one under each of its names, which `named_children` does not give."""
+    children = module._modules
+    return children if isinstance(children, dict) else dict(module.named_children())  # a TorchScript module's is none
+
+
 def has_forward(module: nn.Module) -> bool:
     """Whether the module's class has a forward: one without has a function of this name, which raises."""
     return getattr(module.forward, "__name__", "") != "_forward_unimplemented"

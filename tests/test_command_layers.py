@@ -169,7 +169,7 @@ def test_a_model_of_one_layer_is_shown_as_itself():
     assert done.stdout.splitlines()[2].split() == ["(the", "model)", "ReLU", "0"]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_parts_that_take_no_hooks_are_left_out(name):
     done = run(f"{name}:scripted")
     assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == ["0"]

@@ -139,7 +139,7 @@ def test_a_capture_is_told_while_it_is_open_and_leaves_nothing() -> None:
 
 def test_a_scripted_module_inside_is_passed() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch 2.13 and later
+        warnings.simplefilter("ignore")  # torch 2.13 deprecates it
         scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
     model = nn.Sequential(scripted, nn.ReLU())
     model[1].register_forward_hook(record)

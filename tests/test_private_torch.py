@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,15 @@ def test_the_dictionaries_are_those_that_torch_goes_by():
     assert not any(left)
 
 
+def test_a_tied_child_has_each_of_its_names_and_a_scripted_module_has_children():
+    layer = nn.Linear(2, 2)
+    assert private.children_of(nn.Sequential(layer, layer)) == {"0": layer, "1": layer}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(nn.Sequential(layer))
+    assert list(private.children_of(scripted)) == ["0"]
+
+
 def test_a_module_without_a_forward_is_known():
     assert not private.has_forward(nn.ModuleList())
     assert private.has_forward(nn.Linear(1, 1))
@@ -150,7 +160,7 @@ def test_without_a_private_name_the_package_imports_and_capturing_says_what_lack
 
 def test_no_other_file_names_what_is_private():
     words = ("torch._C", "_compiled_call_impl", "_call_impl", "._version", "._forward_hooks")
-    words += ("._forward_pre_hooks", "_forward_unimplemented")
+    words += ("._forward_pre_hooks", "_forward_unimplemented", "._modules")
     others = [file for file in PACKAGE.rglob("*.py") if file.name not in ("_private_torch.py", "_left_hooks.py")]
     found = {(file.name, word) for file in others for word in words if word in file.read_text(encoding="utf-8")}
     assert found == set()
