@@ -21,7 +21,7 @@ from benchmarks.results import describe_machine, document, joined, read_json, wr
 from benchmarks.sizes import CPU, QUICK, SMALLEST, Size
 from benchmarks.suite import Found, Suite, may_match
 
-ROUNDS, QUICK_ROUNDS, SMALLEST_ROUNDS = 101, 15, 2
+ROUNDS, QUICK_ROUNDS, SMALLEST_ROUNDS = 101, 15, 1
 
 ABOUT = """What capturing costs, beside hooks.
 

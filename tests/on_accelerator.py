@@ -197,6 +197,24 @@ def own_stream(device: torch.device) -> torch.Stream:
     return stream
 
 
+@contextmanager
+def no_waiting(device: torch.device) -> Iterator[None]:
+    """An error when the CPU waits for the device's work inside of the block."""
+    if device.type == fake_time.NAME:
+        with fake_time.recorded() as log:
+            yield
+        assert (log.items, log.host_waits) == (0, 0)
+    elif device.type == "cuda":
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    else:
+        pytest.skip(f"{device.type} does not tell what waits for it")
+
+
 def count_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """What an allocator of the fake device, which has none, would tell of memory that is made from now on."""
     now = peak = 0
