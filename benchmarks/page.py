@@ -1,7 +1,7 @@
 """``python -m benchmarks.page``: draw the tables and pictures of the pages from the stored results, and nothing else.
 
-In benchmarks/README.md the block behind "Drawn from [results/NAME.json]" becomes the table of that file, and each
-picture of such a name is drawn. In the front page the table of a few figures is replaced.
+In benchmarks/README.md the block behind a line that begins with "Drawn from [results/NAME.json]" becomes the table of
+that file, and each picture of such a name is drawn. In the front page the table of a few figures is replaced.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.results import read_json
 HERE = Path(__file__).parent
 PAGE, FRONT_PAGE = HERE / "README.md", HERE.parent / "README.md"
 HEADLINES_OF = ("cpu", "storage_cpu")
-_BLOCK = re.compile(r"(Drawn from \[results/(\w+)\.json\].*?\n```\n).*?(?<=\n)(```\n)", re.DOTALL)
+_BLOCK = re.compile(r"(^Drawn from \[results/(\w+)\.json\].*?\n```\n).*?(?<=\n)(```\n)", re.DOTALL | re.MULTILINE)
 _HEADLINES = re.compile(rf"{re.escape(HEADINGS)}\n(?:\|.*\n)*")
 
 
