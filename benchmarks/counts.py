@@ -105,14 +105,14 @@ def waits(size: Size, reduce: Any) -> float:
 
 def _synchronisations(run: Callable[[], object]) -> int:
     mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")  # which warns that it is a prototype
+        try:
             run()
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
-    return sum("synchronizing" in str(one.message) for one in caught)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    return sum("called a synchronizing" in str(one.message) for one in caught)
 
 
 def _above_forwards(size: Size, model: Any, batches: Sequence[Any], reduce: Any, layers: str) -> float:
