@@ -107,6 +107,23 @@ def test_stored_results_are_shown_and_drawn_and_nothing_is_measured(
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_several_stored_files_become_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = Path(command.__file__).parent / "results"
+    cpu, disk, other, old = results / "cpu.json", results / "storage_cpu.json", tmp_path / "o", tmp_path / "old"
+    assert command.main(["--stored", str(cpu), str(disk), "--json", str(tmp_path / "both.json")]) == 0
+    both = json.loads((tmp_path / "both.json").read_text(encoding="utf-8"))
+    assert {"layers.1", "store_read.warm_row"} <= {result["name"] for result in both["results"]}
+    assert table(both) in capsys.readouterr().out
+    content = json.loads(cpu.read_text(encoding="utf-8"))
+    other.write_text(json.dumps({**content, "versions": {"torch": "1"}}))
+    old.write_text(json.dumps({**content, "format": 2}))
+    for files, text in (([cpu, other], "must have the same versions"), ([old], "results of format 2 in")):
+        with pytest.raises(SystemExit) as caught:
+            command.main(["--stored", *map(str, files)])
+        assert caught.value.code == 2
+        assert text in capsys.readouterr().err
+
+
 def test_a_picture_is_the_same_from_the_same_results(tmp_path: Path) -> None:
     stored = Path(command.__file__).parent / "results/cpu.json"
     for name in ("one.svg", "two.svg"):
