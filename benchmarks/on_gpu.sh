@@ -7,7 +7,7 @@
 # every part works, and its figures mean nothing. benchmarks/README.md tells what the parts are.
 set -uo pipefail
 
-most_seconds=480 # for everything
+most_seconds=470 # for everything
 start_seconds=10 # that a process needs before it measures
 late_seconds=20  # that a case which is under way may take when its part's time is over
 

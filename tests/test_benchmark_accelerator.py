@@ -20,6 +20,7 @@ from benchmarks.cases import all_groups
 from benchmarks.counts import COUNTS
 from benchmarks.measure import UnavailableError, measure
 from benchmarks.sizes import SMALLEST, Decoder, Size
+from benchmarks.whole_models import working_backend
 
 if fake.IN_CHILD:
     fake.install()
@@ -92,6 +93,17 @@ def test_greedy_decoding_is_the_models_own() -> None:
     whole.model, whole.lm_head.weight = decoder, decoder.embed_tokens.weight
     expected = whole.generate(prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False)
     assert torch.cat(seen[:4], 1).tolist() == expected[:, :-1].tolist()
+
+
+def test_what_compiles_is_found_by_a_trial(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function, backend: refuse)
+    assert working_backend(Size()) == "aot_eager"
+    assert "torch.compile builds nothing here with inductor: RuntimeError" in capsys.readouterr().err
+    monkeypatch.setattr(torch, "compile", lambda function, backend: function)
+    assert [working_backend(size) for size in (Size(), SMALLEST)] == ["inductor", "eager"]
 
 
 def test_waits_for_a_gpu_are_counted_by_its_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
