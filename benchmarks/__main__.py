@@ -30,7 +30,8 @@ raises is listed with its error, and the others go on; the exit code is 1 then. 
 is not here is left out, and listed with the reason."""
 SECONDS = """bound the whole run: what is left of this time is shared equally by the groups of cases that are still to
 come, and within a group by its cases. A case begins no further round when its share is over, but runs the 6 rounds
-that an interval needs. Cases that were not begun in time are listed as left out"""
+that an interval needs, and what is counted is counted to its end: what was begun in time may end behind it. Cases that
+were not begun in time are listed as left out"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
