@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import nn
 
 from activation_extractor import capture
-from benchmarks.measure import Case
+from benchmarks.measure import Case, Group
 from benchmarks.models import small_layers
 from benchmarks.sizes import Size
 from benchmarks.systems import (
@@ -73,20 +73,25 @@ def pooled_calls(size: Size) -> Iterator[Case]:
 def set_ups(size: Size) -> Iterator[Case]:
     """What entering and leaving a block costs a layer, beside attaching and removing bare hooks."""
     for layers in size.set_up_layers:
-        model, x = small_layers(layers, size.device), torch.randn(4, 16, device=size.device)
+        model = small_layers(layers, size.device)
         # An empty block is an error by default, since nothing ran in it.
         empty = capture(model, "*", missing="skip")
-        whole = capture(model, "*")
-        loops = max(1, size.loops * size.layers // layers)
         yield Case(
             name=f"set_up.{layers}_layers",
             about="entering and leaving an empty block",
             ours=partial(ready, partial(enter_and_leave, empty)),
             reference=partial(ready, partial(attach_and_remove, model)),
             calls=layers,
-            loops=loops,
+            loops=max(1, size.loops * size.layers // layers),
             target=2.0,
         )
+
+
+def blocks(size: Size) -> Iterator[Case]:
+    """What a block around one forward adds to it, beside hooks that are attached for it and removed."""
+    for layers in size.set_up_layers:
+        model, x = small_layers(layers, size.device), torch.randn(4, 16, device=size.device)
+        whole = capture(model, "*")
         yield Case(
             name=f"block.{layers}_layers",
             about="a block around one forward",
@@ -94,8 +99,13 @@ def set_ups(size: Size) -> Iterator[Case]:
             reference=partial(ready, partial(attach_and_remove, model, partial(model, x)), torch.inference_mode),
             floor=partial(bare, model, x),
             calls=layers,
-            loops=loops,
+            loops=max(1, size.loops * size.layers // layers),
         )
 
 
-CALLS: list[Callable[[Size], Iterator[Case]]] = [captured_calls, pooled_calls, set_ups]
+CALLS: list[Group] = [
+    ("captured_call", captured_calls),
+    ("pooled_call", pooled_calls),
+    ("set_up", set_ups),
+    ("block", blocks),
+]

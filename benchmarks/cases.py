@@ -1,16 +1,18 @@
-"""What is measured: each function yields cases, and `CASES` lists the functions.
+"""What is measured: groups of cases, each a function that yields them.
 
 A new group is a new function in one of the modules beside this one, added to a list there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 
 from benchmarks.calls import CALLS
 from benchmarks.extraction import EXTRACTION
 from benchmarks.fresh import FRESH
-from benchmarks.measure import Case
+from benchmarks.llama import LLAMA
+from benchmarks.measure import Case, Group, UnavailableError
 from benchmarks.peer_cases import PEER_CASES
 from benchmarks.scaling import SCALING
 from benchmarks.sizes import Size
@@ -18,18 +20,16 @@ from benchmarks.start_up import START_UP
 from benchmarks.storage import STORAGE
 from benchmarks.whole_models import WHOLE_MODELS
 
-CASES: list[Callable[[Size], Iterator[Case]]] = [
-    *CALLS,
-    *FRESH,
-    *WHOLE_MODELS,
-    *SCALING,
-    *EXTRACTION,
-    *STORAGE,
-    *START_UP,
-]
+GROUPS: list[Group] = [*CALLS, *FRESH, *WHOLE_MODELS, *SCALING, *EXTRACTION, *LLAMA, *STORAGE, *START_UP]
+
+
+def all_groups(*, with_peers: bool = False) -> list[Group]:
+    """Every group, in the order in which they are shown; its models are made when its cases are."""
+    return [*GROUPS, *(PEER_CASES if with_peers else [])]
 
 
 def all_cases(size: Size, *, with_peers: bool = False) -> Iterator[Case]:
-    """Every case, in the order in which they are shown; a model is made when its case is reached."""
-    for cases in [*CASES, *(PEER_CASES if with_peers else [])]:
-        yield from cases(size)
+    """Every case that can be measured here."""
+    for _, cases in all_groups(with_peers=with_peers):
+        with suppress(UnavailableError):
+            yield from cases(size)

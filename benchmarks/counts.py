@@ -7,7 +7,8 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,16 +17,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from activation_extractor import capture
-from benchmarks.extraction import POOLED, extract_into, forward_alone
+from activation_extractor import SafetensorsSink, capture
+from activation_extractor._store_writer import QUEUE_BYTES
+from benchmarks import llama
+from benchmarks.extraction import BLOCKS, POOLED, Handing, extract_into, forward_alone
+from benchmarks.measure import UnavailableError
 from benchmarks.models import gpt2, token_batches
-from benchmarks.sizes import Size
-from benchmarks.storage import MIB, ROWS_PER_MIB, drop_cache, one_shard, shard_of
+from benchmarks.sizes import Decoder, Size
+from benchmarks.storage import MIB, ROWS_PER_MIB, UNIT_BYTES, drop_cache, one_shard, shard_of
 
 _COLD_ROWS = 256
 _STEP_MIB = 4
 _HELD_MIB = 128 + 64 + _STEP_MIB  # the queue, one unit, one step
 _POOLED_MIB = 2 * 16 + _STEP_MIB  # two units of 4,096 rows, one step
+_DEVICE_MIB = (QUEUE_BYTES + UNIT_BYTES) / MIB
+_LLAMA_BATCHES = 8
+# A batch is a unit by itself there, as it is larger than one.
+_LLAMA_MIB = (QUEUE_BYTES + Decoder().layers * llama.layer_bytes(Decoder())) / MIB
 
 
 @dataclass(frozen=True)
@@ -63,26 +71,71 @@ def held_memory(size: Size, kind: str, **environment: str) -> float:
     return _peak_in_child(kind, size, environment) - _peak_in_child("bare", size, environment)
 
 
-def device_memory(size: Size, **options: Any) -> float:
+def device_memory(size: Size, reduce: Any) -> float:
     """MiB of an accelerator's memory at the peak of an extraction, above the bare loop of forwards."""
-    model, batches = gpt2(size), token_batches(size, size.batches)
+    _require_allocator(size.device)
+    return _above_forwards(size, gpt2(size), token_batches(size.batches), reduce, BLOCKS)
+
+
+def llama_memory(size: Size, reduce: Any) -> float:
+    """The same of a model of real size."""
+    _require_allocator(size.device)
+    llama.check(size)
+    shape = size.decoder
+    batches = token_batches(_LLAMA_BATCHES, shape.rows, shape.seq, shape.vocabulary)
+    return _above_forwards(size, llama.model(size), batches, reduce, llama.LAYERS)
+
+
+def waits(size: Size, reduce: Any) -> float:
+    """How often a captured step with a mask makes the CPU wait for a GPU, as torch tells in its debug mode."""
+    if size.device.type != "cuda":
+        raise UnavailableError("needs a CUDA device, where torch tells of synchronisations")
+    model = Handing(size.blocks)
+    values = torch.randn(4, 128, 256, device=size.device)
+    mask = torch.ones(4, 128, dtype=torch.int64, device=size.device)
+    mask[1:, 100:] = 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        torch.inference_mode(),
+        capture(model, BLOCKS, reduce=reduce, sink=SafetensorsSink(Path(folder) / "store")),
+    ):
+        model(values, attention_mask=mask)  # the first step makes what the next ones use: streams, pinned memory
+        return _synchronisations(partial(model, values, attention_mask=mask))
+
+
+def _synchronisations(run: Callable[[], object]) -> int:
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")  # which warns that it is a prototype
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    return sum("called a synchronizing" in str(one.message) for one in caught)
+
+
+def _above_forwards(size: Size, model: Any, batches: Sequence[Any], reduce: Any, layers: str) -> float:
+    forwards = partial(forward_alone, model, batches, size.device)
+    forwards()  # libraries take memory of their own at first
     with tempfile.TemporaryDirectory() as folder:
-        run = partial(extract_into, model, batches, Path(folder), **options)
-        return (
-            _device_peak(size.device, run) - _device_peak(size.device, partial(forward_alone, model, batches))
-        ) / MIB
+        alone = _device_peak(size.device, forwards)
+        extracting = partial(extract_into, model, batches, Path(folder), reduce=reduce, layers=layers)
+        return (_device_peak(size.device, extracting) - alone) / MIB
 
 
 def _device_peak(device: torch.device, run: Callable[[], object]) -> int:
-    torch.accelerator.reset_peak_memory_stats(device)
+    allocator = torch.get_device_module(device)  # torch.accelerator tells since torch 2.9 only
+    allocator.synchronize()
+    allocator.reset_peak_memory_stats(device)
     run()
-    peak: int = torch.accelerator.max_memory_allocated(device)
+    peak: int = allocator.max_memory_allocated(device)
     return peak
 
 
-def all_counts(size: Size) -> list[Count]:
-    """Everything that is counted on a device."""
-    return COUNTS if size.device.type == "cpu" else [*COUNTS, *DEVICE_COUNTS]
+def _require_allocator(device: torch.device) -> None:
+    if device.type == "cpu" or not hasattr(torch.get_device_module(device), "max_memory_allocated"):
+        raise UnavailableError("needs an accelerator whose allocator tells its peak")
 
 
 COUNTS = [
@@ -105,15 +158,36 @@ COUNTS = [
         _POOLED_MIB,
         partial(held_memory, kind="pooled"),
     ),
-]
-DEVICE_COUNTS = [
     Count(
         "device_memory.pooled",
         "MiB of the device above the forwards, mean and last",
-        None,
+        _DEVICE_MIB,
         partial(device_memory, reduce=POOLED),
     ),
-    Count("device_memory.full", "MiB of the device above the forwards, whole activations", None, device_memory),
+    Count(
+        "device_memory.full",
+        "MiB of the device above the forwards, whole activations",
+        _DEVICE_MIB,
+        partial(device_memory, reduce="full"),
+    ),
+    Count(
+        "synchronisations.pooled",
+        "waits for the GPU in a step with a mask: mean, first, last and max",
+        0,
+        partial(waits, reduce=["mean", "first", "last", "max"]),
+    ),
+    Count(
+        "llama_memory.pooled",
+        "MiB of the device above the forwards of a Llama, mean and last",
+        _DEVICE_MIB,
+        partial(llama_memory, reduce=POOLED),
+    ),
+    Count(
+        "llama_memory.full",
+        "MiB of the device above the forwards of a Llama, whole activations",
+        _LLAMA_MIB,
+        partial(llama_memory, reduce="full"),
+    ),
 ]
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from activation_extractor import capture
-from benchmarks.measure import Case, Run
+from benchmarks.measure import Case, Group, Run
 from benchmarks.models import EXPERT_BLOCKS, experts, small_layers
 from benchmarks.sizes import Size
 from benchmarks.systems import Store, enter_and_leave, ready, store_clone
@@ -67,4 +67,4 @@ def hook_and_unhook(model: nn.Module, names: Sequence[str]) -> None:
         handle.remove()
 
 
-FRESH: list[Callable[[Size], Iterator[Case]]] = [fresh_blocks]
+FRESH: list[Group] = [("set_up", fresh_blocks)]

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import statistics
 import time
 import timeit
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from time import monotonic
 
 from torch.utils.benchmark import Timer
 from torch.utils.benchmark.utils.timer import timer as wall_clock  # waits for an accelerator
 
+from benchmarks.sizes import Size
+
 Run = Callable[[], object]
 System = Callable[[], AbstractContextManager[Run]]  # entering prepares, what it yields is timed, leaving cleans up
 CONFIDENCE = 0.95
+LEAST_ROUNDS = 6  # the fewest that have an interval
+
+
+class UnavailableError(Exception):
+    """What a case needs is not on this machine. The case is left out, which is no failure."""
+
+
+def require(package: str) -> None:
+    """Refuse to make cases that need a package which is not installed; nothing is imported.
+
+    Raises:
+        UnavailableError: it is not.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise UnavailableError(f"needs {package}, which is not installed")
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,7 @@ class Case:
         loops: how many runs one timing holds.
         floor: what both do anyway and what is subtracted from both; None when there is nothing to subtract.
         reference_floor: what is subtracted from the reference, where it does something else anyway.
+        second_reference: something else that the job cannot be faster than; the longer of the two references counts.
         target: the ratio that is demanded; None where none is.
         allowed_us: microseconds of a run that ours may take beside, before the ratio is held against the target.
         most_rounds: of a case that takes long; None for as many as are asked for.
@@ -44,9 +64,14 @@ class Case:
     loops: int
     floor: System | None = None
     reference_floor: System | None = None
+    second_reference: System | None = None
     target: float | None = None
     allowed_us: float = 0.0
     most_rounds: int | None = None
+
+
+# What the names of cases begin with, before the first dot, and what makes the cases when it is their turn.
+Group = tuple[str, Callable[[Size], Iterable[Case]]]
 
 
 @dataclass(frozen=True)
@@ -74,9 +99,10 @@ class Rounds:
     reference_floor: list[Seconds] = field(default_factory=list)
     reference: list[Seconds] = field(default_factory=list)
     ours: list[Seconds] = field(default_factory=list)
+    second_reference: list[Seconds] = field(default_factory=list)
 
     def ratios(self, clock: str, allowed_us: float = 0.0) -> list[float]:
-        """(ours - floor) / (reference - its floor), each from the timings of one round; less what ours is allowed."""
+        """(ours - floor - what ours is allowed) / (the longer reference - its floor), each from one round's timings."""
         allowed = allowed_us / 1e6
         return [_divide(ours - allowed, reference) for ours, reference in zip(*self._added(clock), strict=True)]
 
@@ -87,7 +113,10 @@ class Rounds:
 
     def _added(self, clock: str) -> tuple[list[float], list[float]]:
         ours = _above(self.ours, self.floor, clock)
-        return ours, _above(self.reference, self.reference_floor or self.floor, clock)
+        longer = [
+            max(pair, key=_wall) for pair in zip(self.reference, self.second_reference or self.reference, strict=True)
+        ]
+        return ours, _above(longer, self.reference_floor or self.floor, clock)
 
 
 def _above(timings: Sequence[Seconds], floor: Sequence[Seconds], clock: str) -> list[float]:
@@ -95,14 +124,23 @@ def _above(timings: Sequence[Seconds], floor: Sequence[Seconds], clock: str) -> 
     return [getattr(one, clock) - nothing for one, nothing in zip(timings, least, strict=True)]
 
 
-def measure(case: Case, rounds: int) -> Rounds:
-    """Time the systems of a case in turn, `rounds` times; the order is reversed from round to round."""
-    names = ("floor", "reference_floor", "reference", "ours")
+def _wall(timing: Seconds) -> float:
+    return timing.wall
+
+
+def measure(case: Case, rounds: int, seconds: float = math.inf) -> Rounds:
+    """Time the systems of a case in turn, `rounds` times; the order is reversed from round to round.
+
+    When `seconds` are over no further round is begun, but `LEAST_ROUNDS` are run however long they take.
+    """
+    names = ("floor", "reference_floor", "reference", "second_reference", "ours")
     order = [(name, getattr(case, name)) for name in names if getattr(case, name) is not None]
-    result, rounds = Rounds(), min(rounds, case.most_rounds or rounds)
+    result, rounds, began = Rounds(), min(rounds, case.most_rounds or rounds), monotonic()
     for _, system in order:  # once for nothing: allocators, caches, lazy imports
         time_system(system, case.loops)
     for number in range(rounds):
+        if number >= LEAST_ROUNDS and monotonic() - began >= seconds:
+            break
         for name, system in order if number % 2 == 0 else reversed(order):
             getattr(result, name).append(time_system(system, case.loops))
     return result

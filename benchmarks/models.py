@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measure import require
 from benchmarks.sizes import Size
 
 VOCABULARY = 1000
@@ -28,6 +29,7 @@ def experts(modules: int) -> nn.Sequential:
 
 def gpt2(size: Size, *, width: int = 256, has_head: bool = False) -> Any:
     """A GPT-2 with random weights, 12 blocks unless the size says otherwise."""
+    require("transformers")
     import transformers
 
     config = transformers.GPT2Config(
@@ -50,12 +52,12 @@ def block_names(size: Size, stack: str = "h") -> list[str]:
 
 
 def tokens(size: Size) -> Tensor:
-    """One batch of 4 x 128 random tokens."""
-    return token_batches(size, 1)[0]["input_ids"]
+    """One batch of 4 x 128 random tokens, where models run."""
+    return token_batches(1)[0]["input_ids"].to(size.device)
 
 
-def token_batches(size: Size, batches: int, rows: int = 4, seq: int = 128) -> list[dict[str, Tensor]]:
-    """Batches of random tokens without padding, and a number for each row."""
-    tokens = torch.randint(0, VOCABULARY, (batches, rows, seq), generator=torch.Generator().manual_seed(0))
+def token_batches(batches: int, rows: int = 4, seq: int = 128, vocabulary: int = VOCABULARY) -> list[dict[str, Tensor]]:
+    """Batches of random tokens without padding, and a number for each row, on the CPU as a loader gives them."""
+    tokens = torch.randint(0, vocabulary, (batches, rows, seq), generator=torch.Generator().manual_seed(0))
     ids = torch.arange(batches * rows).reshape(batches, rows)
-    return [{"input_ids": one.to(size.device), "id": row_ids} for one, row_ids in zip(tokens, ids, strict=True)]
+    return [{"input_ids": one, "id": row_ids} for one, row_ids in zip(tokens, ids, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.fresh import make_and_leave
-from benchmarks.measure import Case, Run
+from benchmarks.measure import Case, Group, Run
 from benchmarks.models import EXPERT_BLOCKS, experts, gpt2, small_layers, tokens
 from benchmarks.peers import PEERS, Peer, batch_norms, small_cnn, wrong_values
 from benchmarks.sizes import Size
@@ -20,24 +20,23 @@ SLOW = frozenset({"torchlens"})  # seconds a forward
 NEED_NO_COPY = frozenset({"baukit", "captum", "surgeon-pytorch"})
 
 
-def peers(size: Size) -> Iterator[Case]:
-    """A captured call, beside each peer; it has to be cheaper than those whose values are right."""
+def beside(peer: Peer, size: Size) -> Iterator[Case]:
+    """A captured call, beside a peer; it has to be cheaper than those whose values are right."""
     model, x = small_layers(size.layers, size.device), torch.randn(4, 16, device=size.device)
     names = [name for name, _ in model.named_children()]
-    for peer in installed_peers():
-        wrong, of = wrong_on_a_cnn(peer)
-        is_slow = peer.name in SLOW
-        yield Case(
-            name=f"peer.{peer.name}",
-            about=f"one captured call, beside {peer.name}, {wrong} of whose {of} BatchNorm outputs are wrong",
-            ours=partial(captured, model, x, torch.inference_mode),
-            reference=partial(peer_system, peer, model, names, x),
-            floor=partial(bare, model, x),
-            calls=size.layers,
-            loops=1 if is_slow else size.loops,
-            target=1.0 if not wrong and peer.package else None,
-            most_rounds=15 if is_slow else 31,
-        )
+    wrong, of = wrong_on_a_cnn(peer)
+    is_slow = peer.name in SLOW
+    yield Case(
+        name=f"peer.{peer.name}",
+        about=f"one captured call, beside {peer.name}, {wrong} of whose {of} BatchNorm outputs are wrong",
+        ours=partial(captured, model, x, torch.inference_mode),
+        reference=partial(peer_system, peer, model, names, x),
+        floor=partial(bare, model, x),
+        calls=size.layers,
+        loops=1 if is_slow else size.loops,
+        target=1.0 if not wrong and peer.package else None,
+        most_rounds=15 if is_slow else 31,
+    )
 
 
 def fresh_blocks(size: Size) -> Iterator[Case]:
@@ -67,7 +66,7 @@ def hidden_states(size: Size) -> Iterator[Case]:
         ours=partial(captured, model, x, torch.inference_mode, "h.*"),
         reference=partial(with_hidden_states, model, x),
         calls=1,
-        loops=1,
+        loops=size.forwards,
         most_rounds=31,
     )
 
@@ -110,4 +109,8 @@ def with_hidden_states(model: nn.Module, x: Tensor) -> Iterator[Run]:
         yield partial(model, x, output_hidden_states=True)
 
 
-PEER_CASES: list[Callable[[Size], Iterator[Case]]] = [peers, fresh_blocks, hidden_states]
+PEER_CASES: list[Group] = [
+    *(("peer", partial(beside, peer)) for peer in installed_peers()),  # one that fails costs itself alone
+    ("set_up", fresh_blocks),
+    ("peer", hidden_states),
+]

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+Row = tuple[str, ...]
+
 COUNTED = ("counted", "value", "limit", "", "what")
+FAILED, LEFT_OUT = ("failed", "error"), ("left out", "why")
 COLUMNS = ("case", "floor us", "by hand us", "ours us", "ratio [95 %]", "CPU ratio", "target", "")
+HEADINGS = "| time of ours | as a multiple |\n|---|---|"
 # What a reader of the project's front page wants to know, and of which case it is.
 HEADLINES = {
     "captured_call.inference_mode": "a captured call, beside a hook that clones",
@@ -18,21 +22,25 @@ HEADLINES = {
     "save.pooled": "saving that, beside the original system's way",
     "save.full": "saving whole activations, beside a plain file write",
 }
-_VERDICTS = {None: "", True: "met", False: "MISSED"}
+_COLORS = {None: "tab:gray", "met": "tab:blue", "at the edge": "tab:orange", "missed": "tab:red"}
 
 
 def table(document: dict[str, Any]) -> str:
     """The table of a document, with a line on the machine."""
-    timed = [COLUMNS, *(_row(result) for result in document["results"])] if document["results"] else []
-    counted = [COUNTED, *(_counted(count) for count in document["counts"])] if document["counts"] else []
-    return "\n".join([heading(document), *_lines(timed), *_lines(counted)])
+    parts: list[tuple[Row, list[Row]]] = [
+        (COLUMNS, [_row(result) for result in document["results"]]),
+        (COUNTED, [_counted(count) for count in document["counts"]]),
+        (FAILED, [(one["name"], one["error"]) for one in document["failed"]]),
+        (LEFT_OUT, [(one["name"], one["why"]) for one in document["left_out"]]),
+    ]
+    return "\n".join([heading(document), *(line for columns, rows in parts for line in _lines(columns, rows))])
 
 
 def headlines(*documents: dict[str, Any]) -> str:
     """The few figures of the front page, as a Markdown table."""
     results = {result["name"]: result for document in documents for result in document["results"]}
     rows = [f"| {text} | {_interval(results[name]['ratio']['wall'])} |" for name, text in HEADLINES.items()]
-    return "\n".join(["| time of ours | as a multiple |", "|---|---|", *rows])
+    return "\n".join([HEADINGS, *rows])
 
 
 def plot(document: dict[str, Any], path: Path) -> None:
@@ -50,7 +58,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     for row, result in enumerate(results):
         ratio = result["ratio"]["wall"]
-        color = {None: "tab:gray", True: "tab:blue", False: "tab:red"}[result["is_met"]]
+        color = _COLORS[result["verdict"]]
         axes.plot([ratio["low"], ratio["high"]], [row, row], color=color, linewidth=2)
         axes.plot(ratio["median"], row, "o", color=color, markersize=5)
         if result["target"] is not None:
@@ -75,17 +83,18 @@ def heading(document: dict[str, Any]) -> str:
     return f"{where}, load {machine['load']}, {', '.join(f'{name} {version}' for name, version in versions.items())}"
 
 
-def _counted(count: dict[str, Any]) -> tuple[str, ...]:
-    return (count["name"], f"{count['value']:.2f}", _number(count["limit"]), _VERDICTS[count["is_met"]], count["about"])
+def _counted(count: dict[str, Any]) -> Row:
+    limit, told = _number(count["limit"]), _told(count["verdict"])
+    return (count["name"], f"{count['value']:.2f}", limit, told, count["about"])
 
 
-def _lines(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows in aligned columns, behind an empty line."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["", *(_line(row, widths) for row in rows)] if rows else []
+def _lines(columns: Row, rows: list[Row]) -> list[str]:
+    """Rows in aligned columns, behind an empty line; nothing when there are none."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    return ["", *(_line(row, widths) for row in (columns, *rows))] if rows else []
 
 
-def _row(result: dict[str, Any]) -> tuple[str, ...]:
+def _row(result: dict[str, Any]) -> Row:
     calls, runs, added = result["calls_per_run"], result["run_us"], result["added_us_per_call"]
     floor = f"{runs['floor']['wall']['median'] / calls:.2f}" if "floor" in runs else "-"
     return (
@@ -96,8 +105,13 @@ def _row(result: dict[str, Any]) -> tuple[str, ...]:
         _interval(result["ratio"]["wall"]),
         _interval(result["ratio"]["cpu"]),
         _target(result),
-        _VERDICTS[result["is_met"]],
+        _told(result["verdict"]),
     )
+
+
+def _told(verdict: str | None) -> str:
+    """A verdict as tables show it; one that was missed is to be seen at once."""
+    return "MISSED" if verdict == "missed" else verdict or ""
 
 
 def _interval(spread: dict[str, float | None]) -> str:
@@ -119,6 +133,6 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _line(row: tuple[str, ...], widths: list[int]) -> str:
+def _line(row: Row, widths: list[int]) -> str:
     first, *others = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
     return "  ".join([first, *(cell.strip().rjust(len(cell)) for cell in others)]).rstrip()

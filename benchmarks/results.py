@@ -6,8 +6,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Iterator
-from importlib.metadata import version
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import activation_extractor
 from benchmarks.counts import Count
 from benchmarks.measure import Case, Rounds, Seconds, Spread, median_interval
 
+FORMAT = 3
 CLOCKS = ("wall", "cpu")
-SYSTEMS = ("floor", "reference_floor", "reference", "ours")
+SYSTEMS = ("floor", "reference_floor", "reference", "second_reference", "ours")
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def describe_versions(others: Iterable[str] = ()) -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    return found | {name: version(name) for name in others}
+    return found | {name: number for name in others if (number := _version(name)) is not None}
 
 
 def device_name(device: torch.device) -> str:
@@ -62,7 +63,7 @@ def describe_case(case: Case, rounds: Rounds) -> dict[str, Any]:
         "about": case.about,
         "target": case.target,
         **({"allowed_us": case.allowed_us} if case.allowed_us else {}),
-        "is_met": None if case.target is None else judged.low <= case.target,
+        "verdict": verdict(judged.median, judged.low, case.target),
         "calls_per_run": case.calls,
         "runs_per_timing": case.loops,
         "rounds": len(rounds.ours),
@@ -79,34 +80,90 @@ def describe_count(count: Count, value: float) -> dict[str, Any]:
         "about": count.about,
         "limit": count.limit,
         "value": float(f"{value:.4g}"),
-        "is_met": None if count.limit is None else value <= count.limit,
+        "verdict": verdict(value, value, count.limit),
     }
 
 
+def describe_failure(name: str, error: BaseException) -> dict[str, str]:
+    """A case, or a group of them, that raised: the error's type and the first line of its text."""
+    first, *_ = [*str(error).strip().splitlines(), ""]
+    return {"name": name, "error": f"{type(error).__name__}: {first}" if first else type(error).__name__}
+
+
+def verdict(median: float | None, low: float | None, target: float | None) -> str | None:
+    """``"met"`` when the median is within the target, ``"at the edge"`` when only the interval's lower end is.
+
+    None where nothing is demanded. A median or end of None, as stored documents have it, is infinite.
+    """
+    if target is None:
+        return None
+    if median is not None and median <= target:
+        return "met"
+    return "at the edge" if low is not None and low <= target else "missed"
+
+
 def document(
-    results: list[dict[str, Any]],
-    counts: list[dict[str, Any]],
     machine: dict[str, Any],
     *,
-    quick: bool,
+    size: str,
+    results: Sequence[dict[str, Any]] = (),
+    counts: Sequence[dict[str, Any]] = (),
+    failed: Sequence[dict[str, str]] = (),
+    left_out: Sequence[dict[str, str]] = (),
     others: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Everything that one invocation found; an infinite ratio, where the reference added nothing, is None.
 
     Args:
+        machine: where.
+        size: how much work the cases were, ``"whole"``, ``"quick"`` or ``"smallest"``.
         results: the cases.
         counts: what was counted.
-        machine: where.
-        quick: whether with less work.
+        failed: the cases that raised, with their errors.
+        left_out: the cases that were not begun, with the reasons.
         others: distributions whose versions the results depend on too.
     """
-    about = {"format": 2, "quick": quick, "machine": machine, "versions": describe_versions(others)}
-    return {**about, "results": _finite(results), "counts": counts}
+    about = {"format": FORMAT, "size": size, "machine": machine, "versions": describe_versions(others)}
+    found = {"results": results, "counts": counts, "failed": failed, "left_out": left_out}
+    return {**about, **{name: [_finite(one) for one in listed] for name, listed in found.items()}}
+
+
+def joined(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The documents of several runs as one; the load is the highest.
+
+    Raises:
+        ValueError: they are of different machines, versions or sizes.
+    """
+    load = max(one["machine"]["load"] for one in documents)
+    about = [{**one, "machine": {**one["machine"], "load": load}} for one in documents]
+    for name in ("machine", "versions", "size"):
+        if any(one[name] != about[0][name] for one in about):
+            raise ValueError(f"Results that are joined must have the same {name}, got different ones.")
+    listed = ("results", "counts", "failed", "left_out")
+    return {**about[0], **{name: [entry for one in documents for entry in one[name]] for name in listed}}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a document."""
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Write a document; a process that is killed meanwhile leaves the file as it was."""
+    draft = path.with_name(f"{path.name}.tmp")
+    draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a document.
+
+    Raises:
+        ValueError: the file holds none, or one of another format.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError("no results") from error
+    if found != FORMAT:
+        raise ValueError(f"results of format {found}")
+    return dict(content)
 
 
 def processor_name() -> str:
@@ -119,6 +176,13 @@ def _model_names() -> Iterator[str]:
     for line in listing.read_text(encoding="utf-8").splitlines() if listing.exists() else ():
         if line.startswith("model name"):
             yield line.partition(":")[2].strip()
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def _added(rounds: Rounds, system: str, calls: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from activation_extractor import capture
-from benchmarks.measure import Case, Run, System
+from benchmarks.measure import Case, Group, Run, System
 from benchmarks.models import small_layers
 from benchmarks.sizes import Size
 from benchmarks.systems import bare, captured, hooked, store_clone
@@ -69,7 +69,7 @@ def threads(size: Size) -> Iterator[Case]:
         )
 
 
-SCALING: list[Callable[[Size], Iterator[Case]]] = [layers, threads]
+SCALING: list[Group] = [("layers", layers), ("threads", threads)]
 
 
 # -- systems ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from benchmarks.measure import Case
+from benchmarks.measure import Case, Group, require
 from benchmarks.sizes import Size
 from benchmarks.systems import ready
 
@@ -31,6 +31,7 @@ def imported(size: Size) -> Iterator[Case]:
 
 def helped(size: Size) -> Iterator[Case]:
     """The command line's help, beside a Python that does nothing."""
+    require("typer")
     for name, command in (("help", ()), ("extract_help", ("extract",))):
         yield Case(
             f"start_up.{name}",
@@ -44,7 +45,7 @@ def helped(size: Size) -> Iterator[Case]:
         )
 
 
-START_UP = [imported, helped]
+START_UP: list[Group] = [("start_up", imported), ("start_up", helped)]
 
 
 def _python(*arguments: str) -> Callable[[], object]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from activation_extractor import Column, SafetensorsSink, Store, open_store
 from activation_extractor.sinks import Step
-from benchmarks.measure import Case, Run
+from benchmarks.measure import Case, Group, Run
 from benchmarks.sizes import Size
 from benchmarks.systems import prepared
 
@@ -57,8 +57,8 @@ def writing(size: Size) -> Iterator[Case]:
     )
 
 
-def reading(size: Size) -> Iterator[Case]:
-    """Opening a store of many shards; a random row of it; all of its rows one behind the other."""
+def opening(size: Size) -> Iterator[Case]:
+    """Opening a store of many shards."""
     yield Case(
         name=f"store_open.{size.shards}_shards",
         about="opening a store, beside reading one JSON file that lists its shards",
@@ -68,6 +68,10 @@ def reading(size: Size) -> Iterator[Case]:
         loops=size.loops,
         target=5.0,
     )
+
+
+def reading(size: Size) -> Iterator[Case]:
+    """A random row of a store; all of its rows one behind the other."""
     rows = size.megabytes * ROWS_PER_MIB
     places = random.Random(0).choices(range(rows), k=200)
     yield Case(
@@ -111,7 +115,12 @@ def cold_reading(size: Size) -> Iterator[Case]:
     )
 
 
-STORAGE: list[Callable[[Size], Iterator[Case]]] = [writing, reading, cold_reading]
+STORAGE: list[Group] = [
+    ("store_write", writing),
+    ("store_open", opening),
+    ("store_read", reading),
+    ("store_read", cold_reading),
+]
 
 
 # -- systems ----------------------------------------------------------------------------------------------------------

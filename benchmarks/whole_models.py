@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from activation_extractor import capture
-from benchmarks.measure import Case, Run
+from benchmarks.measure import Case, Group, Run
 from benchmarks.models import block_names, gpt2, tokens
 from benchmarks.peers import batch_norms, small_cnn
 from benchmarks.sizes import Size
@@ -41,7 +41,7 @@ def transformers_blocks(size: Size) -> Iterator[Case]:
             reference=partial(hooked, model, x, torch.inference_mode, store_first_clone, layers),
             floor=partial(bare, model, x),
             calls=len(layers),
-            loops=1,
+            loops=size.forwards,
             most_rounds=51,
         )
 
@@ -56,7 +56,7 @@ def early_stop(size: Size) -> Iterator[Case]:
         ours=partial(captured, model, x, torch.inference_mode, last, stop_early=True),
         reference=partial(bare, model, x),
         calls=1,
-        loops=1,
+        loops=size.forwards,
         target=0.27,
         most_rounds=51,
     )
@@ -96,8 +96,7 @@ def decoding(size: Size) -> Iterator[Case]:
 
 def compiled(size: Size) -> Iterator[Case]:
     """A compiled model in a block, which makes it run eagerly, beside the eager model with hooks that clone."""
-    backend = size.backend if size.backend != "inductor" or shutil.which("g++") else "aot_eager"
-    eager, x = gpt2(size), tokens(size)
+    backend, eager, x = working_backend(size), gpt2(size), tokens(size)
     names = block_names(size)
     model = cache(lambda: torch.compile(eager, backend=backend))  # once, and not before it is wanted
     yield Case(
@@ -106,7 +105,7 @@ def compiled(size: Size) -> Iterator[Case]:
         ours=partial(prepared, lambda: entered(model(), x, names)),
         reference=partial(hooked, eager, x, torch.inference_mode, store_first_clone, names),
         calls=1,
-        loops=1,
+        loops=size.forwards,
         most_rounds=15,
     )
     yield Case(
@@ -115,17 +114,17 @@ def compiled(size: Size) -> Iterator[Case]:
         ours=partial(prepared, lambda: entered(model(), x, names)),
         reference=partial(prepared, lambda: partial(forward, model(), x)),
         calls=1,
-        loops=1,
+        loops=size.forwards,
         most_rounds=15,
     )
 
 
-WHOLE_MODELS: list[Callable[[Size], Iterator[Case]]] = [
-    transformers_blocks,
-    early_stop,
-    batch_norms_of_a_cnn,
-    decoding,
-    compiled,
+WHOLE_MODELS: list[Group] = [
+    ("transformer", transformers_blocks),
+    ("early_stop", early_stop),
+    ("cnn", batch_norms_of_a_cnn),
+    ("generate", decoding),
+    ("compiled", compiled),
 ]
 
 
@@ -154,6 +153,18 @@ def generate_hooked(generate: Run, model: Any, names: list[str]) -> None:
     generate()
     for handle in handles:
         handle.remove()
+
+
+def working_backend(size: Size) -> str:
+    """The backend that compiles, found by a trial: Inductor needs a C++ compiler, and Triton on a GPU."""
+    if size.backend != "inductor":
+        return size.backend
+    try:
+        torch.compile(lambda x: x.sin() + 1, backend=size.backend)(torch.ones(64, device=size.device))
+    except Exception as error:
+        print(f"torch.compile builds nothing here with {size.backend}: {type(error).__name__}", file=sys.stderr)
+        return "aot_eager"
+    return size.backend
 
 
 def forward(model: Any, x: Tensor) -> None:

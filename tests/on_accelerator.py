@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -195,6 +196,26 @@ def own_stream(device: torch.device) -> torch.Stream:
         pytest.skip(f"{device.type} has no streams")
     stream.wait_stream(torch.accelerator.current_stream(device))
     return stream
+
+
+@contextmanager
+def no_waiting(device: torch.device) -> Iterator[None]:
+    """An error when the CPU waits for the device's work inside of the block."""
+    if device.type == fake_time.NAME:
+        with fake_time.recorded() as log:
+            yield
+        assert (log.items, log.host_waits) == (0, 0)
+    elif device.type == "cuda":
+        mode = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    else:
+        pytest.skip(f"{device.type} does not tell what waits for it")
 
 
 def count_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:

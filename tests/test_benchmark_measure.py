@@ -68,6 +68,16 @@ def test_a_reference_may_have_a_floor_of_its_own() -> None:
     assert (rounds.ratios("wall"), rounds.ratios("cpu")) == ([1.5], [0.5])
 
 
+def test_of_two_references_the_longer_one_counts_in_each_round() -> None:
+    rounds = Rounds(
+        reference=[Seconds(2.0, 1.0), Seconds(4.0, 1.0)],
+        second_reference=[Seconds(3.0, 0.5), Seconds(3.0, 0.5)],
+        ours=[Seconds(6.0, 1.0), Seconds(6.0, 1.0)],
+    )
+    assert rounds.ratios("wall") == [2.0, 1.5]
+    assert rounds.ratios("cpu") == [2.0, 1.0]
+
+
 def test_without_a_floor_whole_times_are_compared() -> None:
     rounds = Rounds(reference=[Seconds(2.0, 2.0)], ours=[Seconds(5.0, 3.0)])
     assert (rounds.ratios("wall"), rounds.ratios("cpu")) == ([2.5], [1.5])

@@ -28,6 +28,7 @@ from on_accelerator import (
     extracted,
     language_model,
     model_call,
+    no_waiting,
     own_stream,
     plain_rows,
     run_steps,
@@ -49,15 +50,14 @@ def peak_bytes(accelerator: torch.device, monkeypatch: pytest.MonkeyPatch) -> It
     if accelerator.type == fake.NAME:
         yield count_memory(monkeypatch)
         return
-    try:
-        torch.accelerator.reset_peak_memory_stats(accelerator)
-    except RuntimeError:
+    allocator = torch.get_device_module(accelerator)  # torch.accelerator tells since torch 2.9 only
+    if not hasattr(allocator, "reset_peak_memory_stats"):
         pytest.skip(f"the allocator of {accelerator.type} does not tell")
 
     def tell() -> int:
-        torch.accelerator.synchronize(accelerator)
-        peak = torch.accelerator.max_memory_allocated(accelerator)
-        torch.accelerator.reset_peak_memory_stats(accelerator)
+        allocator.synchronize()
+        peak = allocator.max_memory_allocated(accelerator)
+        allocator.reset_peak_memory_stats(accelerator)
         return peak
 
     yield tell
@@ -231,6 +231,21 @@ class Order:
                     torch.full((BATCH, size, WIDTH), float("nan"), device=accelerator)
         assert_reduced(open_store(tmp_path / "there"), rows, reduce)
 
+    @pytest.mark.parametrize("padding", ["left", "right", None])
+    def test_a_pooled_step_waits_for_nothing_its_mask_included(
+        self, tmp_path: Path, accelerator: torch.device, padding: str | None
+    ) -> None:
+        model, calls = BlockStack(LAYERS, WIDTH).eval(), [model_call(batch) for batch in batches(4, padding=padding)]
+        rows, reduce = plain_rows(model, "h.*", calls), ["mean", "first", "last", "max"]
+        model.to(accelerator)
+        first, *others = [{name: value.to(accelerator) for name, value in call.items()} for call in calls]
+        with torch.inference_mode(), capture(model, "h.*", reduce=reduce, sink=SafetensorsSink(tmp_path / "there")):
+            model(**first)  # which makes what the others use: streams, pinned memory
+            with no_waiting(accelerator):
+                for call in others:
+                    model(**call)
+        assert_reduced(open_store(tmp_path / "there"), rows, reduce)
+
 
 if fake.IN_CHILD or torch.accelerator.is_available():
     TestExtraction, TestOrder = map(pytest.mark.gpu, (Extraction, Order))
@@ -244,4 +259,4 @@ else:
 if not fake.IN_CHILD:
 
     def test_all_of_it_in_a_process_with_a_fake_accelerator() -> None:
-        assert fake.run_in_child(__file__) >= 26
+        assert fake.run_in_child(__file__) >= 29

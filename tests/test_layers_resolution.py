@@ -16,7 +16,8 @@ from models import BlockStack
 from torch import nn
 
 from activation_extractor._layers import glob, resolve
-from activation_extractor._modules import WRAPPER_SEGMENTS, check_hookable, check_model, runs
+from activation_extractor._modules import WRAPPER_SEGMENTS, check_hookable, check_model
+from activation_extractor._private_torch import has_forward
 from activation_extractor.errors import LayerNotFoundError, UnhookableLayerError
 
 PLACES = ["a", "b", "0", "module", "_orig_mod", "_fsdp_wrapped_module"]
@@ -112,7 +113,7 @@ def described(plain_names, modules, matches):
     names = (
         name
         for given_name, name in plain_names.items()
-        if name and runs(modules[name]) and matches(given_name, modules[name])
+        if name and has_forward(modules[name]) and matches(given_name, modules[name])
     )
     return list(dict.fromkeys(names))
 
