@@ -17,19 +17,12 @@ from types import MethodType
 from typing import Any, NamedTuple
 
 from torch import nn
-from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
 from activation_extractor._modules import ModuleTree
+from activation_extractor._private_torch import HOOK_KINDS, children_of, has_children, hooks_in
 from activation_extractor._wording import short_path, shown
 
-# By the module's dictionary; torch's dictionaries for hooks on every module are called the same behind "_global".
-_KINDS = {
-    "_forward_pre_hooks": "forward pre-hook",
-    "_forward_hooks": "forward hook",
-    "_backward_pre_hooks": "backward pre-hook",
-    "_backward_hooks": "backward hook",
-}
 _METHODS = {
     f"register_{one}": f"_{one.removeprefix('full_')}s"
     for one in ("forward_pre_hook", "forward_hook", "full_backward_pre_hook", "full_backward_hook", "backward_hook")
@@ -71,7 +64,7 @@ def hooks_on(model: nn.Module) -> list[LeftHook]:
     return [
         _on_module(tree, module, kind, hook)
         for module in model.modules()
-        for attribute, kind in _KINDS.items()
+        for attribute, kind in HOOK_KINDS.items()
         for hook in _hooks_of(module, attribute).values()
         if not _is_torchs(hook)
     ]
@@ -170,7 +163,7 @@ class _Noted(NamedTuple):
     @property
     def kind(self) -> str:
         """What it is called by people."""
-        return f"{'' if self.module_type else 'global '}{_KINDS[self.attribute]}"
+        return f"{'' if self.module_type else 'global '}{HOOK_KINDS[self.attribute]}"
 
     @property
     def hook(self) -> Any:
@@ -213,12 +206,11 @@ def _noting(method: Callable[..., Any], attribute: str) -> Callable[..., Any]:
 
 def _hooks_of(module: nn.Module | None, attribute: str) -> dict[int, Any]:
     """A module's hooks of one kind; those on every module where it is None."""
-    hooks = getattr(torch_module, f"_global{attribute}") if module is None else getattr(module, attribute, {})
-    return dict([*hooks.items()])
+    return dict([*hooks_in(module, attribute).items()])
 
 
 def _global_keys() -> set[tuple[str, int]]:
-    return {(attribute, key) for attribute in _KINDS for key in _hooks_of(None, attribute)}
+    return {(attribute, key) for attribute in HOOK_KINDS for key in _hooks_of(None, attribute)}
 
 
 def _tell(noted: _Noted, hook: Any, parents: dict[int, list[nn.Module]]) -> LeftHook:
@@ -240,8 +232,8 @@ def _parents() -> dict[int, list[nn.Module]]:
     parents: dict[int, list[nn.Module]] = {}
     for one in gc.get_objects():
         # The type is asked, since an odd object may answer anything to isinstance, or fail.
-        if issubclass(type(one), nn.Module) and isinstance(children := vars(one).get("_modules"), dict):
-            for child in [*children.values()]:
+        if issubclass(type(one), nn.Module) and has_children(one):
+            for child in [*children_of(one).values()]:
                 parents.setdefault(id(child), []).append(one)
     return parents
 

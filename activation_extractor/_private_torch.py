@@ -1,7 +1,8 @@
 """Everything private of torch that this library leans on: an entry for each name, and no other file names one.
 
 Where a torch lacks a name, importing works: what takes its place is used, or its first use raises
-`UnsupportedTorchError`, which says the name and the release. Every release of the README's table has all of them.
+`UnsupportedTorchError`, which says the name and the release. All of them are there since 2.4.1, the oldest torch that was
+tried, and in every release of the README's table.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from activation_extractor.errors import UnsupportedTorchError
 
@@ -82,6 +84,21 @@ def forward_pre_hooks(module: nn.Module) -> tuple[Hooks, Flags]:
     return module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
 
 
+# What is in a module's dictionaries of hooks, by their names.
+HOOK_KINDS = {
+    "_forward_pre_hooks": "forward pre-hook",
+    "_forward_hooks": "forward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+    "_backward_hooks": "backward hook",
+}
+
+
+def hooks_in(module: nn.Module | None, name: str) -> Hooks:
+    """A module's dictionary of this name, or torch's own for hooks on every module where the module is None."""
+    hooks: Hooks = getattr(torch_module, f"_global{name}") if module is None else getattr(module, name, {})
+    return hooks
+
+
 def clear_forward_hooks(module: nn.Module) -> None:
     """Take off every forward hook, whosever it is."""
     for hooks in (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called):
@@ -92,6 +109,11 @@ def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
     """The module's children by name, a tied one under each of its names, which `named_children` does not give."""
     children = module._modules
     return children if isinstance(children, dict) else dict(module.named_children())  # a TorchScript module's is none
+
+
+def has_children(module: nn.Module) -> bool:
+    """Whether there is what `children_of` reads: a module whose constructor has not run has no such thing."""
+    return isinstance(vars(module).get("_modules"), dict)
 
 
 def has_forward(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from models import BlockStack, count_hooks
 from torch import nn
+from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
 
 from activation_extractor import _private_torch as private
@@ -99,6 +100,22 @@ def test_a_tied_child_has_each_of_its_names_and_a_scripted_module_has_children()
     assert list(private.children_of(scripted)) == ["0"]
 
 
+def test_hooks_on_one_module_and_on_every_module_are_found():
+    layer = nn.Linear(2, 2)
+    for name, kind in private.HOOK_KINDS.items():
+        register = kind.replace("backward", "full backward").replace("-", "_").replace(" ", "_")
+        with getattr(layer, f"register_{register}")(print) as handle:
+            assert list(private.hooks_in(layer, name)) == [handle.id]
+        with getattr(torch_module, f"register_module_{register}")(print) as handle:
+            assert list(private.hooks_in(None, name)) == [handle.id]
+        assert not private.hooks_in(None, name)
+
+
+def test_a_module_without_children_yet_is_known():
+    assert private.has_children(nn.Linear(1, 1))
+    assert not private.has_children(nn.Module.__new__(nn.Module))
+
+
 def test_a_module_without_a_forward_is_known():
     assert not private.has_forward(nn.ModuleList())
     assert private.has_forward(nn.Linear(1, 1))
@@ -161,8 +178,8 @@ def test_without_a_private_name_the_package_imports_and_capturing_says_what_lack
 
 def test_no_other_file_names_what_is_private():
     names = r"torch\._C|_compiled_call_impl|_call_impl|\._version\b|\._forward_(pre_)?hooks|_forward_unimplemented"
-    names = re.compile(rf"{names}|(?<!activation_extractor)(?<!self)\._modules\b")
-    others = [file for file in PACKAGE.rglob("*.py") if file.name not in ("_private_torch.py", "_left_hooks.py")]
+    names = re.compile(rf"{names}|\"_(modules|global|forward|backward)|(?<!activation_extractor)(?<!self)\._modules\b")
+    others = [file for file in PACKAGE.rglob("*.py") if file.name != "_private_torch.py"]
     found = {(file.name, match[0]) for file in others for match in names.finditer(file.read_text(encoding="utf-8"))}
     assert len(others) > 80
     assert found == set()
