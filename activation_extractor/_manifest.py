@@ -161,7 +161,7 @@ def _fault(content: Mapping[str, Any]) -> str | None:
         "batches_per_unit": batches is None or (type(batches) is int and batches > 0),
         LEAST_ROWS: rows is None or (type(rows) is int and rows > 0),
         "columns": _are_columns(content.get("columns"), ("layer", "reducer")),
-        "keep": _are_columns(content.get("keep"), ("name",)),
+        "keep": _are_columns(content.get("keep"), ("name",)) and all(map(_is_kept, content["keep"])),
         "ids": content.get("ids", 0) in ("str", "int", None),
     }
     return next((name for name, well in is_well.items() if not well), None)
@@ -176,6 +176,11 @@ def _is_column(column: Any, names: tuple[str, ...]) -> bool:
         return False
     dtype, shape = column.get("dtype"), column.get("row_shape")
     return isinstance(dtype, str) and dtype in DTYPES and _is_shape(shape) and isinstance(column.get("ragged"), bool)
+
+
+def _is_kept(column: Mapping[str, Any]) -> bool:
+    """Whether a kept column that is ragged is the bytes of text: nothing else of its kind is kept."""
+    return not column["ragged"] or (column["dtype"] == "uint8" and not column["row_shape"])
 
 
 def _is_shape(shape: Any) -> bool:

@@ -1,8 +1,8 @@
 """Everything private of torch that this library leans on: an entry for each name, and no other file names one.
 
 Where a torch lacks a name, importing works: what takes its place is used, or its first use raises
-`UnsupportedTorchError`, which says the name and the release. All of them are there since 2.4.1, the oldest torch that was
-tried, and in every release of the README's table.
+`UnsupportedTorchError`, which says the name and the release. All of them are there since 2.4.1 at least, and in every
+release of the README's table.
 """
 
 from __future__ import annotations

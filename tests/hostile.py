@@ -26,6 +26,7 @@ from activation_extractor._journal import append_record
 from activation_extractor._manifest import make_manifest, store_name, write_manifest
 from activation_extractor._numpy_files import npy_file
 from activation_extractor._shards import NPY, SAFETENSORS, Codec, read_shard, shard_path, size_of, write_shard
+from activation_extractor._texts import TextColumn
 from activation_extractor.errors import StoreError
 
 FINGERPRINT = {"model": "M", "reducers": ["mean"]}
@@ -217,7 +218,9 @@ def _rows(store: Store, key: Any) -> list[str]:
     return [] if not len(dataset) or len(dataset[0]) == 1 else ["a tuple of another length"]
 
 
-def _read(column: Column) -> list[str]:
+def _read(column: Column | TextColumn) -> list[str]:
+    if isinstance(column, TextColumn):
+        return [] if len(list(column)) == len(column) == len(column[:]) else ["a text too few or too many"]
     count = len(column)
     if column.rows.tolist() != sorted(set(column.rows.tolist())) or len(column.rows) != count:
         return ["rows that do not rise"]

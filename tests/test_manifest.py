@@ -126,6 +126,7 @@ FAULTS = [
     *[("ids", value) for value in ("bytes", 3, [], {}, False)],
     *[("columns", value) for value in COLUMN_FAULTS],
     *[("keep", value) for value in (None, {}, [3], [{**LABEL, "name": 3}], [{**LABEL, "dtype": None}], [FULL])],
+    *[("keep", [{**LABEL, "ragged": True, **other}]) for other in ({}, {"dtype": "uint8", "row_shape": [2]})],
 ]
 
 
