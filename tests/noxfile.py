@@ -13,6 +13,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nox
 
@@ -35,12 +36,13 @@ def run_suite(session: nox.Session, combination: Combination) -> None:
     session.chdir(ROOT)
     session.install("-e", ".[test]", *combination.pins)
     session.install("--no-deps", *MODELS)
-    report = Path(session.create_tmp(), "report.xml")
-    options = ["-q", "-n", "auto", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    options += session.posargs or ["--ignore=tests/test_versions.py"]  # which is about the table
-    session.run("python", "-m", "pytest", *options, env={"HF_HUB_OFFLINE": "1"}, success_codes=[0, 1])
-    if not session.posargs:  # of part of the suite there is nothing to tell
-        record(combination, json.loads(session.run("python", "-c", _VERSIONS, silent=True)), report)
+    with TemporaryDirectory() as folder:  # not in the checkout, whose settings the plug-in would find
+        report = Path(folder, "report.xml")
+        options = ["-q", "-n", "auto", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        options += session.posargs or ["--ignore=tests/test_versions.py"]  # which is about the table
+        session.run("python", "-m", "pytest", *options, env={"HF_HUB_OFFLINE": "1"}, success_codes=[0, 1])
+        if not session.posargs:  # of part of the suite there is nothing to tell
+            record(combination, json.loads(session.run("python", "-c", _VERSIONS, silent=True)), report)
 
 
 for combination in COMBINATIONS:
