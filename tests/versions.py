@@ -76,7 +76,8 @@ def record(combination: Combination, versions: dict[str, str], report: Path) -> 
     found = {"passed": counts["tests"] - failed - counts["skipped"], "failed": failed, "skipped": counts["skipped"]}
     known = read()
     names = (*COLUMNS, *(pin.partition("==")[0] for pin in OLDEST.pins))
-    known[combination.name] = {"versions": {name: versions[name] for name in names}, **found}
+    installed = {name: versions[name] for name in names if name in versions}  # not every typer needs click
+    known[combination.name] = {"versions": installed, **found}
     ordered = {one.name: known[one.name] for one in COMBINATIONS if one.name in known}
     RESULTS.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
     draw()
