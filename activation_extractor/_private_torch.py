@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from activation_extractor.errors import UnsupportedTorchError
 
@@ -36,6 +35,12 @@ def private(name: str) -> Any:
         return _Missing(f"torch.{name}")
 
 
+def of_module(*names: str) -> Any:
+    """What gets attributes that every module has, one or a tuple; or a function that raises where modules lack one."""
+    lacking = [name for name in names if not hasattr(_MODULE, name)]
+    return _Missing(f"torch.nn.Module.{lacking[0]}") if lacking else attrgetter(*names)
+
+
 class _Missing:
     """Stands for what a torch lacks."""
 
@@ -45,6 +50,13 @@ class _Missing:
     def __call__(self, *_: object) -> Any:
         raise UnsupportedTorchError(self._name, torch.__version__)
 
+
+def _there(value: Any) -> Any:
+    """The value, or the error that torch lacks it."""
+    return value() if isinstance(value, _Missing) else value
+
+
+_MODULE = nn.Module()
 
 # -1 outside of backward: tells a checkpoint's recomputation from a forward, in 50 ns. There is no public way to know.
 backward_task: Callable[[], int] = private("_C._current_graph_task_id")
@@ -59,29 +71,32 @@ is_wrapped: Callable[[Tensor], bool] = private("_C._functorch.is_functorch_wrapp
 inference_guard: Any = getattr(torch._C, "_InferenceMode", torch.inference_mode)
 
 # How often a tensor's memory was written to in place; autograd itself goes by it. RuntimeError for an inference tensor.
-version_of: Callable[[Tensor], int] = attrgetter("_version")
+version_of: Callable[[Tensor], int] = (
+    attrgetter("_version") if hasattr(Tensor, "_version") else _Missing("torch.Tensor._version")
+)
 
 # What `nn.Module.__call__` runs instead of its own `_call_impl`, if an instance has it; `Module.compile` sets it, and
 # copies and pickles leave it out. Hooks would not do: they neither see every way out nor swallow an error.
 CALL = "_compiled_call_impl"
+_calls = of_module("_call_impl", CALL)
 
 
 def own_call(module: nn.Module) -> Callable[..., Any]:
-    """What a module runs when it is called, hooks included."""
-    if not hasattr(nn.Module, CALL):
-        raise UnsupportedTorchError(f"torch.nn.Module.{CALL}", torch.__version__)
-    call: Callable[..., Any] = module._call_impl
+    """What a module runs when it is called, hooks included, unless `CALL` is set."""
+    call: Callable[..., Any] = _calls(module)[0]
     return call
 
 
-def forward_hooks(module: nn.Module) -> Hooks:
-    """The module's own dictionary of forward hooks: taking one off by its id costs a third of a handle's `remove`."""
-    return module._forward_hooks
+# The module's own dictionary of forward hooks: taking one off by its id costs a third of a handle's `remove`.
+forward_hooks: Callable[[nn.Module], Hooks] = of_module("_forward_hooks")
 
-
-def forward_pre_hooks(module: nn.Module) -> tuple[Hooks, Flags]:
-    """The module's own dictionary of hooks before its forward, and that of which of them take keyword arguments."""
-    return module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
+# That of hooks before its forward, and that of which of them take keyword arguments.
+forward_pre_hooks: Callable[[nn.Module], tuple[Hooks, Flags]] = of_module(
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"
+)
+_all_forward_hooks = of_module("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+_children = of_module("_modules")
+_forward_unimplemented = private("nn.modules.module._forward_unimplemented")
 
 
 # What is in a module's dictionaries of hooks, by their names.
@@ -95,19 +110,23 @@ HOOK_KINDS = {
 
 def hooks_in(module: nn.Module | None, name: str) -> Hooks:
     """A module's dictionary of this name, or torch's own for hooks on every module where the module is None."""
-    hooks: Hooks = getattr(torch_module, f"_global{name}") if module is None else getattr(module, name, {})
-    return hooks
+    if not hasattr(_MODULE, name):
+        raise UnsupportedTorchError(f"torch.nn.Module.{name}", torch.__version__)
+    if module is None:
+        hooks: Hooks = _there(private(f"nn.modules.module._global{name}"))
+        return hooks
+    return getattr(module, name, {})  # a module whose constructor has not run has none
 
 
 def clear_forward_hooks(module: nn.Module) -> None:
     """Take off every forward hook, whosever it is."""
-    for hooks in (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called):
+    for hooks in _all_forward_hooks(module):
         hooks.clear()
 
 
 def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
     """The module's children by name, a tied one under each of its names, which `named_children` does not give."""
-    children = module._modules
+    children = _children(module)
     return children if isinstance(children, dict) else dict(module.named_children())  # a TorchScript module's is none
 
 
@@ -118,7 +137,8 @@ def has_children(module: nn.Module) -> bool:
 
 def has_forward(module: nn.Module) -> bool:
     """Whether the module's class has a forward: one without has a function of this name, which raises."""
-    return getattr(module.forward, "__name__", "") != "_forward_unimplemented"
+    unimplemented: str = _there(_forward_unimplemented).__name__
+    return getattr(module.forward, "__name__", "") != unimplemented
 
 
 def is_compiler_loaded() -> bool:

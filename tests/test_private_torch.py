@@ -22,6 +22,7 @@ from activation_extractor import capture
 from activation_extractor.errors import UnsupportedTorchError
 
 PACKAGE = Path(private.__file__).parent
+LAYER = nn.Linear(2, 2)
 
 
 def loaded_anew():
@@ -145,6 +146,48 @@ def test_a_name_that_is_gone_is_an_error_when_it_is_used(monkeypatch, owner, nam
     assert f"got release {torch.__version__}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("_forward_hooks", lambda module: module.forward_hooks(LAYER)),
+        ("_forward_pre_hooks_with_kwargs", lambda module: module.forward_pre_hooks(LAYER)),
+        ("_forward_hooks_always_called", lambda module: module.clear_forward_hooks(LAYER)),
+        ("_call_impl", lambda module: module.own_call(LAYER)),
+        ("_modules", lambda module: module.children_of(LAYER)),
+        ("_backward_hooks", lambda module: module.hooks_in(LAYER, "_backward_hooks")),
+        ("_backward_hooks", lambda module: module.hooks_in(None, "_backward_hooks")),
+    ],
+)
+def test_what_modules_lack_is_an_error_when_it_is_used(monkeypatch, name, use):
+    class Module:  # of another release
+        pass
+
+    for attribute in {*vars(LAYER), "_call_impl", private.CALL} - {name}:
+        setattr(Module, attribute, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(nn, "Module", Module)
+        module = loaded_anew()
+    with pytest.raises(UnsupportedTorchError, match=rf"torch must have 'torch\.nn\.Module\.{name}', got release"):
+        use(module)
+
+
+def test_without_its_mark_for_modules_that_have_no_forward_asking_for_one_is_an_error(monkeypatch):
+    monkeypatch.delattr("torch.nn.modules.module._forward_unimplemented")
+    with pytest.raises(UnsupportedTorchError, match="_forward_unimplemented"):
+        loaded_anew().has_forward(LAYER)
+
+
+def test_without_versions_of_tensors_asking_for_one_is_an_error(monkeypatch):
+    class Tensor:  # of another release
+        pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "Tensor", Tensor)
+        module = loaded_anew()
+    with pytest.raises(UnsupportedTorchError, match=r"torch\.Tensor\._version"):
+        module.version_of(torch.ones(1))
+
+
 def test_without_its_private_guard_torchs_own_inference_mode_takes_its_place(monkeypatch):
     monkeypatch.delattr(torch._C, "_InferenceMode")
     assert loaded_anew().inference_guard is torch.inference_mode
@@ -153,6 +196,7 @@ def test_without_its_private_guard_torchs_own_inference_mode_takes_its_place(mon
 def test_a_torch_whose_modules_cannot_be_stood_in_for_is_an_error_on_entering_and_leaves_no_hook(monkeypatch):
     model = BlockStack()
     monkeypatch.delattr(nn.Module, private.CALL)
+    monkeypatch.setattr("activation_extractor._root.own_call", loaded_anew().own_call)
     with pytest.raises(UnsupportedTorchError, match=r"torch\.nn\.Module\._compiled_call_impl"), capture(model, "h.*"):
         pass
     assert count_hooks(model) == 0
