@@ -173,11 +173,9 @@ def _state(value: Any) -> Any:
     if sys.version_info >= (3, 11):
         return object.__getstate__(value)
     names: list[str] = copyreg._slotnames(type(value))  # type: ignore[attr-defined]  # private, and done with
-    attributes, slots = (
-        getattr(value, "__dict__", None),
-        {name: getattr(value, name) for name in names if hasattr(value, name)},
-    )
-    return (attributes or None, slots) if slots else attributes or None
+    attributes = getattr(value, "__dict__", None) or None
+    slots = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    return (attributes, slots) if slots else attributes
 
 
 def _has_docstring(code: CodeType) -> bool:

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from activation_extractor._modules import ModuleTree
-from activation_extractor._private_torch import HOOK_KINDS, children_of, has_children, hooks_in
+from activation_extractor._private_torch import HOOK_KINDS, children_in, hooks_in
 from activation_extractor._wording import short_path, shown
 
 _METHODS = {
@@ -232,8 +232,8 @@ def _parents() -> dict[int, list[nn.Module]]:
     parents: dict[int, list[nn.Module]] = {}
     for one in gc.get_objects():
         # The type is asked, since an odd object may answer anything to isinstance, or fail.
-        if issubclass(type(one), nn.Module) and has_children(one):
-            for child in [*children_of(one).values()]:
+        if issubclass(type(one), nn.Module):
+            for child in [*children_in(one).values()]:
                 parents.setdefault(id(child), []).append(one)
     return parents
 

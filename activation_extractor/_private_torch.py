@@ -130,9 +130,10 @@ def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
     return children if isinstance(children, dict) else dict(module.named_children())  # a TorchScript module's is none
 
 
-def has_children(module: nn.Module) -> bool:
-    """Whether there is what `children_of` reads: a module whose constructor has not run has no such thing."""
-    return isinstance(vars(module).get("_modules"), dict)
+def children_in(module: nn.Module) -> dict[str, nn.Module | None]:
+    """What `children_of` gives, without running any code of the module's class; none where there is no dictionary."""
+    children = vars(module).get("_modules")
+    return children if isinstance(children, dict) else {}
 
 
 def has_forward(module: nn.Module) -> bool:

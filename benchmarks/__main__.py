@@ -37,7 +37,7 @@ were not begun in time are listed as left out"""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; the exit code: 1 when a case raised."""
     options = _checked(parser(), arguments)
-    found = measured(options) if options.stored is None else joined(options.stored)
+    found = measured(options) if options.stored is None else options.stored
     print(table(found))
     if options.json is not None:
         write_json(options.json, found)
@@ -110,7 +110,7 @@ def _checked(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -
             parser.error(f"--only must match a case, got {pattern!r}. Try --only 'captured_call.*'.")
     if options.stored is not None:
         try:
-            joined(options.stored)
+            options.stored = joined(options.stored)
         except ValueError as error:
             parser.error(str(error))
     return options

@@ -112,9 +112,17 @@ def test_hooks_on_one_module_and_on_every_module_are_found():
         assert not private.hooks_in(None, name)
 
 
-def test_a_module_without_children_yet_is_known():
-    assert private.has_children(nn.Linear(1, 1))
-    assert not private.has_children(nn.Module.__new__(nn.Module))
+def test_children_are_read_from_any_object_of_a_module_class_without_asking_it():
+    class Odd(nn.Sequential):
+        def __getattribute__(self, name):
+            if name == "_modules":
+                raise AssertionError("asked")
+            return super().__getattribute__(name)
+
+    odd = Odd.__new__(Odd)
+    assert private.children_in(odd) == {}
+    vars(odd)["_modules"] = {"0": LAYER}
+    assert private.children_in(odd) == {"0": LAYER}
 
 
 def test_a_module_without_a_forward_is_known():
