@@ -10,13 +10,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
-from types import MethodType
-from typing import Any
+from types import CodeType, MethodType
+from typing import Any, TypeVar
 
 from activation_extractor._private_torch import Flags, Hooks
 
 _REDUCE = "__reduce_ex__"
 _lock = threading.Lock()
+_our_code: set[CodeType] = set()
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
 def hide_ours(all_hooks: Iterable[Hooks]) -> None:
@@ -45,9 +47,15 @@ def show_all(all_hooks: Iterable[Hooks], flags: Flags | None = None) -> None:
                 flags.__dict__.pop(_REDUCE, None)
 
 
+def ours(hook: Hook) -> Hook:
+    """A decorator for the hooks of captures, which must not reach copies of a module."""
+    _our_code.add(hook.__code__)
+    return hook
+
+
 def is_ours(hook: Callable[..., Any]) -> bool:
-    """Whether a hook was attached by this library's captures."""
-    return getattr(hook, "__module__", None) in _OURS
+    """Whether a hook, or the function that a bound one is made of, is decorated with `ours`."""
+    return getattr(hook, "__code__", None) in _our_code
 
 
 def _reduce_hooks(hooks: Hooks, protocol: Any) -> Any:
@@ -67,6 +75,3 @@ def _entries(entries: dict[int, Any]) -> dict[int, Any]:
 
 def _nobodys() -> None:
     """Stands for the hook of a flag that has none."""
-
-
-_OURS = frozenset({"activation_extractor._taps", "activation_extractor._plain"})

@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from activation_extractor._context import open_here
+from activation_extractor._foreign import ours
 from activation_extractor._keepers import Place, note_reduction, own_result
 from activation_extractor._kept import Entry, Kept
 from activation_extractor._layers import Target
@@ -100,6 +101,7 @@ def _bound_to_parts(record: Hook, place: Place, target: Target) -> Hook:
 def _copying_hook(place: Place) -> Hook:
     plain, turns = Tensor, place.kept.turns
 
+    @ours
     def record_copy(slot: _Slot, called: nn.Module, args: Any, output: Any) -> None:
         if place not in open_here() or called is not slot.module or (place.call is None and backward_task() != -1):
             return
@@ -124,6 +126,7 @@ def _referring_hook(place: Place) -> Hook:
     """A hook that keeps references; these hold their graphs until `Kept` reads them, or until the block ends."""
     plain, turns = Tensor, place.kept.turns
 
+    @ours
     def record_reference(slot: _Slot, called: nn.Module, args: Any, output: Any) -> None:
         if place not in open_here() or called is not slot.module or (place.call is None and backward_task() != -1):
             return
@@ -152,6 +155,7 @@ def _reducing_hook(place: Place) -> Hook:  # noqa: C901 - one function on purpos
     # Our own reducers do not write to what they are given: `data` will do for them.
     are_ours = all(map(owns_result, options.reducers.values()))
 
+    @ours
     def record_reduced(slot: _Reduced, called: nn.Module, args: Any, output: Any) -> None:  # noqa: C901
         if place not in open_here() or called is not slot.module or backward_task() != -1:
             return

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from activation_extractor._context import Owner, open_here
-from activation_extractor._foreign import hide_flags, hide_ours, show_all
+from activation_extractor._foreign import hide_flags, hide_ours, ours, show_all
 from activation_extractor._layers import Target
 from activation_extractor._masks import bind, signature_of
 from activation_extractor._private_torch import Hooks, backward_task, forward_hooks, forward_pre_hooks, is_transformed
@@ -61,6 +61,7 @@ def _output_hook(target: Target, owner: Owner, keep: Keep) -> Callable[..., None
     module, pick = target.module, picker(target)
     is_bare = target.select is None
 
+    @ours
     def record(called: nn.Module, args: Any, output: Any) -> None:
         if owner not in open_here() or called is not module or backward_task() != -1:
             return
@@ -75,6 +76,7 @@ def _input_hook(target: Target, owner: Owner, keep: Keep) -> Callable[..., None]
     module, pick, signature = target.module, picker(target), signature_of(target.module)
 
     # Registration writes the hook before its kwargs flag: another thread's call may come without kwargs.
+    @ours
     def record_input(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         if owner not in open_here() or called is not module or backward_task() != -1:
             return
@@ -90,6 +92,7 @@ def _gradient_hook(
 ) -> Callable[..., None]:
     module, pick = target.module, picker(target)
 
+    @ours
     def expect_gradient(called: nn.Module, args: Any, output: Any) -> None:
         if owner not in open_here() or called is not module:
             return

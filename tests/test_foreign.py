@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 
@@ -11,6 +12,7 @@ import torch
 from models import BlockStack, count_hooks
 
 from activation_extractor import capture, gradients, inputs
+from activation_extractor._foreign import is_ours, ours
 
 
 def through_torch_save(model):
@@ -83,3 +85,18 @@ def test_a_capture_works_on_a_copy_made_inside_another_block():
     with capture(twin, "h.0") as acts:
         twin(torch.zeros(1, 2, dtype=torch.long))
     assert acts["h.0"].shape == (1, 2, 8)
+
+
+def test_a_foreign_hook_that_was_made_from_one_of_ours_is_foreign():
+    @ours
+    def hook(module, args, output):
+        return None
+
+    @functools.wraps(hook)
+    def wrapping(*args):
+        return None
+
+    assert is_ours(hook)
+    assert is_ours(hook.__get__(object()))
+    assert not is_ours(wrapping)
+    assert not is_ours(functools.partial(hook))
