@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from activation_extractor._steps import RowId, check_ids
+from torch import Tensor, nn
+
+from activation_extractor._rows import RowId
+from activation_extractor._steps import check_ids
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 
 Ids = str | Callable[[Any], Any] | None
@@ -86,3 +89,24 @@ class BatchEntries:
             pooling_mask=batch[self._pooling_mask] if self._pooling_mask else None,
             keep={name: batch[name] for name in self._keep},
         )
+
+
+def call_model(model: nn.Module, batch: Any) -> None:
+    """Call a model with a batch, its tensors moved to the model's device.
+
+    Raises:
+        ArgumentTypeError: the batch is neither a mapping, a tuple nor a tensor.
+    """
+    place = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+
+    def moved(value: Any) -> Any:
+        return value.to(place) if isinstance(value, Tensor) and place is not None else value
+
+    if isinstance(batch, Mapping):
+        model(**{name: moved(value) for name, value in batch.items()})
+    elif isinstance(batch, tuple | list):
+        model(*map(moved, batch))
+    elif isinstance(batch, Tensor):
+        model(moved(batch))
+    else:
+        raise ArgumentTypeError("a batch", "be a mapping, a tuple or a tensor", type(batch).__name__)

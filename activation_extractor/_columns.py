@@ -15,7 +15,7 @@ from torch import Tensor
 from activation_extractor._entries import OFFSETS
 from activation_extractor._reading import Reader, Values
 from activation_extractor._shards import Shard
-from activation_extractor._values import numpy_has, to_numpy
+from activation_extractor._tensors import numpy_has, to_numpy
 from activation_extractor.errors import ArgumentTypeError, StoreError
 
 _BLOCK_BYTES = 1 << 20  # read at once where rows are walked through

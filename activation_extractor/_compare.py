@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from activation_extractor._closeness import Closeness, Tolerance, default_rtol
+from activation_extractor._closeness import Closeness
 from activation_extractor._comparison import Comparison, LayerComparison
 from activation_extractor._entries import Key
-from activation_extractor._layers import glob
-from activation_extractor._match import Match, paired
-from activation_extractor._sides import Side, matched_rows, paired_blocks, row_order
+from activation_extractor._match import Match, matched_rows, paired, row_order
+from activation_extractor._sides import Side, paired_blocks
+from activation_extractor._tolerances import GivenTolerance, Tolerances
 from activation_extractor.activations import Activations
-from activation_extractor.errors import ArgumentError, ArgumentTypeError
+from activation_extractor.errors import ArgumentTypeError
 from activation_extractor.store import Store
 
 Source = Activations | Store | Mapping[Any, Any]
-GivenTolerance = float | Mapping[str, float] | None
-
-_ALL = re.compile(".*", re.DOTALL)
 
 
 def compare(
@@ -90,55 +85,6 @@ def compare(
     order = row_order(sides[0].store, sides[1].store)
     rows = [_compared(sides, key, other, order, tolerances) for key, other in pairs]
     return Comparison(_judged_by_dtype(rows, check_dtype))
-
-
-class Tolerances:
-    """The tolerance of each layer.
-
-    Args:
-        rtol: see `compare`.
-        atol: likewise.
-
-    Raises:
-        ArgumentError: a tolerance that is negative or no number.
-    """
-
-    def __init__(self, rtol: GivenTolerance, atol: GivenTolerance) -> None:
-        self._rtol, self._atol = _by_pattern("rtol", rtol), _by_pattern("atol", atol)
-
-    def check(self, layers: Sequence[str]) -> None:
-        """Refuse a pattern that fits none of the layers."""
-        for argument, given in (("rtol", self._rtol), ("atol", self._atol)):
-            for pattern in given:
-                if not any(map(_layers_of(pattern).fullmatch, layers)):
-                    raise ArgumentError(f"a pattern in {argument}", "fit a layer of left", pattern)
-
-    def of(self, layer: str, dtypes: Sequence[torch.dtype]) -> Tolerance:
-        """The tolerance of a layer with these dtypes."""
-        rtol, atol = _first_fit(self._rtol, layer), _first_fit(self._atol, layer)
-        return Tolerance(default_rtol(*dtypes) if rtol is None else rtol, atol)
-
-
-def _by_pattern(argument: str, given: GivenTolerance) -> dict[str | None, float]:
-    """Tolerances by layer pattern; None is every layer."""
-    if given is None:
-        return {}
-    found: dict[str | None, float] = dict(given.items()) if isinstance(given, Mapping) else {None: given}
-    for pattern, tolerance in found.items():
-        is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
-        if not is_number or not isinstance(pattern, str | None):
-            raise ArgumentTypeError(argument, "be a number, or map layer patterns to numbers", given)
-        if not 0 <= tolerance < math.inf:
-            raise ArgumentError(argument, "be finite and not negative", tolerance)
-    return found
-
-
-def _first_fit(tolerances: Mapping[str | None, float], layer: str) -> float | None:
-    return next((one for pattern, one in tolerances.items() if _layers_of(pattern).fullmatch(layer)), None)
-
-
-def _layers_of(pattern: str | None) -> re.Pattern[str]:
-    return _ALL if pattern is None else glob(pattern)
 
 
 def _compared(

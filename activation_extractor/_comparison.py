@@ -9,8 +9,8 @@ from typing import Any, overload
 
 import torch
 
-from activation_extractor import _tables
-from activation_extractor._wording import printable
+from activation_extractor import _display
+from activation_extractor._display import printable
 
 _HEADER = ("", "layer", "reducer", "max abs", "max rel", "cosine", "dtype", "shape", "differs in")
 _ROWS_ABOVE = 3  # of a long table, above the first that differs
@@ -94,13 +94,13 @@ class Comparison(Sequence[LayerComparison]):
 
     def table(self) -> str:
         """All rows as a table of text; the ``repr`` is cut to forty, from a little above the first that differs."""
-        return _tables.table(self._caption(), self._cells(), header=_HEADER, most=len(self))
+        return _display.table(self._caption(), self._cells(), header=_HEADER, most=len(self))
 
     def __repr__(self) -> str:
-        return _tables.table(self._caption(), self._cells(), header=_HEADER, first=self._shown_from)
+        return _display.table(self._caption(), self._cells(), header=_HEADER, first=self._shown_from)
 
     def _repr_html_(self) -> str:
-        return _tables.html_table(self._caption(), self._cells(), header=_HEADER, first=self._shown_from)
+        return _display.html_table(self._caption(), self._cells(), header=_HEADER, first=self._shown_from)
 
     @property
     def _first(self) -> int | None:
@@ -115,7 +115,7 @@ class Comparison(Sequence[LayerComparison]):
         return len({row.reducer for row in self._rows}) > 1
 
     def _caption(self) -> str:
-        head = f"Comparison of {_tables.plural(len(self), 'value' if self._has_reducers else 'layer')}"
+        head = f"Comparison of {_display.plural(len(self), 'value' if self._has_reducers else 'layer')}"
         if self._first is None:
             return f"{head}: no difference"
         first, differing = self._rows[self._first], sum(not row.ok for row in self._rows)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import stat
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from activation_extractor._values import ordinary
+from activation_extractor._files import TruncatedError
+from activation_extractor._tensors import ordinary
 
 Entries = Mapping[str, Sequence[Tensor]]  # by entry name, chunks along axis 0, on the CPU
 SEAL = "seal"
-
-
-class TruncatedError(ValueError):
-    """A file is shorter than its header promises."""
 
 
 @dataclass(frozen=True)
@@ -120,46 +115,6 @@ def check_shape(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, list | tuple) or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
         raise ValueError("a shape that is none")
     return tuple(shape)
-
-
-def open_regular(path: Path) -> int:
-    """A descriptor of a file of its own: no link is followed, and nothing is waited for.
-
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: it is a link, a folder or a device.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if path.is_symlink():
-            raise ValueError("a link") from error
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError("something else than a file")
-    return descriptor
-
-
-def read_at(descriptor: int, start: int, size: int) -> bytes:
-    """Exactly `size` bytes from `start`.
-
-    Raises:
-        TruncatedError: the file ends before.
-    """
-    data = os.pread(descriptor, size, start)
-    if len(data) < size:
-        raise TruncatedError(f"a file that ends at byte {start + len(data)} of {start + size}")
-    return data
-
-
-def read_whole(path: Path) -> bytes:
-    """All bytes of a file of its own; raises as `open_regular`."""
-    descriptor = open_regular(path)
-    try:
-        return read_at(descriptor, 0, os.fstat(descriptor).st_size)
-    finally:
-        os.close(descriptor)
 
 
 def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

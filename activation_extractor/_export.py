@@ -22,10 +22,10 @@ from activation_extractor._contents import bytes_of
 from activation_extractor._entries import IDS, OFFSETS, ROWS, entry_name, escape, keep_entry
 from activation_extractor._files import draft, publish, sync, sync_folder
 from activation_extractor._parquet import ID, write_parquet
+from activation_extractor._rows import as_bytes, offsets
 from activation_extractor._safetensors import arranged, check_dtype
 from activation_extractor._statistics import value_blocks
-from activation_extractor._units import as_bytes, offsets
-from activation_extractor._values import to_numpy
+from activation_extractor._tensors import to_numpy
 from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.store import Column, Store
 

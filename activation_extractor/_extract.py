@@ -10,17 +10,16 @@ import torch
 from torch import nn
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from activation_extractor._batch_entries import BatchEntries, Ids
-from activation_extractor._calling import call_model, evaluating
+from activation_extractor._batch_entries import BatchEntries, Ids, call_model
 from activation_extractor._capture import capture
+from activation_extractor._codecs import CODECS
 from activation_extractor._fingerprints import structure_digest, weights_digest
 from activation_extractor._kept import Calls
 from activation_extractor._masks import BatchMask
-from activation_extractor._modules import unwrap
+from activation_extractor._modules import evaluating, unwrap
 from activation_extractor._options import Missing
 from activation_extractor._progress import Progress
 from activation_extractor._runs import Run
-from activation_extractor._shards import CODECS
 from activation_extractor._store_writer import QUEUE_BYTES
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.sinks import check_path, check_size

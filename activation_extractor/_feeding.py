@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from activation_extractor._batching import WINDOW_ROWS, length_batches
 from activation_extractor._inputs import Rows, open_image
-from activation_extractor._masks import signature_of
 from activation_extractor._modules import unwrap
+from activation_extractor._signatures import signature_of
 from activation_extractor.errors import ArgumentError
 
 IDS, ORDER, POOLING_MASK = "id", "row", "pooling_mask"  # entries of batches beside what a model is called with

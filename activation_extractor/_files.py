@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -152,3 +153,47 @@ def _remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+class TruncatedError(ValueError):
+    """A file is shorter than its header promises."""
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor of a file of its own: no link is followed, and nothing is waited for.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is a link, a folder or a device.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if path.is_symlink():
+            raise ValueError("a link") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("something else than a file")
+    return descriptor
+
+
+def read_at(descriptor: int, start: int, size: int) -> bytes:
+    """Exactly `size` bytes from `start`.
+
+    Raises:
+        TruncatedError: the file ends before.
+    """
+    data = os.pread(descriptor, size, start)
+    if len(data) < size:
+        raise TruncatedError(f"a file that ends at byte {start + len(data)} of {start + size}")
+    return data
+
+
+def read_whole(path: Path) -> bytes:
+    """All bytes of a file of its own; raises as `open_regular`."""
+    descriptor = open_regular(path)
+    try:
+        return read_at(descriptor, 0, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 
-from activation_extractor._wording import short_path
+from activation_extractor._display import short_path
 
 FOLDER = "__activations__"
 SUFFIX = ".safetensors"

@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from activation_extractor._steps import RowId
+from activation_extractor._rows import RowId
 
 _RECENT = 1 << 16
 _DIGEST_BYTES = 16  # two different ids of a thousand million share one with a probability of 1e-21

@@ -14,7 +14,7 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 
-from activation_extractor._wording import examples
+from activation_extractor._display import examples
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MissingExtraError
 
 Kind = Literal["text", "array", "image"]

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from activation_extractor._contents import SEAL, read_whole
-from activation_extractor._files import sync_folder
+from activation_extractor._contents import SEAL
+from activation_extractor._files import read_whole, sync_folder
 from activation_extractor._shards import Record
 from activation_extractor.errors import StoreError
 

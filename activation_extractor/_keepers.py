@@ -14,9 +14,8 @@ from activation_extractor._options import Options
 from activation_extractor._private_torch import version_of
 from activation_extractor._root import current_cut
 from activation_extractor._taps import Keep
-from activation_extractor._values import storage_bytes
-from activation_extractor.errors import InferenceReferenceError, ReducerError, add_note
-from activation_extractor.reducers import Reducer, full, owns_result
+from activation_extractor.errors import InferenceReferenceError
+from activation_extractor.reducers import Reducer, full, reduce_sequence
 
 
 class Place(Protocol):
@@ -147,42 +146,6 @@ def _reduced(
 ) -> Tensor:
     sequence = sequence_second(target.layer, value, place.options.sequence_axis)
     return reduce_sequence(target.layer, name, reducer, sequence, place.masks.find(target.layer, sequence, call))
-
-
-def reduce_sequence(layer: str, name: str, reducer: Reducer, sequence: Tensor, mask: Tensor | None) -> Tensor:
-    """Reduce ``(batch, seq, *features)``; the result owns its memory.
-
-    Raises:
-        ReducerError: the reducer returned something else than a tensor with `batch` rows.
-    """
-    try:
-        result = reducer(sequence, mask)
-    except Exception as error:
-        note_reduction(error, layer, name, sequence)
-        raise
-    return result if owns_result(reducer) else own_result(layer, name, sequence, result)
-
-
-def note_reduction(error: Exception, layer: str, name: str, sequence: Tensor) -> None:
-    """Say in an error that a reducer raised what it was reducing."""
-    shape = "nested" if sequence.is_nested else tuple(sequence.shape)
-    add_note(error, f"while reducing layer {layer!r} with {name!r}, activation {shape}")
-
-
-def own_result(layer: str, name: str, sequence: Tensor, result: Tensor) -> Tensor:
-    """What a user's reducer made of an activation, checked and in memory of its own.
-
-    Raises:
-        ReducerError: it is something else than a tensor with a row for each of the batch.
-    """
-    if not isinstance(result, Tensor):
-        raise ReducerError(name, layer, f"a {type(result).__name__}")
-    if result.dim() == 0 or result.shape[0] != sequence.shape[0]:
-        got = f"shape {tuple(result.shape)} for {sequence.shape[0]} rows"
-        raise ReducerError(name, layer, got)
-    if storage_bytes(result)[0] == storage_bytes(sequence)[0]:
-        return result.clone()
-    return result
 
 
 def _moved(value: Tensor, options: Options) -> Tensor:

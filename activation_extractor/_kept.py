@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from activation_extractor._private_torch import is_wrapped, version_of
-from activation_extractor._values import ordinary, storage_bytes
+from activation_extractor._tensors import ordinary, storage_bytes
 from activation_extractor.errors import CapacityError, OverwrittenError, TransformedCallError
 
 Calls = Literal["last", "all", "join"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from activation_extractor._wording import examples
+from activation_extractor._display import examples
 from activation_extractor.errors import ActivationNotFoundError
 from activation_extractor.reducers import canonical_name
 
@@ -44,13 +44,6 @@ def entry_keys(names: Sequence[str], reducers: Sequence[str]) -> list[EntryKey]:
 def pairs_of(keys: Iterable[EntryKey], reducers: Sequence[str]) -> list[tuple[str, str]]:
     """The name and reducer of each key."""
     return [key if isinstance(key, tuple) else (key, reducers[0]) for key in keys]
-
-
-def unknown_id(row_id: Any, ids: Sequence[Any]) -> str:
-    """What to tell who asks for a row by an id that is not there."""
-    close = get_close_matches(row_id, [one for one in ids if isinstance(one, str)]) if isinstance(row_id, str) else []
-    hint = f" Close matches: {examples(close)}." if close else f" There is {examples(ids)}." if ids else ""
-    return f"No row has the id {row_id!r}.{hint}"
 
 
 def _unknown_name(name: Any, names: Sequence[str]) -> str:

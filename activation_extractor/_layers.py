@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
 
+from activation_extractor._display import shown
 from activation_extractor._modules import WRAPPER_SEGMENTS, ModuleTree, check_hookable
+from activation_extractor._patterns import glob
 from activation_extractor._private_torch import has_forward
-from activation_extractor._wording import shown
-from activation_extractor.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    DuplicateLayerError,
-    LayerNotFoundError,
-)
+from activation_extractor.errors import ArgumentError, ArgumentTypeError, DuplicateLayerError, LayerNotFoundError
 
 Side = Literal["output", "input", "gradient"]
 
 _SINGLE = (str, bytes, nn.Module, type)  # one selection each, also where it can be iterated over
-
-_TOKEN = re.compile(
-    r"(?P<lead>(?<![^.])\*\*\.)|(?P<any>\*\*)|(?P<star>\*)|(?P<one>\?)|\[(?P<set>!?[^\]]+)\]|(?P<char>.)"
-)
 
 
 @dataclass(frozen=True)
@@ -209,49 +201,6 @@ def _fits(selection: Any) -> Callable[[Mapping[str, nn.Module]], Iterable[str]]:
         )
     condition = "be a name, pattern, regex, module, module type, predicate, or an iterable or dict of these"
     raise ArgumentTypeError("layers", condition, selection)
-
-
-@lru_cache  # it takes as long as to hook two layers
-def glob(pattern: str) -> re.Pattern[str]:
-    """A layer pattern as a regex: ``*`` and ``?`` within a dotted segment, ``**`` across them, ``[0-3]``.
-
-    A leading or inner ``**`` stands for any number of segments, none included; a trailing one for at least one. What
-    each wildcard stands for is a group.
-    """
-    parts = []
-    for match in _TOKEN.finditer(pattern):
-        if match["lead"]:
-            parts.append(r"((?:.+\.)?)")
-        elif match["any"]:
-            parts.append("(.+)")
-        elif match["star"]:
-            parts.append(r"([^.]*)")
-        elif match["one"]:
-            parts.append(r"([^.])")
-        elif match["set"]:
-            parts.append(f"({_character_set(match['set'])})")
-        else:
-            parts.append(re.escape(match["char"]))
-    try:
-        return re.compile("".join(parts))
-    except re.error as error:
-        raise ArgumentError("a pattern in layers", "be well formed", pattern, f"In it: {error}.") from error
-
-
-def fill(pattern: str, wildcards: Sequence[str]) -> str:
-    """A name of this pattern: its wildcards replaced, one by one, by at least as many texts."""
-    left = iter(wildcards)
-    return _TOKEN.sub(lambda match: match["char"] or next(left), pattern)
-
-
-def count_wildcards(pattern: str) -> int:
-    """How many wildcards a pattern has."""
-    return sum(match["char"] is None for match in _TOKEN.finditer(pattern))
-
-
-def _character_set(inside: str) -> str:
-    escaped = re.sub(r"([\\\[\]^&~|])", r"\\\1", inside.removeprefix("!"))
-    return f"[^.{escaped}]" if inside.startswith("!") else f"[{escaped}]"
 
 
 def _close_matches(tree: ModuleTree, selection: Any) -> list[str]:

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from activation_extractor._display import short_path, shown
 from activation_extractor._modules import ModuleTree
 from activation_extractor._private_torch import HOOK_KINDS, children_in, hooks_in
-from activation_extractor._wording import short_path, shown
 
 _METHODS = {
     f"register_{one}": f"_{one.removeprefix('full_')}s"

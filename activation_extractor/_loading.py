@@ -8,7 +8,6 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -18,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from activation_extractor._display import examples, quiet
 from activation_extractor._streams import current_accelerator
-from activation_extractor._wording import examples
 from activation_extractor.errors import ActivationError, ArgumentError, ArgumentTypeError, MissingExtraError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -236,26 +235,6 @@ def _find_prepare(name: str, model: nn.Module, trust: dict[str, Any]) -> tuple[A
     if kind == "tokenizer" and len(prepare) <= len(prepare.all_special_ids):
         return None, ("No tokenizer was loaded with it (its vocabulary is not there).",)
     return prepare, ()
-
-
-@contextmanager
-def quiet(*, shows_downloads: bool) -> Iterator[None]:
-    """Without transformers' reports and bars, but for those of downloads."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils import logging
-
-    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    had_downloads = not are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    if shows_downloads and had_downloads:
-        enable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bars:
-            logging.enable_progress_bar()
 
 
 def _example(model: nn.Module, prepare: Any) -> dict[str, Any] | None:

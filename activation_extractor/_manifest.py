@@ -16,11 +16,10 @@ import numpy as np
 import safetensors
 import torch
 
-from activation_extractor._contents import read_whole
+from activation_extractor._codecs import CODECS, Codec
 from activation_extractor._entries import entry_name, keep_entry
-from activation_extractor._files import draft, publish, sync
+from activation_extractor._files import draft, publish, read_whole, sync
 from activation_extractor._safetensors import STORED_DTYPES
-from activation_extractor._shards import CODECS, Codec
 from activation_extractor.errors import StoreError
 
 FORMAT = "activation_extractor store"

@@ -8,10 +8,16 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Literal
 
+import torch
+from torch import Tensor
+
+from activation_extractor._display import examples
 from activation_extractor._entries import Key
-from activation_extractor._layers import count_wildcards, fill, glob
-from activation_extractor._wording import examples
-from activation_extractor.errors import ArgumentError, ArgumentTypeError, MatchError
+from activation_extractor._patterns import count_wildcards, fill, glob
+from activation_extractor.errors import ActivationNotFoundError, ArgumentError, ArgumentTypeError, MatchError
+from activation_extractor.store import Store
+
+_SAME_ROWS = "Compare stores of the same data set."
 
 Pair = tuple[Key | None, Key | None]
 Match = Mapping[str, str] | Callable[[str], str | None] | Literal["order"] | None
@@ -135,3 +141,50 @@ def _shown(keys: Iterable[Key]) -> str:
 def _close(name: str, names: Sequence[str]) -> str:
     close = get_close_matches(name, names, n=3)
     return f"Close matches: {examples(close)}." if close else f"There is {examples(names)}."
+
+
+def row_order(left: Store | None, right: Store | None) -> Tensor | None:
+    """Where in `right` the rows of `left` stand, by their ids; None where both have the same order, or no ids.
+
+    Raises:
+        MatchError: they have not the same ids.
+    """
+    if left is None or right is None or left.manifest["ids"] is None or right.manifest["ids"] is None:
+        return None
+    ids, others = left.ids, right.ids
+    if ids == others:
+        return None
+    try:
+        order = right.rows_of(ids)
+    except ActivationNotFoundError as error:
+        missing = error.key
+        raise MatchError("be the same rows", f"{missing!r}, which right lacks", _SAME_ROWS) from error
+    if len(others) > len(ids):
+        known = set(ids)
+        extra = next(one for one in others if one not in known)
+        raise MatchError("be the same rows", f"{len(others) - len(ids)} that left lacks, such as {extra!r}", _SAME_ROWS)
+    return torch.tensor(order, dtype=torch.int64)
+
+
+def matched_rows(left: Store, right: Store, key: Key, other: Key, order: Tensor | None) -> Tensor | None:
+    """Which rows of right's column belong to those of left's, one by one; None where they are in the same order.
+
+    Args:
+        left: a store, and its column `key`, which may be short of rows.
+        right: another one, and its column `other`, likewise.
+        key: see `left`.
+        other: see `right`.
+        order: see `row_order`.
+
+    Raises:
+        LookupError: one column has rows that the other lacks.
+    """
+    column, twin = left[key], right[other]
+    if order is None and len(column) == left.rows and len(twin) == right.rows:
+        return None
+    rows, others = column.rows, twin.rows
+    wanted = rows if order is None else order[rows]
+    places = torch.searchsorted(others, wanted)
+    if len(rows) != len(others) or not torch.equal(others[places.clamp_max(len(others) - 1)], wanted):
+        raise LookupError
+    return None if order is None else places

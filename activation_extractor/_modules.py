@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 from torch import nn
@@ -160,3 +161,15 @@ def _wrapped_segment(module: nn.Module, children: dict[str, nn.Module | None]) -
     if isinstance(module, _PARALLEL):
         return "module"
     return next((segment for segment in children if segment in WRAPPER_SEGMENTS), None)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in ``eval()``; afterwards each module's training flag as it was."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag

@@ -26,19 +26,15 @@ from activation_extractor._contents import (
     Contents,
     Entries,
     Extent,
-    TruncatedError,
     bytes_of,
     check_apart,
     check_shape,
-    open_regular,
-    read_at,
-    read_whole,
     sealed,
     shape_of,
     unique,
 )
-from activation_extractor._files import replacing, sync, sync_folder
-from activation_extractor._values import numpy_has, ordinary
+from activation_extractor._files import TruncatedError, open_regular, read_at, read_whole, replacing, sync, sync_folder
+from activation_extractor._tensors import numpy_has, ordinary
 from activation_extractor.errors import ArgumentError
 
 ABOUT = "about.json"

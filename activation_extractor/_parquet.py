@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from activation_extractor._files import sync
-from activation_extractor._steps import RowId
-from activation_extractor._values import to_numpy
+from activation_extractor._rows import RowId
+from activation_extractor._tensors import to_numpy
 from activation_extractor.errors import ArgumentError, MissingExtraError
 from activation_extractor.store import Column
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from activation_extractor._context import open_here
 from activation_extractor._foreign import ours
-from activation_extractor._keepers import Place, note_reduction, own_result
+from activation_extractor._keepers import Place
 from activation_extractor._kept import Entry, Kept
 from activation_extractor._layers import Target
 from activation_extractor._layout import sequence_second
@@ -29,9 +29,9 @@ from activation_extractor._options import Options
 from activation_extractor._private_torch import backward_task, is_transformed, version_of
 from activation_extractor._root import current_cut, cuts
 from activation_extractor._taps import picker
-from activation_extractor._values import snapshot
+from activation_extractor._tensors import snapshot
 from activation_extractor.errors import InferenceReferenceError, TransformedCallError
-from activation_extractor.reducers import Reducer, full, owns_result
+from activation_extractor.reducers import Reducer, full, note_reduction, own_result, owns_result
 
 Hook = Callable[..., None]
 MakeHook = Callable[[Target], Hook]

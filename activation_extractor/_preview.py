@@ -10,13 +10,12 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from activation_extractor import _context, _tables
-from activation_extractor._calling import evaluating
+from activation_extractor import _context, _display
 from activation_extractor._layers import Target, resolve
-from activation_extractor._modules import check_model
+from activation_extractor._modules import check_model, evaluating
 from activation_extractor._stance import eager_stance
+from activation_extractor._structures import main_tensor
 from activation_extractor._taps import Keep, picker, tap
-from activation_extractor._values import main_tensor
 from activation_extractor.errors import ValueNotFoundError
 
 _HEADER = ("name", "type", "parameters", "shape", "dtype", "bytes", "bytes per row", "calls")
@@ -117,10 +116,10 @@ class Preview(Sequence[LayerPreview]):
         return len(self._layers)
 
     def __repr__(self) -> str:
-        return _tables.table(*self._table(), header=_HEADER)
+        return _display.table(*self._table(), header=_HEADER)
 
     def _repr_html_(self) -> str:
-        return _tables.html_table(*self._table(), header=_HEADER)
+        return _display.html_table(*self._table(), header=_HEADER)
 
     @property
     def nbytes(self) -> int:
@@ -128,7 +127,7 @@ class Preview(Sequence[LayerPreview]):
         return sum(one.nbytes for one in self)
 
     def _table(self) -> tuple[str, list[tuple[str, ...]]]:
-        return _tables.total("Preview", len(self), self.nbytes, noun="layer"), [_cells(one) for one in self]
+        return _display.total("Preview", len(self), self.nbytes, noun="layer"), [_cells(one) for one in self]
 
 
 def _cells(one: LayerPreview) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from activation_extractor._tables import human_bytes
+from activation_extractor._display import human_bytes
 from activation_extractor.errors import ArgumentTypeError, MissingExtraError
 
 

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activation_extractor._contents import Extent, open_regular
+from activation_extractor._codecs import CODECS, Codec
+from activation_extractor._contents import Extent
 from activation_extractor._entries import IDS, OFFSETS, ROWS
-from activation_extractor._shards import CODECS, REPAIR, Codec, Record, Shard, read_shard, unreadable
-from activation_extractor._steps import RowId
+from activation_extractor._files import open_regular
+from activation_extractor._rows import RowId
+from activation_extractor._shards import REPAIR, Record, Shard, read_shard, unreadable
 from activation_extractor.errors import StoreError
 
 _MOST_OPEN = 64

@@ -22,8 +22,9 @@ from activation_extractor._plain import is_plain, plain_hooks
 from activation_extractor._private_torch import backward_task
 from activation_extractor._results import Results
 from activation_extractor._root import Forward, StopForward, unwatch, watch
+from activation_extractor._rows import KeptColumn, RowId
 from activation_extractor._stance import eager_stance
-from activation_extractor._steps import KeptColumn, RowId, make_step
+from activation_extractor._steps import make_step
 from activation_extractor._taps import Attached, Detach, tap, tap_gradient
 from activation_extractor.errors import (
     GradientNotFoundError,

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from activation_extractor._keepers import reduce_sequence
 from activation_extractor._kept import Kept, Key
 from activation_extractor._layers import Target
 from activation_extractor._layout import has_sequence, sequence_second, single_axis
 from activation_extractor._options import Options
-from activation_extractor._steps import Ragged
+from activation_extractor._rows import Ragged
 from activation_extractor._streams import hold
-from activation_extractor._values import ordinary
-from activation_extractor.reducers import full
+from activation_extractor._tensors import ordinary
+from activation_extractor.reducers import full, reduce_sequence
 
 
 class Results:

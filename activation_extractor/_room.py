@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from activation_extractor._batch_entries import call_model
 from activation_extractor._batching import WINDOW_ROWS
-from activation_extractor._calling import call_model, evaluating
 from activation_extractor._capture import capture
+from activation_extractor._codecs import CODECS
+from activation_extractor._display import human_bytes
 from activation_extractor._feeding import POOLING_MASK, Feed
-from activation_extractor._shards import CODECS, SHARDS
+from activation_extractor._modules import evaluating
+from activation_extractor._shards import SHARDS
 from activation_extractor._store_writer import UNIT_BYTES
-from activation_extractor._tables import human_bytes
 from activation_extractor.errors import ActivationError, ArgumentError, StoreError
 
 LEAST_ROWS = 64

@@ -8,12 +8,14 @@ from typing import Any, final
 
 from torch import Tensor
 
+from activation_extractor._codecs import Codec
 from activation_extractor._fingerprints import inputs_crc32
 from activation_extractor._manifest import LEAST_ROWS, has_manifest, read_manifest, store_name
 from activation_extractor._order import Order
 from activation_extractor._reading import Reader
-from activation_extractor._shards import Codec, list_units, shard_path, unit_name
-from activation_extractor._steps import RowId, Step
+from activation_extractor._rows import RowId
+from activation_extractor._shards import list_units, shard_path, unit_name
+from activation_extractor._steps import Step
 from activation_extractor._store_writer import UNIT_BYTES, UNIT_ROWS, StoreWriter, check_free
 from activation_extractor.errors import OtherRunError, StepError, StoreError
 from activation_extractor.sinks import Sink, writer_name

@@ -23,17 +23,14 @@ from activation_extractor._contents import (
     Contents,
     Entries,
     Extent,
-    TruncatedError,
     bytes_of,
     check_shape,
     crc32_of,
-    open_regular,
-    read_at,
     sealed,
     shape_of,
     unique,
 )
-from activation_extractor._files import replacing, sync
+from activation_extractor._files import TruncatedError, open_regular, read_at, replacing, sync
 from activation_extractor.errors import ArgumentError
 
 _ALIGNMENT = 64

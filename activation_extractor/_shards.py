@@ -8,26 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from activation_extractor._contents import SEAL, Contents, Entries, Extent, TruncatedError
+from activation_extractor._codecs import Codec
+from activation_extractor._contents import SEAL, Contents, Entries, Extent
 from activation_extractor._entries import IDS, OFFSETS, ROWS, column_key, is_index, kept_name
-from activation_extractor._files import draft, publish
-from activation_extractor._numpy_files import (
-    as_numpy_has,
-    read_npy_shard,
-    read_npz_shard,
-    write_npy_shard,
-    write_npz_shard,
-)
-from activation_extractor._safetensors import check_dtype, read_safetensors_shard, write_safetensors_shard
-from activation_extractor._values import ordinary
+from activation_extractor._files import TruncatedError, draft, publish
 from activation_extractor.errors import StoreError
 
 SHARDS = "shards"
@@ -36,36 +27,6 @@ _MOST_BARE_ROWS = 2**20  # of a shard whose rows have no bytes that could bear w
 _UNIT = r"(?:[0-9]{8}T[0-9]{12}-[0-9a-f]{8}-)?[0-9]{8}"  # sorted as text, they are in order
 REPAIR = "Restore it from a copy, or delete it and extract again."
 _NO_LINK = "Copy what it points to in its place."
-
-
-@dataclass(frozen=True)
-class Codec:
-    """A format of shards.
-
-    Attributes:
-        name: as the manifest calls it.
-        suffix: of a shard's name.
-        convert: makes of a tensor what is stored, in a dtype of the format and on its device; refuses what cannot be.
-        write: writes a shard at a free path, synced; returns its seal.
-        read: reads a shard's header.
-    """
-
-    name: str
-    suffix: str
-    convert: Callable[[Tensor], Tensor]
-    write: Callable[[Path, Entries, Mapping[str, str]], str]
-    read: Callable[[Path], Contents]
-
-
-def _as_safetensors_has(tensor: Tensor) -> Tensor:
-    check_dtype(tensor.dtype)
-    return ordinary(tensor.detach())
-
-
-SAFETENSORS = Codec("safetensors", ".safetensors", _as_safetensors_has, write_safetensors_shard, read_safetensors_shard)
-NPZ = Codec("npz", ".npz", as_numpy_has, write_npz_shard, read_npz_shard)
-NPY = Codec("npy", ".npy", as_numpy_has, write_npy_shard, read_npy_shard)
-CODECS = {codec.name: codec for codec in (SAFETENSORS, NPZ, NPY)}
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from activation_extractor._compare import GivenTolerance, compare
+from activation_extractor._compare import compare
+from activation_extractor._display import short_path
 from activation_extractor._entries import Key
 from activation_extractor._files import make_folders
 from activation_extractor._saved import SavedActivations, saved_entry, write_saved
 from activation_extractor._sides import Side
-from activation_extractor._wording import short_path
+from activation_extractor._tolerances import GivenTolerance
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 
 

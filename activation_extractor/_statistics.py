@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from activation_extractor._columns import Column
-from activation_extractor._values import to_numpy
+from activation_extractor._tensors import to_numpy
 from activation_extractor.errors import ArgumentTypeError
 
 _BLOCK_VALUES = 1 << 18  # 2 MiB as float64, which stays in a processor's cache

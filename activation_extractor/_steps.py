@@ -12,27 +12,8 @@ import torch
 from torch import Tensor
 
 from activation_extractor._mask_values import MaskCheck
+from activation_extractor._rows import KeptColumn, Ragged, RowId
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
-
-RowId = int | str
-KeptColumn = Tensor | list[str]
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Rows of different lengths, padding left out.
-
-    Attributes:
-        values: ``(positions, *features)``, the rows one behind the other.
-        lengths: ``(rows,)`` int64 on the CPU, how many positions each row has.
-    """
-
-    values: Tensor
-    lengths: Tensor
-
-    def rows(self) -> tuple[Tensor, ...]:
-        """A view ``(positions, *features)`` for each row."""
-        return torch.split(self.values, self.lengths.tolist())
 
 
 @dataclass(frozen=True)

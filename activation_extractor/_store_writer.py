@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from activation_extractor._background import Background
+from activation_extractor._codecs import Codec
 from activation_extractor._files import check_writable, is_draft, make_folders, sweep
 from activation_extractor._fingerprints import differences
 from activation_extractor._ids import SeenIds
@@ -23,10 +24,12 @@ from activation_extractor._manifest import (
     store_name,
     write_manifest,
 )
-from activation_extractor._shards import SHARDS, Codec, read_shard, shard_path, write_shard
-from activation_extractor._steps import RowId, Step
+from activation_extractor._rows import RowId
+from activation_extractor._schema import Layout
+from activation_extractor._shards import SHARDS, read_shard, shard_path, write_shard
+from activation_extractor._steps import Step
 from activation_extractor._transfer import Transfer
-from activation_extractor._units import Layout, Unit
+from activation_extractor._units import Unit
 from activation_extractor.errors import OtherRunError, StoreError
 
 UNIT_BYTES = 64 * 2**20

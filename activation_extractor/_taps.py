@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from activation_extractor._context import Owner, open_here
 from activation_extractor._foreign import hide_flags, hide_ours, ours, show_all
 from activation_extractor._layers import Target
-from activation_extractor._masks import bind, signature_of
 from activation_extractor._private_torch import Hooks, backward_task, forward_hooks, forward_pre_hooks, is_transformed
-from activation_extractor._values import main_tensor, select_part
+from activation_extractor._signatures import bind, signature_of
+from activation_extractor._structures import main_tensor, select_part
 from activation_extractor.errors import TransformedCallError, ValueNotFoundError
 
 Keep = Callable[[Tensor], None]

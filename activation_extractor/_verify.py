@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from activation_extractor._contents import Extent, TruncatedError, open_regular, read_at
+from activation_extractor._contents import Extent
 from activation_extractor._entries import OFFSETS
-from activation_extractor._files import is_draft
+from activation_extractor._files import TruncatedError, is_draft, open_regular, read_at
 from activation_extractor._ids import SeenIds
 from activation_extractor._journal import JOURNAL, read_records
 from activation_extractor._manifest import MANIFEST, Manifest, read_manifest, store_name

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from activation_extractor import _tables
+from activation_extractor import _display
 from activation_extractor._keys import EntryKey, entry_keys, pairs_of, resolve_key
 from activation_extractor._recording import Recording
 from activation_extractor._saved import saved_entry, write_saved
 from activation_extractor._steps import check_ids, check_keep
-from activation_extractor._values import to_numpy
+from activation_extractor._tensors import to_numpy
 from activation_extractor.errors import OverwrittenError
 
 
@@ -54,10 +54,10 @@ class Activations(Mapping[Any, Any]):
         return len(self._results.names) * len(self._results.reducers)
 
     def __repr__(self) -> str:
-        return _tables.table(*self._table())
+        return _display.table(*self._table())
 
     def _repr_html_(self) -> str:
-        return _tables.html_table(*self._table())
+        return _display.html_table(*self._table())
 
     @property
     def names(self) -> list[str]:
@@ -128,11 +128,11 @@ class Activations(Mapping[Any, Any]):
 
     def _table(self) -> tuple[str, list[tuple[str, ...]]]:
         rows = [row for key in self for row in self._describe(key)]
-        return _tables.total("Activations", len(rows), self.nbytes), rows
+        return _display.total("Activations", len(rows), self.nbytes), rows
 
     def _describe(self, key: Any) -> list[tuple[str, ...]]:
         try:
-            return _tables.describe(key, self[key])
+            return _display.describe(key, self[key])
         except OverwrittenError:
             return [(str(key), "overwritten", "", "", "")]
 

@@ -38,7 +38,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from activation_extractor._wording import examples, shown
+from activation_extractor._display import examples, shown
 
 __all__ = [
     "ActivationError",

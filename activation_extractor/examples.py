@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from activation_extractor._loading import quiet
+from activation_extractor._display import quiet
 from activation_extractor.errors import MissingExtraError
 
 __all__ = ["antiberty", "minilm"]

@@ -16,7 +16,7 @@ from activation_extractor.errors import ActivationError, ArgumentError
 
 if TYPE_CHECKING:
     from activation_extractor._capture import capture
-    from activation_extractor._compare import GivenTolerance
+    from activation_extractor._tolerances import GivenTolerance
     from activation_extractor.activations import Activations
 
     _Parameters = ParamSpec("_Parameters")

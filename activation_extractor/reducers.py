@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from activation_extractor.errors import ArgumentError, ArgumentTypeError, DuplicateLayerError, PositionError
+from activation_extractor._tensors import storage_bytes
+from activation_extractor.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DuplicateLayerError,
+    PositionError,
+    ReducerError,
+    add_note,
+)
 
 Reducer = Callable[[Tensor, "Tensor | None"], Tensor]
 
@@ -177,3 +185,39 @@ def _lowest(dtype: torch.dtype) -> float | int | bool:
     if dtype == torch.bool:
         return False
     return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
+def reduce_sequence(layer: str, name: str, reducer: Reducer, sequence: Tensor, mask: Tensor | None) -> Tensor:
+    """Reduce ``(batch, seq, *features)``; the result owns its memory.
+
+    Raises:
+        ReducerError: the reducer returned something else than a tensor with `batch` rows.
+    """
+    try:
+        result = reducer(sequence, mask)
+    except Exception as error:
+        note_reduction(error, layer, name, sequence)
+        raise
+    return result if owns_result(reducer) else own_result(layer, name, sequence, result)
+
+
+def note_reduction(error: Exception, layer: str, name: str, sequence: Tensor) -> None:
+    """Say in an error that a reducer raised what it was reducing."""
+    shape = "nested" if sequence.is_nested else tuple(sequence.shape)
+    add_note(error, f"while reducing layer {layer!r} with {name!r}, activation {shape}")
+
+
+def own_result(layer: str, name: str, sequence: Tensor, result: Tensor) -> Tensor:
+    """What a user's reducer made of an activation, checked and in memory of its own.
+
+    Raises:
+        ReducerError: it is something else than a tensor with a row for each of the batch.
+    """
+    if not isinstance(result, Tensor):
+        raise ReducerError(name, layer, f"a {type(result).__name__}")
+    if result.dim() == 0 or result.shape[0] != sequence.shape[0]:
+        got = f"shape {tuple(result.shape)} for {sequence.shape[0]} rows"
+        raise ReducerError(name, layer, got)
+    if storage_bytes(result)[0] == storage_bytes(sequence)[0]:
+        return result.clone()
+    return result

@@ -14,10 +14,12 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from activation_extractor._codecs import NPY, NPZ, SAFETENSORS, Codec
 from activation_extractor._manifest import has_manifest, read_manifest, store_name
 from activation_extractor._reading import Reader
-from activation_extractor._shards import NPY, NPZ, SAFETENSORS, Codec, list_units, shard_path, unit_name
-from activation_extractor._steps import Ragged, RowId, Step
+from activation_extractor._rows import Ragged, RowId
+from activation_extractor._shards import list_units, shard_path, unit_name
+from activation_extractor._steps import Step
 from activation_extractor._store_writer import QUEUE_BYTES, UNIT_BYTES, UNIT_ROWS, StoreWriter, check_free
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StoreError
 

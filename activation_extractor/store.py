@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from activation_extractor import _tables
+from activation_extractor import _display
 from activation_extractor._columns import Column, Form, Part
 from activation_extractor._dataset import StoreDataset
+from activation_extractor._display import examples
 from activation_extractor._entries import OFFSETS, column_key, entry_name, keep_entry, kept_name
 from activation_extractor._journal import read_records
-from activation_extractor._keys import EntryKey, entry_keys, pairs_of, resolve_key, unknown_id
+from activation_extractor._keys import EntryKey, entry_keys, pairs_of, resolve_key
 from activation_extractor._manifest import DTYPES, Manifest, read_manifest, store_name
 from activation_extractor._reading import Reader
+from activation_extractor._rows import RowId
 from activation_extractor._shards import SHARDS, Record, is_shard, list_units, shard_path, size_of
-from activation_extractor._steps import RowId
 from activation_extractor._texts import TextColumn
 from activation_extractor._verify import Damage, verify_store
 from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, StoreError
@@ -211,10 +213,10 @@ class Store(Mapping[Any, Column]):
         return len(self._keys)
 
     def __repr__(self) -> str:
-        return _tables.table(*self._table())
+        return _display.table(*self._table())
 
     def _repr_html_(self) -> str:
-        return _tables.html_table(*self._table())
+        return _display.html_table(*self._table())
 
     def _table(self) -> tuple[str, list[tuple[str, ...]]]:
         rows: list[tuple[str, ...]] = []
@@ -222,7 +224,7 @@ class Store(Mapping[Any, Column]):
             column = self[key]
             name, reducer = key if isinstance(key, tuple) else (key, "")
             rows.append((name, reducer, str(column.shape), str(column.dtype).removeprefix("torch.")))
-        return _tables.total(f"Store {str(self.path)!r} of {self.rows} rows", len(rows), self.nbytes), rows
+        return _display.total(f"Store {str(self.path)!r} of {self.rows} rows", len(rows), self.nbytes), rows
 
     @cached_property
     def _rows_by_id(self) -> dict[RowId, int]:
@@ -289,3 +291,10 @@ def _units(folder: Path, manifest: Manifest, records: Mapping[str, Record]) -> l
         (shard, records.get(unit) or reader.shard(shard).record(size_of(Path(shard)), manifest.entries))
         for unit, shard in zip(there, shards, strict=True)
     ]
+
+
+def unknown_id(row_id: Any, ids: Sequence[Any]) -> str:
+    """What to tell who asks for a row by an id that is not there."""
+    close = get_close_matches(row_id, [one for one in ids if isinstance(one, str)]) if isinstance(row_id, str) else []
+    hint = f" Close matches: {examples(close)}." if close else f" There is {examples(ids)}." if ids else ""
+    return f"No row has the id {row_id!r}.{hint}"

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from torch import nn
 
-from activation_extractor._compare import GivenTolerance, Source, compare
+from activation_extractor._compare import Source, compare
 from activation_extractor._left_hooks import hooks_on, listed
 from activation_extractor._match import Match
 from activation_extractor._modules import unwrap
 from activation_extractor._sink_tests import SinkTests, Written
+from activation_extractor._tolerances import GivenTolerance
 from activation_extractor.errors import ArgumentTypeError
 
 __all__ = ["SinkTests", "Written", "assert_activations_close", "assert_no_hooks"]

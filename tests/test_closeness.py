@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from activation_extractor import _closeness as module
-from activation_extractor._closeness import Closeness, Tolerance, default_rtol
+from activation_extractor._closeness import Closeness
+from activation_extractor._tolerances import Tolerance, default_rtol
 
 NAN, INF = math.nan, math.inf
 FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz]

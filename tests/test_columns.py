@@ -14,7 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from activation_extractor import ActivationError, Column, NpySink, NpzSink, SafetensorsSink, open_store
-from activation_extractor._steps import Ragged, Step
+from activation_extractor._rows import Ragged
+from activation_extractor._steps import Step
 from activation_extractor.errors import ArgumentTypeError, StoreError
 
 ROWS = 11

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, Store, _columns, _reading, open_store
-from activation_extractor._steps import Ragged, Step
+from activation_extractor._rows import Ragged
+from activation_extractor._steps import Step
 from activation_extractor.errors import StoreError
 
 SINKS = [SafetensorsSink, NpySink, NpzSink]

@@ -14,7 +14,8 @@ import torch
 from releases import needs_copy_argument
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, Store, open_store
-from activation_extractor._steps import Ragged, Step
+from activation_extractor._rows import Ragged
+from activation_extractor._steps import Step
 from activation_extractor.errors import StoreError
 
 SINKS = [SafetensorsSink, NpySink, NpzSink]

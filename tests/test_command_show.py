@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from activation_extractor import SafetensorsSink, extract
 from activation_extractor._commands import app
-from activation_extractor._steps import Ragged, Step
+from activation_extractor._rows import Ragged
+from activation_extractor._steps import Step
 from activation_extractor.errors import StoreError
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from activation_extractor import NpySink, SafetensorsSink
 from activation_extractor._commands import app
-from activation_extractor._tables import human_bytes
+from activation_extractor._display import human_bytes
 from activation_extractor.cli import main
 from activation_extractor.errors import StoreError
 

@@ -12,7 +12,8 @@ from models import Repeating
 from torch import nn
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, capture, compare, extract, open_store
-from activation_extractor._steps import Ragged, Step
+from activation_extractor._rows import Ragged
+from activation_extractor._steps import Step
 from activation_extractor.errors import MatchError, OverwrittenError, StoreError
 
 SINKS = [SafetensorsSink, NpySink, NpzSink]

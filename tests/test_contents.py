@@ -13,18 +13,16 @@ from hostile import guarded
 from activation_extractor._contents import (
     Contents,
     Extent,
-    TruncatedError,
     bytes_of,
     check_apart,
     check_shape,
     crc32_of,
-    open_regular,
-    read_at,
     seal,
     sealed,
     shape_of,
     unique,
 )
+from activation_extractor._files import TruncatedError, open_regular, read_at
 
 ABOUT = {"unit": "00000000", "rows": "3", "store": "größe"}
 LISTED = [("a", torch.float32, (3, 2), 1), ("b", torch.int64, (3,), 2)]

@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, Store, open_store
-from activation_extractor._steps import Ragged, Step
+from activation_extractor._rows import Ragged
+from activation_extractor._steps import Step
 from activation_extractor.errors import ActivationNotFoundError, StoreError
 from activation_extractor.store import StoreDataset
 

@@ -19,7 +19,8 @@ from activation_extractor import NpzSink, SafetensorsSink, open_store
 from activation_extractor import _export as module
 from activation_extractor import _parquet as parquet_module
 from activation_extractor._export import export
-from activation_extractor._steps import Ragged, Step
+from activation_extractor._rows import Ragged
+from activation_extractor._steps import Step
 from activation_extractor.errors import ArgumentError, MissingExtraError, StoreError
 
 pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'parquet' is not installed")

@@ -22,7 +22,8 @@ from hostile import (
 )
 
 from activation_extractor import open_store
-from activation_extractor._shards import CODECS, NPY, NPZ, SAFETENSORS, Codec, shard_path
+from activation_extractor._codecs import CODECS, NPY, NPZ, SAFETENSORS, Codec
+from activation_extractor._shards import shard_path
 
 FIRST = "#ids#offsets"  # five integers, in front of all other entries
 HUGE = [2**31, 2**40, 2**62, 2**63 - 1, 2**64, 2**70]

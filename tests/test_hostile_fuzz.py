@@ -19,7 +19,8 @@ from hostile import UNITS, change_header, change_journal, change_manifest, entri
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activation_extractor._shards import CODECS, NPY, SAFETENSORS, Codec, read_shard, shard_path
+from activation_extractor._codecs import CODECS, NPY, SAFETENSORS, Codec
+from activation_extractor._shards import read_shard, shard_path
 from activation_extractor.errors import StoreError
 from activation_extractor.store import verify_store
 

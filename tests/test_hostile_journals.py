@@ -6,7 +6,8 @@ import pytest
 from hostile import UNITS, change_journal, change_manifest, entries_of, faults, guarded, make_store
 
 from activation_extractor import open_store
-from activation_extractor._shards import SAFETENSORS, read_shard, shard_path
+from activation_extractor._codecs import SAFETENSORS
+from activation_extractor._shards import read_shard, shard_path
 from activation_extractor.errors import StoreError
 
 

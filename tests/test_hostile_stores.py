@@ -11,7 +11,8 @@ import torch
 from hostile import UNITS, entries_of, faults, guarded, make_store, replace_shard
 
 from activation_extractor import open_store
-from activation_extractor._shards import CODECS, NPY, SAFETENSORS, Codec, shard_path
+from activation_extractor._codecs import CODECS, NPY, SAFETENSORS, Codec
+from activation_extractor._shards import shard_path
 from activation_extractor.errors import StoreError
 from activation_extractor.store import verify_store
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import BlockStack
 
-from activation_extractor._layers import glob, resolve
+from activation_extractor._layers import resolve
+from activation_extractor._patterns import glob
 from activation_extractor.errors import ArgumentError
 
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from models import BlockStack
 from torch import nn
 
-from activation_extractor._layers import glob, resolve
+from activation_extractor._layers import resolve
 from activation_extractor._modules import WRAPPER_SEGMENTS, check_hookable, check_model
+from activation_extractor._patterns import glob
 from activation_extractor._private_torch import has_forward
 from activation_extractor.errors import LayerNotFoundError, UnhookableLayerError
 

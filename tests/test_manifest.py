@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from activation_extractor._codecs import CODECS
 from activation_extractor._manifest import (
     Manifest,
     has_manifest,
@@ -21,7 +22,6 @@ from activation_extractor._manifest import (
     store_name,
     write_manifest,
 )
-from activation_extractor._shards import CODECS
 from activation_extractor.errors import StoreError
 
 FULL = {"layer": "h:0", "reducer": "full", "dtype": "bfloat16", "row_shape": [4], "ragged": True}

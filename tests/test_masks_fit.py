@@ -12,7 +12,8 @@ from pooling import assert_mean_over, mean_by
 from torch import nn
 
 from activation_extractor import MemorySink, _masks, capture
-from activation_extractor._masks import CallArguments, Masks, bind, check_policy, positions_of, signature_of
+from activation_extractor._masks import CallArguments, Masks, check_policy
+from activation_extractor._signatures import bind, positions_of, signature_of
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError
 
 RIGHT = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activation_extractor._layers import count_wildcards, fill, glob
 from activation_extractor._match import paired
+from activation_extractor._patterns import count_wildcards, fill, glob
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MatchError
 
 NAMES = st.lists(st.text("ab.0", min_size=1, max_size=4), unique=True, min_size=1, max_size=6)

@@ -13,8 +13,7 @@ import pytest
 import torch
 from numpy.lib import format as npy_format
 
-from activation_extractor._contents import TruncatedError
-from activation_extractor._files import draft
+from activation_extractor._files import TruncatedError, draft
 from activation_extractor._numpy_files import (
     as_numpy_has,
     npy_file,

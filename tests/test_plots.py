@@ -15,7 +15,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from activation_extractor import SafetensorsSink, open_store, plots
-from activation_extractor._steps import Ragged, Step
+from activation_extractor._rows import Ragged
+from activation_extractor._steps import Step
 from activation_extractor.errors import ActivationNotFoundError, ArgumentError, MissingExtraError, StoreError
 
 GREY = "#bbbbbb"

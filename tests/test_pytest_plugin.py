@@ -60,7 +60,7 @@ def test_coverage_of_the_package_begins_before_it_is_imported(tmp_path):
     arguments = ["pytest", "-q", "-p", "no:cacheprovider", test, "--cov", f"--cov-report={report}"]
     run(ROOT, *arguments, COVERAGE_FILE=str(tmp_path / "data"))
     files = json.loads((tmp_path / "result.json").read_text())["files"]
-    for name in ("__init__", "pytest_plugin", "_golden", "_wording", "errors"):
+    for name in ("__init__", "pytest_plugin", "_golden", "_display", "errors"):
         path = ROOT / "activation_extractor" / f"{name}.py"
         ran = files[str(path.relative_to(ROOT))]["executed_lines"]
         lines = path.read_text(encoding="utf-8").splitlines()

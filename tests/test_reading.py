@@ -14,10 +14,11 @@ from releases import SAFETENSORS, that_torch_has
 from safetensors.torch import load_file
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, open_store
+from activation_extractor._codecs import CODECS
 from activation_extractor._manifest import store_name
 from activation_extractor._reading import Reader, Values
-from activation_extractor._shards import CODECS
-from activation_extractor._steps import Ragged, Step
+from activation_extractor._rows import Ragged
+from activation_extractor._steps import Step
 from activation_extractor.errors import ArgumentError, StoreError
 
 SINKS = [SafetensorsSink, NpySink, NpzSink]

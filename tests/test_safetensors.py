@@ -14,7 +14,7 @@ from releases import SAFETENSORS, that_safetensors_reads
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from activation_extractor._contents import TruncatedError
+from activation_extractor._files import TruncatedError
 from activation_extractor._safetensors import (
     read_safetensors_shard,
     stream_safetensors,

@@ -11,11 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from activation_extractor._codecs import CODECS, SAFETENSORS, Codec
 from activation_extractor._contents import Extent
 from activation_extractor._shards import (
-    CODECS,
-    SAFETENSORS,
-    Codec,
     Shard,
     is_shard,
     list_units,

@@ -16,8 +16,10 @@ from torch import nn
 
 from activation_extractor import SafetensorsSink, capture, open_store
 from activation_extractor import _sides as module
-from activation_extractor._sides import Side, matched_rows, paired_blocks, row_order
-from activation_extractor._steps import Ragged, Step
+from activation_extractor._match import matched_rows, row_order
+from activation_extractor._rows import Ragged
+from activation_extractor._sides import Side, paired_blocks
+from activation_extractor._steps import Step
 from activation_extractor.errors import ArgumentTypeError, MatchError
 
 ONE = ("a", None)

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from stores import LEFT, RIGHT, shards
 
 from activation_extractor import MemorySink, Sink, capture
-from activation_extractor._steps import Ragged, Step
+from activation_extractor._rows import Ragged
+from activation_extractor._steps import Step
 from activation_extractor.errors import ArgumentTypeError
 
 

@@ -17,8 +17,9 @@ from hypothesis.extra import numpy as hnp
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, capture, open_store
 from activation_extractor import _statistics as module
+from activation_extractor._rows import Ragged
 from activation_extractor._statistics import statistics, value_blocks
-from activation_extractor._steps import Ragged, Step
+from activation_extractor._steps import Step
 from activation_extractor.errors import ArgumentTypeError, StoreError
 
 FLOATS = st.one_of(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from activation_extractor._steps import Ragged, check_ids, check_keep, make_step
+from activation_extractor._rows import Ragged
+from activation_extractor._steps import check_ids, check_keep, make_step
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
 
 KEY = ("h.0", "mean")

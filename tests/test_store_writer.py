@@ -17,7 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from activation_extractor import _store_writer
-from activation_extractor._shards import CODECS, SAFETENSORS, unit_name
+from activation_extractor._codecs import CODECS, SAFETENSORS
+from activation_extractor._shards import unit_name
 from activation_extractor._steps import Step
 from activation_extractor._store_writer import StoreWriter, check_free
 from activation_extractor.errors import ArgumentError, StoreError

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from stores import mean_step, shards
 
 from activation_extractor import open_store
+from activation_extractor._codecs import NPZ, SAFETENSORS
 from activation_extractor._manifest import Manifest, make_manifest, write_manifest
-from activation_extractor._shards import NPZ, SAFETENSORS, unit_name
+from activation_extractor._shards import unit_name
 from activation_extractor._steps import Step
 from activation_extractor._store_writer import StoreWriter, check_free, check_same
 from activation_extractor.errors import OtherRunError, StoreError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from activation_extractor._tables import aligned, describe, html_table, human_bytes, plural, table, total
+from activation_extractor._display import aligned, describe, html_table, human_bytes, plural, table, total
 
 
 @pytest.mark.parametrize(

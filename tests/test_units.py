@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from activation_extractor._shards import CODECS, NPY, NPZ, SAFETENSORS, Codec
-from activation_extractor._steps import Ragged, Step
+from activation_extractor._codecs import CODECS, NPY, NPZ, SAFETENSORS, Codec
+from activation_extractor._rows import Ragged
+from activation_extractor._schema import Layout
+from activation_extractor._steps import Step
 from activation_extractor._transfer import Transfer
-from activation_extractor._units import Layout, Unit
+from activation_extractor._units import Unit
 from activation_extractor.errors import ArgumentError, StoreError
 
 

@@ -13,7 +13,8 @@ import torch
 from transformers import BatchEncoding
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from activation_extractor._values import copied, main_tensor, select_part, snapshot
+from activation_extractor._structures import copied, main_tensor, select_part
+from activation_extractor._tensors import snapshot
 
 A, B = torch.tensor([1.0, 2.0]), torch.tensor([3.0])
 

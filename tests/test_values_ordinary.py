@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from activation_extractor import capture
-from activation_extractor._values import numpy_has, ordinary, storage_bytes, to_numpy
+from activation_extractor._tensors import numpy_has, ordinary, storage_bytes, to_numpy
 
 A = torch.tensor([1.0, 2.0])
 

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, Store, _verify, open_store
-from activation_extractor._steps import Ragged, Step
+from activation_extractor._rows import Ragged
+from activation_extractor._steps import Step
 from activation_extractor.errors import StoreError
 from activation_extractor.store import Damage, verify_store
 

@@ -25,7 +25,7 @@ def export(
         activation-extractor export out --to npy --out arrays
     """
     from activation_extractor import _export
-    from activation_extractor._tables import human_bytes
+    from activation_extractor._display import human_bytes
     from activation_extractor.store import open_store
 
     done = _export.export(open_store(store), out, to)

@@ -120,7 +120,7 @@ def _content(loaded: Loaded, rows: Preview, reason: str) -> dict[str, Any]:
 
 def _lines(rows: Preview, *, collapses: bool) -> Iterator[str]:
     """The table's lines. Plain text, since a table that is drawn for a terminal is cut to 80 columns in a pipe."""
-    from activation_extractor._tables import aligned
+    from activation_extractor._display import aligned
 
     has_run = any(row.calls is not None for row in rows)
     columns = (*_COLUMNS, *_RUN_COLUMNS) if has_run else _COLUMNS

@@ -129,7 +129,7 @@ def _of_kept(store: Store, column: Any) -> list[Any]:
 
 
 def _by_id(store: Store, values: Sequence[Any], ids: Sequence[Any]) -> list[Any]:
-    from activation_extractor._wording import examples
+    from activation_extractor._display import examples
     from activation_extractor.errors import ArgumentError
 
     known = dict(zip(map(str, ids), values, strict=True))

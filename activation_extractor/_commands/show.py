@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from activation_extractor._commands._terminal import say, say_json
-from activation_extractor._wording import printable
+from activation_extractor._display import printable
 
 if TYPE_CHECKING:
     from activation_extractor.store import Store
@@ -117,7 +117,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _head(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    from activation_extractor._tables import human_bytes
+    from activation_extractor._display import human_bytes
 
     yield "store", found["path"]
     yield "model", str(found["model"])
@@ -161,6 +161,6 @@ def _number(value: float) -> str:
 
 def _aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
     """Lines of cells, which are left as they are rather than fitted to a terminal: they can be piped and searched."""
-    from activation_extractor._tables import aligned
+    from activation_extractor._display import aligned
 
     return aligned([[printable(cell) for cell in row] for row in rows], sides)

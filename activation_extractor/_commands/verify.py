@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from activation_extractor._commands._terminal import say, say_json
-from activation_extractor._wording import printable
+from activation_extractor._display import printable
 
 
 def verify(
@@ -24,9 +24,9 @@ def verify(
         activation-extractor verify out
         activation-extractor verify out --json | jq '.damages[].path'
     """
+    from activation_extractor._display import human_bytes
     from activation_extractor._manifest import read_manifest
     from activation_extractor._shards import is_shard, scan_shards, size_of
-    from activation_extractor._tables import human_bytes
     from activation_extractor.store import verify_store
 
     damages = verify_store(store)

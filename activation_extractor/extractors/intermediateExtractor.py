@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from activation_extractor._files import make_folders, replacing
-from activation_extractor._values import main_tensor, to_numpy
+from activation_extractor._structures import main_tensor
+from activation_extractor._tensors import to_numpy
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, ValueNotFoundError
 from activation_extractor.extractors.intermediateExtractorBase import IntermediateExtractorBase
 

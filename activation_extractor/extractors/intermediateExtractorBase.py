@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from activation_extractor._layers import resolve
 from activation_extractor._modules import check_model
 from activation_extractor._private_torch import clear_forward_hooks
-from activation_extractor._values import copied
+from activation_extractor._structures import copied
 from activation_extractor.errors import ArgumentError
 
 

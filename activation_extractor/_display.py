@@ -1,12 +1,46 @@
-"""Showing what is held as a table of text."""
+"""How names, values and tables are shown to people."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
+from pathlib import Path
 from typing import Any
 
+_EXAMPLES = 3
+_LONGEST = 100  # characters of a value that are shown whole
+_EXCERPT = 40
 _MOST_ROWS = 40
+
+
+def examples(names: Iterable[object]) -> str:
+    """Up to three of `names`, quoted, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(repr(name) for name in names[:_EXAMPLES])
+    rest = len(names) - _EXAMPLES
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def shown(value: object) -> str:
+    """A value as an error text shows it: what the user typed, but no dump of data."""
+    text = repr(value)
+    if len(text) <= _LONGEST and "\n" not in text:
+        return text
+    return f"a {type(value).__name__} ({' '.join(text.split())[:_EXCERPT]} ...)"
+
+
+def printable(text: str) -> str:
+    """A text on one line that cannot steer a terminal: names in a store may come from anybody."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def short_path(path: str | Path) -> str:
+    """A path as people read it: from the current directory on, when it is in there."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except (ValueError, OSError):  # it is elsewhere; or the current directory was removed
+        return str(path)
 
 
 def describe(key: Any, value: Any) -> list[tuple[str, ...]]:
@@ -90,3 +124,23 @@ def _shown(
     shown = [tuple(row[index] for index in filled) for row in ([header, *window] if header and rows else window)]
     rest = len(rows) - first - len(window)
     return shown, [f"  ... {first} more above"] * (first > 0), [f"  ... and {rest} more"] * (rest > 0)
+
+
+@contextmanager
+def quiet(*, shows_downloads: bool) -> Iterator[None]:
+    """Without transformers' reports and bars, but for those of downloads."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    had_downloads = not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if shows_downloads and had_downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
