@@ -9,31 +9,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from activation_extractor._batching import length_batches
-    from activation_extractor._blocks import blocks
-    from activation_extractor._capture import Capture, capture
-    from activation_extractor._compare import compare
-    from activation_extractor._comparison import Comparison
-    from activation_extractor._extract import extract
-    from activation_extractor._layers import gradients, inputs, outputs
-    from activation_extractor._preview import Preview, preview
-    from activation_extractor._statistics import Statistics, statistics
-    from activation_extractor.activations import Activations
+    from activation_extractor.activations import Activations, Capture, Preview, capture, preview
+    from activation_extractor.comparison import Comparison, compare
     from activation_extractor.errors import ActivationError
     from activation_extractor.extractors.intermediateExtractor import IntermediateExtractor
     from activation_extractor.extractors.intermediateExtractorBase import IntermediateExtractorBase
+    from activation_extractor.layers import blocks, gradients, inputs, outputs
     from activation_extractor.reducers import position
+    from activation_extractor.runs import extract, length_batches
     from activation_extractor.sinks import MemorySink, NpySink, NpzSink, SafetensorsSink, Sink
-    from activation_extractor.store import Column, Store, open_store
+    from activation_extractor.store import Column, Statistics, Store, open_store, statistics
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ActivationError": "errors",
     "Activations": "activations",
-    "Capture": "_capture",
+    "Capture": "activations",
     "Column": "store",
-    "Comparison": "_comparison",
+    "Comparison": "comparison",
     "IntermediateExtractor": "extractors.intermediateExtractor",
     "IntermediateExtractorBase": "extractors.intermediateExtractorBase",
     "MemorySink": "sinks",
@@ -41,21 +35,21 @@ _HOMES = {
     "NpzSink": "sinks",
     "SafetensorsSink": "sinks",
     "Sink": "sinks",
-    "Preview": "_preview",
-    "Statistics": "_statistics",
+    "Preview": "activations",
+    "Statistics": "store",
     "Store": "store",
-    "blocks": "_blocks",
-    "capture": "_capture",
-    "compare": "_compare",
-    "extract": "_extract",
-    "gradients": "_layers",
-    "inputs": "_layers",
-    "length_batches": "_batching",
+    "blocks": "layers",
+    "capture": "activations",
+    "compare": "comparison",
+    "extract": "runs",
+    "gradients": "layers",
+    "inputs": "layers",
+    "length_batches": "runs",
     "open_store": "store",
-    "outputs": "_layers",
+    "outputs": "layers",
     "position": "reducers",
-    "preview": "_preview",
-    "statistics": "_statistics",
+    "preview": "activations",
+    "statistics": "store",
 }
 
 __all__ = [

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from activation_extractor import SafetensorsSink, capture
-from activation_extractor._store_writer import QUEUE_BYTES
+from activation_extractor.sinks._store_writer import QUEUE_BYTES
 from benchmarks import llama
 from benchmarks.extraction import BLOCKS, POOLED, Handing, extract_into, forward_alone
 from benchmarks.measure import UnavailableError

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from activation_extractor import extract
-from activation_extractor._transfer import Arrival, Transfer
+from activation_extractor.sinks._transfer import Arrival, Transfer
 from benchmarks.measure import Case, Group, Run, System, UnavailableError
 from benchmarks.models import gpt2, token_batches
 from benchmarks.sizes import Size

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from activation_extractor import capture
-from activation_extractor._background import Background
-from activation_extractor._store_writer import QUEUE_BYTES
-from activation_extractor._transfer import Arrival, Transfer
 from activation_extractor.sinks import Ragged, Sink, Step
+from activation_extractor.sinks._background import Background
+from activation_extractor.sinks._store_writer import QUEUE_BYTES
+from activation_extractor.sinks._transfer import Arrival, Transfer
 from benchmarks.extraction import POOLED, extract_into, forward_alone, plain_copy, plain_write
 from benchmarks.measure import Case, Group, Run, UnavailableError, require
 from benchmarks.models import token_batches

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from activation_extractor import SafetensorsSink, open_store
-from activation_extractor._rows import Ragged
-from activation_extractor._steps import Step
+from activation_extractor._format._rows import Ragged
+from activation_extractor.sinks import Step
 
 LENGTHS = [2, 0, 3, 1, 4]
 RAGGED = torch.arange(20.0).view(10, 2)

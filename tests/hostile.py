@@ -21,14 +21,14 @@ import pytest
 import torch
 
 from activation_extractor import Column, Store, open_store
-from activation_extractor._codecs import NPY, SAFETENSORS, Codec
-from activation_extractor._contents import seal
-from activation_extractor._journal import append_record
-from activation_extractor._manifest import make_manifest, store_name, write_manifest
-from activation_extractor._numpy_files import npy_file
-from activation_extractor._shards import read_shard, shard_path, size_of, write_shard
-from activation_extractor._texts import TextColumn
+from activation_extractor._format._codecs import NPY, SAFETENSORS, Codec
+from activation_extractor._format._headers import seal
+from activation_extractor._format._journal import append_record
+from activation_extractor._format._manifest import make_manifest, store_name, write_manifest
+from activation_extractor._format._numpy import npy_file
+from activation_extractor._format._shards import read_shard, shard_path, size_of, write_shard
 from activation_extractor.errors import StoreError
+from activation_extractor.store import TextColumn
 
 FINGERPRINT = {"model": "M", "reducers": ["mean"]}
 COLUMNS = [

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from activation_extractor import _left_hooks
-from activation_extractor._left_hooks import HookWatch, LeftHook
+from activation_extractor.testing import _hook_leaks
+from activation_extractor.testing._hook_leaks import HookWatch, LeftHook
 
 HERE = Path(__file__).parent
 METHODS = {
@@ -62,7 +62,7 @@ def watching() -> Iterator[HookWatch]:
     watch.start()
     yield watch
     watch.stop()
-    assert _left_hooks._watches == ()
+    assert _hook_leaks._watches == ()
     assert are_original()
     assert _global_hooks() == before
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 # pytester forgets what a run inside of it imported: here it is imported once for all of them. Hypothesis is by its own
 # plug-in, at the end of each run.
-for name in ("activation_extractor._left_hooks", "activation_extractor._snapshot", "hypothesis"):
+for name in ("activation_extractor.testing._hook_leaks", "activation_extractor.pytest_plugin._snapshot", "hypothesis"):
     importlib.import_module(name)
 
 HERE = Path(__file__).parent

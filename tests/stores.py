@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from activation_extractor._steps import Step
+from activation_extractor.sinks import Step
 
 LEFT = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 RIGHT = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])

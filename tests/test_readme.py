@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 from activation_extractor import blocks, capture, examples, open_store
-from activation_extractor._commands import app
+from activation_extractor.cli._app import app
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from activation_extractor._files import make_folders, replacing
-from activation_extractor._structures import main_tensor
 from activation_extractor._tensors import to_numpy
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, ValueNotFoundError
 from activation_extractor.extractors.intermediateExtractorBase import IntermediateExtractorBase
+from activation_extractor.layers._structures import main_tensor
 
 EmbeddingFormat = Literal["full", "mean", "FT", "LT", "custom"]
 SaveMethod = Literal["numpy_compressed", "numpy"]

@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from activation_extractor._layers import resolve
-from activation_extractor._modules import check_model
 from activation_extractor._private_torch import clear_forward_hooks
-from activation_extractor._structures import copied
 from activation_extractor.errors import ArgumentError
+from activation_extractor.layers._modules import check_model
+from activation_extractor.layers._selections import resolve
+from activation_extractor.layers._structures import copied
 
 
 class IntermediateExtractorBase:

@@ -1,0 +1,50 @@
+"""The formats that a shard can have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from activation_extractor._format._headers import Contents, Entries
+from activation_extractor._format._numpy import (
+    as_numpy_has,
+    read_npy_shard,
+    read_npz_shard,
+    write_npy_shard,
+    write_npz_shard,
+)
+from activation_extractor._format._safetensors import check_dtype, read_safetensors_shard, write_safetensors_shard
+from activation_extractor._tensors import ordinary
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A format of shards.
+
+    Attributes:
+        name: as the manifest calls it.
+        suffix: of a shard's name.
+        convert: makes of a tensor what is stored, in a dtype of the format and on its device; refuses what cannot be.
+        write: writes a shard at a free path, synced; returns its seal.
+        read: reads a shard's header.
+    """
+
+    name: str
+    suffix: str
+    convert: Callable[[Tensor], Tensor]
+    write: Callable[[Path, Entries, Mapping[str, str]], str]
+    read: Callable[[Path], Contents]
+
+
+def _as_safetensors_has(tensor: Tensor) -> Tensor:
+    check_dtype(tensor.dtype)
+    return ordinary(tensor.detach())
+
+
+SAFETENSORS = Codec("safetensors", ".safetensors", _as_safetensors_has, write_safetensors_shard, read_safetensors_shard)
+NPZ = Codec("npz", ".npz", as_numpy_has, write_npz_shard, read_npz_shard)
+NPY = Codec("npy", ".npy", as_numpy_has, write_npy_shard, read_npy_shard)
+CODECS = {codec.name: codec for codec in (SAFETENSORS, NPZ, NPY)}

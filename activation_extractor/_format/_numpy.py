@@ -1,0 +1,201 @@
+"""numpy's formats: npz files, and folders of npy files. Read by their headers, so that slices need no copy of the rest.
+
+An npz file is a zip archive of npy files, here uncompressed. What is known about a shard stands in the archive's
+comment, or in ``about.json`` of the folder. Nothing is ever pickled or unpickled.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from activation_extractor._files import TruncatedError, open_regular, read_at, read_whole, replacing, sync, sync_folder
+from activation_extractor._format._headers import (
+    SEAL,
+    Contents,
+    Entries,
+    Extent,
+    bytes_of,
+    check_apart,
+    check_shape,
+    sealed,
+    shape_of,
+    unique,
+)
+from activation_extractor._tensors import numpy_has, ordinary
+from activation_extractor.errors import ArgumentError
+
+ABOUT = "about.json"
+_SUFFIX = ".npy"
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_LONGEST_HEADER = 1 << 16
+_ALIGNMENT = 64
+_PADDING_ID = 0xD935  # registered for this purpose by Android's zipalign
+_ZIP64_BYTES = 20  # the extra field that zipfile adds for sizes over 4 GiB
+_IS_UTF8 = 0x800
+_NO_DATE = (1980, 1, 1, 0, 0, 0)  # the same run gives the same bytes
+
+
+def write_npz(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write an uncompressed npz file that appears whole or not at all; bfloat16 and float8 become float32."""
+    with replacing(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+        _fill(archive, {name: [as_numpy_has(tensor).cpu()] for name, tensor in tensors.items()})
+
+
+def write_npz_shard(path: Path, entries: Entries, about: Mapping[str, str]) -> str:
+    """Write a shard as an npz file at a free path; returns its seal."""
+    with open(path, "xb") as file:
+        with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+            crcs = _fill(archive, entries)
+            about = sealed(about, entries, crcs)
+            archive.comment = json.dumps(about).encode()
+        sync(file)
+    return about[SEAL]
+
+
+def read_npz_shard(path: Path) -> Contents:
+    """What an npz shard holds; see `activation_extractor._format._safetensors.read_safetensors_shard`."""
+    descriptor = open_regular(path)
+    with open(descriptor, "rb") as file, zipfile.ZipFile(file) as archive:
+        end = struct.pack("<H", len(archive.comment)) + archive.comment
+        if read_at(descriptor, os.fstat(descriptor).st_size - len(end), len(end)) != end:
+            raise ValueError("bytes behind its end")
+        about = json.loads(archive.comment, object_pairs_hook=unique)
+        members = {one.filename.removesuffix(_SUFFIX): one for one in archive.infolist()}
+        if len(members) < len(archive.infolist()):
+            raise ValueError("an entry twice")
+        starts = {name: _member_start(descriptor, member) for name, member in members.items()}
+        spans = [(start, start + members[name].file_size) for name, start in starts.items()]
+        check_apart(spans, archive.start_dir)
+        extents = {
+            name: _extent(path, descriptor, starts[name], member.file_size, member.CRC)
+            for name, member in members.items()
+        }
+    return Contents(about, extents)
+
+
+def write_npy_shard(folder: Path, entries: Entries, about: Mapping[str, str]) -> str:
+    """Write a shard as a new folder of npy files, ``about.json`` beside them; returns its seal."""
+    folder.mkdir()
+    crcs = {}
+    for number, (name, chunks) in enumerate(entries.items()):
+        with open(folder / npy_file(number, name), "xb") as file:
+            crcs[name] = _write_array(file.write, chunks)
+            sync(file)
+    about = sealed(about, entries, crcs)
+    with open(folder / ABOUT, "xb") as file:
+        file.write(json.dumps({"about": about, "crc32": crcs}).encode())
+        sync(file)
+    sync_folder(folder)
+    return about[SEAL]
+
+
+def read_npy_shard(folder: Path) -> Contents:
+    """What a folder of npy files holds; see `activation_extractor._format._safetensors.read_safetensors_shard`."""
+    if folder.is_symlink():
+        raise ValueError("a link")
+    said = json.loads(read_whole(folder / ABOUT), object_pairs_hook=unique)
+    extents = {}
+    for number, (name, crc) in enumerate(said["crc32"].items()):
+        path = folder / npy_file(number, name)  # never a path out of the file
+        descriptor = open_regular(path)
+        try:
+            extents[name] = _extent(path, descriptor, 0, os.fstat(descriptor).st_size, crc)
+        finally:
+            os.close(descriptor)
+    return Contents(said["about"], extents)
+
+
+def npy_file(number: int, entry: str) -> str:
+    """What an entry's file is called: its number, and as much of its name as any disk takes."""
+    readable = "".join(one if one.isascii() and (one.isalnum() or one in "._-+()") else "_" for one in entry)
+    return f"{number:04d}-{readable[:100]}{_SUFFIX}"
+
+
+def as_numpy_has(tensor: Tensor) -> Tensor:
+    """The tensor in a dtype that numpy has: bfloat16 and float8 as float32, complex32 as complex64."""
+    plain = ordinary(tensor.detach())
+    if plain.layout is not torch.strided:
+        plain = plain.to_dense()
+    if plain.dtype == torch.complex32:
+        return plain.to(torch.complex64)
+    try:
+        return plain if numpy_has(plain.dtype) else plain.float()
+    except (NotImplementedError, RuntimeError) as error:
+        condition, advice = "be one that numpy has or that becomes float32", "Convert it in a reducer."
+        raise ArgumentError("the dtype of a tensor in a numpy file", condition, tensor.dtype, advice) from error
+
+
+def _fill(archive: zipfile.ZipFile, entries: Entries) -> dict[str, int]:
+    """Write each entry as a member; returns the members' checksums."""
+    # Not np.savez, which takes no entry that is called as one of its own arguments.
+    for name, chunks in entries.items():
+        member = zipfile.ZipInfo(name + _SUFFIX, _NO_DATE)
+        header_bytes = _LOCAL_HEADER.size + len(member.filename.encode()) + _ZIP64_BYTES
+        member.extra = _padding(archive.start_dir + header_bytes)  # where the archive ends so far
+        with archive.open(member, "w", force_zip64=True) as file:
+            _write_array(file.write, chunks)
+    return {one.filename.removesuffix(_SUFFIX): one.CRC for one in archive.infolist()}
+
+
+def _write_array(write: Callable[[Any], Any], chunks: Sequence[Tensor]) -> int:
+    """Write chunks along axis 0 as one npy array; returns the CRC-32 of all bytes."""
+    header = io.BytesIO()
+    dtype = chunks[0][:0].numpy().dtype if chunks[0].dim() else chunks[0].numpy().dtype
+    description = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape_of(chunks))}
+    npy.write_array_header_1_0(header, description)
+    write(header.getvalue())
+    crc = zlib.crc32(header.getvalue())
+    for chunk in chunks:
+        data = bytes_of(chunk)
+        write(data)
+        crc = zlib.crc32(data, crc)
+    return crc
+
+
+def _padding(position: int) -> bytes:
+    """An extra field that moves what follows to a multiple of 64 bytes, so that arrays can be mapped."""
+    size = -(position + 4) % _ALIGNMENT
+    return struct.pack("<HH", _PADDING_ID, size) + bytes(size)
+
+
+def _member_start(descriptor: int, member: zipfile.ZipInfo) -> int:
+    """The first byte of an archive's member, which must be stored as it is."""
+    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or member.file_size != member.compress_size:
+        raise ValueError("a compressed or encrypted entry")
+    header = read_at(descriptor, member.header_offset, _LOCAL_HEADER.size)
+    signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+    name = read_at(descriptor, member.header_offset + _LOCAL_HEADER.size, name_length)
+    encoding = "utf-8" if member.flag_bits & _IS_UTF8 else "cp437"
+    if signature != b"PK\3\4" or name != member.orig_filename.encode(encoding):
+        raise ValueError("an entry that is not where the archive says")
+    return int(member.header_offset) + _LOCAL_HEADER.size + int(name_length) + int(extra_length)
+
+
+def _extent(path: Path, descriptor: int, first: int, size: int, crc: int) -> Extent:
+    """Where the values of an npy array lie that takes `size` bytes from byte `first` on."""
+    head = io.BytesIO(read_at(descriptor, first, min(size, _LONGEST_HEADER)))
+    if npy.read_magic(head) != (1, 0):
+        raise ValueError("an npy file of another version")
+    shape, is_fortran, dtype = npy.read_array_header_1_0(head)
+    if is_fortran or dtype.hasobject or not dtype.isnative:
+        raise ValueError(f"an array of dtype {dtype}, or not in row-major order")
+    start = first + head.tell()
+    extent = Extent(path, start, torch.from_numpy(np.empty(0, dtype)).dtype, check_shape(shape), crc, first)
+    if extent.stop > first + size:
+        raise TruncatedError(f"a file that ends at byte {first + size} of {extent.stop}")
+    if extent.stop < first + size:
+        raise ValueError("bytes behind an array")
+    return extent

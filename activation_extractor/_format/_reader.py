@@ -1,0 +1,220 @@
+"""Reading values out of shards: exactly the bytes that are asked for, with few files open.
+
+Files are read with ``pread`` rather than mapped: a file that is cut short meanwhile is an error and no crash, a random
+row costs one or two pages of the disk, and the kernel reads ahead where rows are read one behind the other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from activation_extractor._files import open_regular
+from activation_extractor._format._codecs import CODECS, Codec
+from activation_extractor._format._entries import IDS, OFFSETS, ROWS
+from activation_extractor._format._headers import Extent
+from activation_extractor._format._rows import RowId
+from activation_extractor._format._shards import REPAIR, Record, Shard, read_shard, unreadable
+from activation_extractor.errors import StoreError
+
+_MOST_OPEN = 64
+_MOST_HEADERS = 256
+
+
+class Reader:
+    """Reads the shards of one store. Threads may share it; a copy in another process opens its own files.
+
+    Args:
+        codec: the format of the shards.
+        store: what they say that they belong to.
+        told: what the journal tells of shards, by unit; a header that says otherwise is refused.
+        regular: the entries that a shard normally has for its columns.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        store: str,
+        told: Mapping[str, Record] | None = None,
+        regular: frozenset[str] = frozenset(),
+    ) -> None:
+        self._arguments = codec.name, store, told or {}, regular
+        # The caches do not refer to the reader: it is gone, and its files are closed, when the last reference is.
+        self._shards = lru_cache(_MOST_HEADERS)(partial(_read_shard, codec, store, told or {}, regular))
+        self._values = lru_cache(_MOST_OPEN)(partial(_open, self._shards, lru_cache(_MOST_OPEN)(_File)))
+
+    def __reduce__(self) -> Any:
+        return _reader_of, self._arguments
+
+    def shard(self, path: str) -> Shard:
+        """The header of a shard.
+
+        Raises:
+            StoreError: it is damaged, gone, or belongs to another store.
+        """
+        return self._shards(path)
+
+    def open(self, path: str, entry: str) -> Values:
+        """The values of an entry that a shard has.
+
+        Raises:
+            StoreError: likewise.
+        """
+        return self._values(path, entry)
+
+    def ids(self, path: str) -> list[RowId] | None:
+        """The ids of a shard's rows; None when it has none.
+
+        Raises:
+            StoreError: they are damaged.
+        """
+        if IDS not in self.shard(path).extents:
+            return None
+        values = self.open(path, IDS).whole()
+        if IDS + OFFSETS not in self.shard(path).extents:
+            return list(values.tolist())
+        joined = bytes(values.numpy())
+        try:
+            return [joined[start:stop].decode() for start, stop in pairwise(self.offsets(path, IDS, 0, None).tolist())]
+        except ValueError as error:
+            raise StoreError(path, "hold ids that are text", "other bytes", REPAIR) from error
+
+    def offsets(self, path: str, entry: str, start: int, stop: int | None) -> Tensor:
+        """Where the rows `start` to `stop` of a ragged column begin, and where the last one ends.
+
+        Raises:
+            StoreError: they do not rise, or lead out of the column.
+        """
+        index, positions = self.open(path, entry + OFFSETS), self.shard(path).extents[entry].shape[0]
+        last = index.extent.shape[0] - 1
+        stop = last if stop is None else stop
+        found = index.rows(start, stop + 1)
+        is_well = found[0] >= 0 and found[-1] <= positions and not bool((found[1:] < found[:-1]).any())
+        if not is_well or (start == 0 and found[0] != 0) or (stop == last and found[-1] != positions):
+            raise StoreError(path, "hold offsets that rise", f"others for {entry!r}", REPAIR)
+        return found
+
+    def row_numbers(self, path: str, entry: str) -> Tensor:
+        """Which rows of its shard a column has, ``(rows,)`` int64.
+
+        Raises:
+            StoreError: they do not rise, or are none of the shard's.
+        """
+        shard = self.shard(path)
+        if entry + ROWS not in shard.extents:
+            return torch.arange(shard.rows)
+        found = self.open(path, entry + ROWS).whole()
+        is_well = not len(found) or (found[0] >= 0 and found[-1] < shard.rows)
+        if not is_well or bool((found[1:] <= found[:-1]).any()):
+            raise StoreError(path, f"hold rising rows of {entry!r}", "others", REPAIR)
+        return found
+
+
+class Values:
+    """The values of one entry of a shard.
+
+    Attributes:
+        extent: where they lie.
+        row_bytes: the size of a row.
+    """
+
+    def __init__(self, extent: Extent, file: _File) -> None:
+        self.extent, self.row_bytes, self._file = extent, extent.row_bytes, file
+
+    def row(self, index: int) -> Tensor:
+        """One row, new memory; the index must be one of the entry's."""
+        size, extent = self.row_bytes, self.extent
+        if not size:
+            return torch.empty(extent.shape[1:], dtype=extent.dtype)
+        buffer = bytearray(size)
+        self._fill(buffer, extent.start + index * size)
+        row = torch.frombuffer(buffer, dtype=extent.dtype)
+        return row if len(extent.shape) == 2 else row.view(extent.shape[1:])
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Consecutive rows, new memory; they must be the entry's."""
+        extent, size = self.extent, (stop - start) * self.row_bytes
+        shape = (stop - start, *extent.shape[1:])
+        if not size:
+            return torch.empty(shape, dtype=extent.dtype)
+        data = np.empty(size, np.uint8)
+        self._fill(data, extent.start + start * self.row_bytes)
+        return torch.from_numpy(data).view(extent.dtype).view(shape)
+
+    def whole(self) -> Tensor:
+        """All rows, new memory."""
+        return self.rows(0, self.extent.shape[0])
+
+    def read_into(self, out: Tensor, start: int) -> None:
+        """Fill `out`, contiguous and of the entry's dtype, with the rows from `start` on."""
+        self._fill(out.reshape(-1).view(torch.uint8).numpy(), self.extent.start + start * self.row_bytes)
+
+    def mapped(self) -> Tensor:
+        """All rows as a view of the file: nothing is read before it is touched, and writes stay in memory."""
+        extent = self.extent
+        if extent.start == extent.stop:
+            return torch.empty(extent.shape, dtype=extent.dtype)
+        if extent.start % extent.dtype.itemsize:  # in an npz file that another program has written
+            return self.whole()
+        try:
+            storage = torch.UntypedStorage.from_file(str(extent.path), False, extent.stop)  # holds no file open
+        except RuntimeError as error:
+            raise unreadable(extent.path, ValueError("a file that was cut short, or is gone")) from error
+        flat = torch.empty(0, dtype=torch.uint8).set_(storage)[extent.start :]  # type: ignore[arg-type]
+        mapped: Tensor = flat.view(extent.dtype).view(extent.shape)
+        return mapped
+
+    def _fill(self, data: Any, position: int) -> None:
+        """Fill a buffer of bytes from a position of the file on."""
+        try:
+            count = os.preadv(self._file.descriptor, [data], position)
+            while count < len(data):  # at the end of the file, or since no call reads more than 2 GiB
+                more = os.preadv(self._file.descriptor, [memoryview(data)[count:]], position + count)
+                if not more:
+                    raise ValueError("a file that was cut short")
+                count += more
+        except (OSError, ValueError) as error:
+            raise unreadable(self.extent.path, error) from error
+
+
+class _File:
+    """An open file, closed when nobody reads from it any more."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            self.descriptor = open_regular(Path(path))
+        except (OSError, ValueError) as error:
+            self.descriptor = -1
+            raise unreadable(path, error) from error
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+def _read_shard(codec: Codec, store: str, told: Mapping[str, Record], regular: frozenset[str], path: str) -> Shard:
+    shard = read_shard(Path(path), codec)
+    record = told.get(shard.about["unit"])
+    if record is not None and record != shard.record(record["bytes"], regular):
+        advice = "Remove the folder 'journal', which is made from shards."
+        raise StoreError(path, "hold what the journal tells", "other rows or columns", advice)
+    if shard.about.get("store") != store:
+        raise StoreError(path, "belong to this store", "a shard of another one", "Take it out of the folder.")
+    return shard
+
+
+def _open(shards: Callable[[str], Shard], files: Callable[[str], _File], path: str, entry: str) -> Values:
+    extent = shards(path).extents[entry]
+    return Values(extent, files(str(extent.path)))
+
+
+def _reader_of(codec_name: str, *others: Any) -> Reader:
+    return Reader(CODECS[codec_name], *others)

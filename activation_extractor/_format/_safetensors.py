@@ -1,0 +1,201 @@
+"""The safetensors format, written as a stream and read by its header.
+
+A file (https://github.com/huggingface/safetensors#format) is eight bytes of header length, little endian; a JSON header
+of dtype, shape and byte range for each tensor; then the bytes. It is written header first and then each chunk's own
+memory, so that nothing is concatenated or copied on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from activation_extractor._files import TruncatedError, open_regular, read_at, replacing, sync
+from activation_extractor._format._headers import (
+    SEAL,
+    Contents,
+    Entries,
+    Extent,
+    bytes_of,
+    check_shape,
+    crc32_of,
+    sealed,
+    shape_of,
+    unique,
+)
+from activation_extractor.errors import ArgumentError
+
+_ALIGNMENT = 64
+_LONGEST_HEADER = 100_000_000  # as in the reference reader
+_ABOUT = "__metadata__"
+_CRC32 = "crc32:"  # in front of an entry's name, in the metadata
+_DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.bool: "BOOL",
+}
+STORED_DTYPES = tuple(_DTYPE_NAMES)
+_DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor | Sequence[Tensor]], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file that appears whole or not at all, in place of one that is there.
+
+    Args:
+        path: the file.
+        tensors: by entry name, a tensor or its chunks along axis 0, on any device.
+        metadata: what goes into the header beside them.
+
+    Raises:
+        ArgumentError: a dtype that the format does not have.
+        StoreError: the file cannot be written.
+    """
+    with replacing(path) as file:
+        stream_safetensors(file, tensors, metadata)
+
+
+def stream_safetensors(
+    file: BinaryIO, tensors: Mapping[str, Tensor | Sequence[Tensor]], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write the bytes of a safetensors file; what is given is as for `write_safetensors`."""
+    entries = {name: [value] if isinstance(value, Tensor) else list(value) for name, value in tensors.items()}
+    header, chunks = arranged(entries, metadata)
+    file.write(header)
+    for chunk in chunks:
+        file.write(bytes_of(chunk))
+
+
+def write_safetensors_shard(path: Path, entries: Entries, about: Mapping[str, str]) -> str:
+    """Write a shard at a free path, with a checksum for each entry in its metadata; returns its seal.
+
+    The checksums are taken on another thread while the values are written, and filled in at the end.
+    """
+    none = dict.fromkeys(entries, 0)
+    with open(path, "xb") as file, ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(lambda: {name: crc32_of(chunks) for name, chunks in entries.items()})
+        stream_safetensors(file, entries, _with_crc32(sealed(about, entries, none), none))
+        about = sealed(about, entries, taken.result())
+        header, _ = arranged(entries, _with_crc32(about, taken.result()))
+        file.seek(0)
+        file.write(header)  # as long as before: a checksum always has eight digits
+        sync(file)
+    return about[SEAL]
+
+
+def _with_crc32(about: Mapping[str, str], crcs: Mapping[str, int]) -> dict[str, str]:
+    return {**about, **{_CRC32 + name: f"{crc:08x}" for name, crc in crcs.items()}}
+
+
+def arranged(entries: Entries, metadata: Mapping[str, str] | None) -> tuple[bytes, list[Tensor]]:
+    """The header of a file, and the chunks in the order in which they follow it."""
+    header: dict[str, object] = {_ABOUT: dict(metadata)} if metadata else {}
+    chunks: list[Tensor] = []
+    offset = 0
+    # Widest elements first, as the reference writer does, so that every tensor starts on a multiple of its element.
+    for name, parts in sorted(entries.items(), key=lambda entry: (-entry[1][0].element_size(), entry[0])):
+        size = sum(part.numel() * part.element_size() for part in parts)
+        dtype = _DTYPE_NAMES[check_dtype(parts[0].dtype)]
+        header[name] = {"dtype": dtype, "shape": shape_of(parts), "data_offsets": [offset, offset + size]}
+        offset += size
+        chunks += parts
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text, chunks
+
+
+def read_safetensors_shard(path: Path) -> Contents:
+    """What a shard holds. Every number in its header is checked against the file before it is believed.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no such shard, or a damaged one.
+    """
+    header, data_start, size = read_header(path)
+    noted = header.pop(_ABOUT)
+    crcs = {key.removeprefix(_CRC32): value for key, value in noted.items() if key.startswith(_CRC32)}
+    about = {key: value for key, value in noted.items() if not key.startswith(_CRC32)}
+    _check_ranges(header, size - data_start)
+    return Contents(about, {name: _extent(path, data_start, entry, crcs[name]) for name, entry in header.items()})
+
+
+def read_header(path: Path) -> tuple[Any, int, int]:
+    """The JSON at the head of a file, where the tensors' bytes begin behind it, and the file's size.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it has no such head.
+    """
+    descriptor = open_regular(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        (length,) = struct.unpack("<Q", read_at(descriptor, 0, 8))
+        if length > _LONGEST_HEADER:
+            raise ValueError(f"a header of {length} bytes")
+        return json.loads(read_at(descriptor, 8, length), object_pairs_hook=unique), 8 + length, size
+    finally:
+        os.close(descriptor)
+
+
+def check_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype itself; refuses one that safetensors does not have."""
+    if dtype not in _DTYPE_NAMES:
+        known = ", ".join(str(known).removeprefix("torch.") for known in _DTYPE_NAMES)
+        advice = "Convert it in a reducer, or use NpySink or NpzSink if numpy has it."
+        raise ArgumentError("the dtype of a tensor in a safetensors file", f"be one of {known}", dtype, advice)
+    return dtype
+
+
+def _check_ranges(header: Mapping[str, Any], size: int) -> None:
+    """The byte ranges of a header follow one another without a gap up to the file's end, as the format demands."""
+    end = 0
+    for first, last in sorted(_range(entry) for entry in header.values()):
+        if first != end or last < first:
+            raise ValueError("entries whose bytes overlap or leave a gap")
+        end = last
+    if end > size:
+        raise TruncatedError(f"a file that ends {end - size} bytes too early")
+    if end < size:
+        raise ValueError(f"{size - end} bytes behind its last entry")
+
+
+def _extent(path: Path, data_start: int, entry: Mapping[str, Any], crc32: str) -> Extent:
+    first, last = _range(entry)
+    start = data_start + first
+    extent = Extent(path, start, _DTYPES[entry["dtype"]], check_shape(entry["shape"]), int(crc32, 16), start)
+    if f"{extent.crc32:08x}" != crc32:
+        raise ValueError("a checksum that no writer spells so")
+    if extent.stop - start != last - first:
+        raise ValueError("a shape that does not fit its bytes")
+    return extent
+
+
+def _range(entry: Mapping[str, Any]) -> tuple[int, int]:
+    first, last = entry["data_offsets"]
+    if type(first) is not int or type(last) is not int:
+        raise ValueError("offsets that are no numbers")
+    return first, last

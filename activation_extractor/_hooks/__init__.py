@@ -1,0 +1,1 @@
+"""Getting onto a running model and off again: contexts, hooks, forwards, compiled models."""

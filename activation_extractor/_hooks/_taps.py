@@ -1,0 +1,168 @@
+"""Hooks on one module: is this call ours, which tensor is meant, hand it on.
+
+This is the hot path: a hook runs on every call of its module, by whoever, so it asks the cheapest questions first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from activation_extractor._hooks._context import Owner, open_here
+from activation_extractor._hooks._copies import hide_flags, hide_ours, ours, show_all
+from activation_extractor._private_torch import Hooks, backward_task, forward_hooks, forward_pre_hooks, is_transformed
+from activation_extractor.errors import TransformedCallError, ValueNotFoundError
+from activation_extractor.layers._selections import Target
+from activation_extractor.layers._signatures import bind, signature_of
+from activation_extractor.layers._structures import main_tensor, select_part
+
+Keep = Callable[[Tensor], None]
+Detach = Callable[[], None]
+
+
+def tap(target: Target, owner: Owner, keep: Keep) -> Detach:
+    """Attach a hook that hands each recorded tensor of `target` to `keep`; returns what takes it off again.
+
+    Calls in other contexts than `owner`'s, of copies of the module, and recomputed by checkpointing in backward are
+    left out.
+
+    Raises:
+        TransformedCallError: from the module's call, under ``vmap`` and the like.
+        ValueNotFoundError: from the module's call, when its value holds no tensor.
+    """
+    if target.side == "input":
+        return _before(target.module, _input_hook(target, owner, keep))
+    return _attach(target.module, _output_hook(target, owner, keep))
+
+
+def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Keep]) -> Detach:
+    """Attach a hook that asks `expect` for a place for each gradient to come, and fills it in backward.
+
+    Args:
+        target: the layer whose output's gradient is wanted.
+        owner: the recording.
+        expect: called in each call of the layer, with whether it is a recomputation; returns what takes the gradient.
+    """
+    handles: list[RemovableHandle] = []
+    detach = _attach(target.module, _gradient_hook(target, owner, expect, handles))
+
+    def detach_all() -> None:
+        detach()
+        for handle in handles:
+            handle.remove()
+
+    return detach_all
+
+
+def _output_hook(target: Target, owner: Owner, keep: Keep) -> Callable[..., None]:
+    module, pick = target.module, picker(target)
+    is_bare = target.select is None
+
+    @ours
+    def record(called: nn.Module, args: Any, output: Any) -> None:
+        if owner not in open_here() or called is not module or backward_task() != -1:
+            return
+        if is_transformed():
+            raise TransformedCallError(target.layer)
+        keep(output if is_bare and isinstance(output, Tensor) else pick(output))
+
+    return record
+
+
+def _input_hook(target: Target, owner: Owner, keep: Keep) -> Callable[..., None]:
+    module, pick, signature = target.module, picker(target), signature_of(target.module)
+
+    # Registration writes the hook before its kwargs flag: another thread's call may come without kwargs.
+    @ours
+    def record_input(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if owner not in open_here() or called is not module or backward_task() != -1:
+            return
+        if is_transformed():
+            raise TransformedCallError(target.layer)
+        keep(pick(bind(signature, args, kwargs or {})))
+
+    return record_input
+
+
+def _gradient_hook(
+    target: Target, owner: Owner, expect: Callable[[bool], Keep], handles: list[RemovableHandle]
+) -> Callable[..., None]:
+    module, pick = target.module, picker(target)
+
+    @ours
+    def expect_gradient(called: nn.Module, args: Any, output: Any) -> None:
+        if owner not in open_here() or called is not module:
+            return
+        if is_transformed():
+            raise TransformedCallError(target.layer)
+        # Backward runs on other threads, where the context is another: `keep` knows whose gradient this is.
+        tensor, keep = pick(output), expect(backward_task() != -1)
+        if tensor.requires_grad:
+            handles[:] = [handle for handle in handles if handle.hooks_dict_ref() is not None]
+            handles.append(tensor.register_hook(keep))  # type: ignore[no-untyped-call]
+
+    return expect_gradient
+
+
+def picker(target: Target) -> Callable[[Any], Tensor]:
+    """What finds the tensor to record in what the layer takes or returns; ValueNotFoundError when there is none."""
+
+    def pick(value: Any) -> Tensor:
+        part = value if target.select is None else select_part(value, target.select)
+        tensor = main_tensor(part)
+        if tensor is None:
+            raise ValueNotFoundError(target.layer, value, target.select)
+        return tensor
+
+    return pick
+
+
+class Attached:
+    """Forward hooks of ours, on any number of modules."""
+
+    def __init__(self) -> None:
+        self._hooks: list[Hooks] = []
+        self._ids: list[int] = []
+
+    def add(self, module: nn.Module, hook: Callable[..., None]) -> None:
+        """Attach a hook; `hide` is to be called when all of them are."""
+        self._hooks.append(forward_hooks(module))
+        self._ids.append(module.register_forward_hook(hook).id)
+
+    def hide(self) -> None:
+        """Keep them out of copies of the modules."""
+        hide_ours(self._hooks)
+
+    def detach(self) -> None:
+        """Take them off again; twice without harm, and all of them also when interrupted."""
+        ids, all_hooks = self._ids, self._hooks
+        try:
+            for index in range(len(ids)):
+                all_hooks[index].pop(ids[index], None)
+        except KeyboardInterrupt:
+            self.detach()
+            raise
+        show_all(all_hooks)
+
+
+def _attach(module: nn.Module, hook: Callable[..., None]) -> Detach:
+    attached = Attached()
+    attached.add(module, hook)
+    attached.hide()
+    return attached.detach
+
+
+def _before(module: nn.Module, hook: Callable[..., None]) -> Detach:
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    hooks, flags = forward_pre_hooks(module)
+    hide_ours([hooks])
+    hide_flags(flags, hooks)
+
+    def detach() -> None:
+        handle.remove()
+        show_all([hooks], flags)
+
+    return detach

@@ -1,0 +1,145 @@
+"""What a with-block hands out: a read-only mapping of what the layers computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from activation_extractor import _display
+from activation_extractor._tensors import to_numpy
+from activation_extractor.activations._recording import Recording
+from activation_extractor.activations._saved import saved_entry, write_saved
+from activation_extractor.errors import OverwrittenError
+from activation_extractor.reducers._keys import EntryKey, entry_keys, pairs_of, resolve_key
+from activation_extractor.sinks._steps import check_ids, check_keep
+
+
+class Activations(Mapping[Any, Any]):
+    """The activations of a block, by layer and reducer.
+
+    ``acts[layer, reducer]`` always works; ``acts[layer]`` is short for the only reducer. Iteration gives names when
+    there is one reducer, ``(name, reducer)`` pairs otherwise, in the order in which values came: a layer comes behind
+    those inside of it, gradients come from the last layer to the first.
+
+    A value is a tensor on the device where it was made (or on ``to=``), outside any graph unless ``detach=False``, and
+    an ordinary tensor also when the model ran under ``inference_mode``. It owns its memory unless ``copy=False``;
+    reading it again gives the same tensor. With ``calls="all"`` it is the list of the calls' tensors.
+
+    The results stay after the block, until `clear`. With a sink they are those of the latest step, as copies.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._results = recording.results
+
+    def __getitem__(self, key: Any) -> Any:
+        """The value of a layer.
+
+        Raises:
+            ActivationNotFoundError: nothing of that name was recorded, or which reducer is meant is not said.
+            OverwrittenError: it was kept with ``copy=False`` and written to since.
+        """
+        return self._results.hand_out(resolve_key(key, self._results.names, self._results.reducers))
+
+    def __iter__(self) -> Iterator[EntryKey]:
+        return iter(entry_keys(self._results.names, self._results.reducers))
+
+    def __len__(self) -> int:
+        return len(self._results.names) * len(self._results.reducers)
+
+    def __repr__(self) -> str:
+        return _display.table(*self._table())
+
+    def _repr_html_(self) -> str:
+        return _display.html_table(*self._table())
+
+    @property
+    def names(self) -> list[str]:
+        """The recorded names, in the order in which the layers ran."""
+        return self._results.names
+
+    @property
+    def reducers(self) -> list[str]:
+        """The reducers' names."""
+        return self._results.reducers
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The name and reducer of each value, also where iteration gives names alone."""
+        return pairs_of(self, self.reducers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the values keep alive; memory that several of them share counts once."""
+        return self._results.nbytes
+
+    def step(self, *, ids: Any = None, keep: Any = None) -> AbstractContextManager[None]:
+        """Group the forwards inside this block into one step of the sink.
+
+        The step reaches the sink when the block ends well, and not at all when it raises. On an accelerator it is to
+        end on the stream that its forwards ran on, or on one that has waited for that.
+
+        Args:
+            ids: the rows' ids, all strings or all integers.
+            keep: further columns to store beside the activations, by name: tensors, arrays or lists of numbers with
+                one row for each sample.
+
+        Raises:
+            StepError: there is no sink, another step is under way, or the rows differ in number.
+            LayerNotRunError: a requested layer did not run in the step.
+        """
+        return self._recording.step(check_ids(ids), check_keep(keep))
+
+    def numpy(self) -> dict[Any, np.ndarray[Any, Any] | list[np.ndarray[Any, Any]]]:
+        """The values as arrays on the CPU, by the same keys; bfloat16 and float8, which numpy lacks, as float32.
+
+        An array shares its tensor's memory where that is possible.
+        """
+        values = ((key, self[key]) for key in self)
+        return {
+            key: [to_numpy(one) for one in value] if isinstance(value, list) else to_numpy(value)
+            for key, value in values
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the values to one file, which appears whole or not at all and replaces one that is there.
+
+        Args:
+            path: ``.safetensors`` keeps every dtype; ``.npz`` holds bfloat16 and float8 as float32. Entries are named
+                ``layer``, or ``layer:reducer`` with several reducers, and ``...#k`` for the k-th of several calls;
+                ``%``, ``:``, ``#`` and path separators in layer names are percent-escaped. They stand in the file's
+                metadata, under ``order``, in the order of iteration.
+
+        Raises:
+            ArgumentError: another suffix.
+            StoreError: the file cannot be written.
+        """
+        write_saved(Path(path), dict(self._named_tensors()))
+
+    def clear(self) -> None:
+        """Let go of the values and their memory."""
+        self._results.clear()
+
+    def _table(self) -> tuple[str, list[tuple[str, ...]]]:
+        rows = [row for key in self for row in self._describe(key)]
+        return _display.total("Activations", len(rows), self.nbytes), rows
+
+    def _describe(self, key: Any) -> list[tuple[str, ...]]:
+        try:
+            return _display.describe(key, self[key])
+        except OverwrittenError:
+            return [(str(key), "overwritten", "", "", "")]
+
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for key in self:
+            pair, value = key if isinstance(key, tuple) else (key, None), self[key]
+            if isinstance(value, list):
+                yield from ((saved_entry(pair, call), one) for call, one in enumerate(value))
+            else:
+                yield saved_entry(pair), value

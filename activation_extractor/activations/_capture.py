@@ -1,0 +1,267 @@
+"""`capture`: the with-block and the decorator."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from activation_extractor._format._fingerprints import describe
+from activation_extractor._hooks._context import open_here
+from activation_extractor.activations._activations import Activations
+from activation_extractor.activations._options import Missing, Options, check_options
+from activation_extractor.activations._recorded import Calls
+from activation_extractor.activations._recording import Recording
+from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
+from activation_extractor.layers._modules import check_model, unwrap
+from activation_extractor.layers._selections import Target, resolve
+from activation_extractor.reducers._masks import BatchMask, Masks
+from activation_extractor.sinks import Sink
+from activation_extractor.sinks._store_sinks import open_sink
+
+Model = nn.Module | Callable[..., nn.Module]
+
+
+def capture(
+    model: Model,
+    layers: Any,
+    *,
+    reduce: Any = None,
+    sink: Sink | str | os.PathLike[str] | None = None,
+    mask: Any = "attention_mask",
+    sequence_axis: int | tuple[int, ...] | None = None,
+    calls: Calls = "last",
+    stop_early: bool = False,
+    detach: bool = True,
+    copy: bool = True,
+    to: Any = None,
+    max_bytes: int | None = None,
+    missing: Missing = "error",
+) -> Capture:
+    """Record what layers of a model compute: as a with-block, or as a decorator.
+
+    Layers are resolved and everything is checked here. Hooks are attached when the block is entered and are gone when
+    it is left, however it is left. The model computes the same bits with and without; its mode and grad mode are the
+    user's. Only calls from the context (thread, task) that entered the block are recorded. While any block is open,
+    compiled models run eagerly in the whole process.
+
+    Args:
+        model: the model, wrapped (compiled, DDP, FSDP) or not; for the decorator also a function that returns it and
+            may take the decorated function's first argument, as in ``capture(lambda self: self.model, ...)``.
+        layers: a dotted name; a pattern (``*`` and ``?`` within a dotted segment, ``**`` across segments, ``[0-3]``);
+            a compiled regex that matches the whole name; a module; a module type; a predicate
+            ``(name, module) -> bool``; an iterable of these; a dict ``{new name: selection}``. `outputs`, `inputs` and
+            `gradients` say which side of the call is wanted; a bare selection means outputs. Everything but a name and
+            a module leaves out the root, whose name is ``""``, and modules without a forward.
+        reduce: what to keep of an activation, a name (``full``, ``mean``, ``first``, ``last``, ``max``), a callable
+            ``(activation, mask) -> tensor``, several of these, or a dict of names; by default ``full``. See
+            `activation_extractor.reducers`. Reduction happens in the hook, on the activation's device.
+        sink: where steps go, a `Sink` or a folder for a new store; without one the block is one step and its results
+            stay in memory.
+        mask: which positions are real, for reducers and stores: the name of an argument of the model's own call; a
+            tensor ``(batch, seq)``; a dict from layer patterns to these; a callable
+            ``(layer, activation, mask) -> mask``; or None when nothing is padding. With the default, layers under a
+            segment ``decoder`` take ``decoder_attention_mask`` if the model has such an argument. In a cached decoding
+            step the last columns of a longer mask are taken.
+        sequence_axis: which axis, or axes, of an activation is the sequence; by default 1 for three axes, and an error
+            for another number when a reducer needs to know.
+        calls: what becomes of a layer that runs several times in a step: ``"last"`` keeps the last value and warns once
+            when that happens within one forward, ``"all"`` keeps a list, ``"join"`` concatenates along the sequence
+            axis and reduces the whole.
+        stop_early: leave out the rest of each forward once everything wanted has run; the model's call returns None.
+        detach: keep values outside the autograd graph.
+        copy: keep a copy of each value, safe from later in-place writes. False keeps a reference: free, and reading
+            raises if it was overwritten; writes that torch does not count (through ``.data`` or a numpy view) are not
+            seen. References hold the graph of the latest forward until they are read or the block ends.
+        to: a device to move what is kept to.
+        max_bytes: raise when more memory than this is kept, counted by storage.
+        missing: raise (``"error"``) or go on (``"skip"``) when a requested layer did not run in a step.
+
+    Returns:
+        A `Capture`, reusable and nestable.
+
+    Raises:
+        LayerNotFoundError, DuplicateLayerError, UnhookableLayerError: for `layers`.
+        ArgumentError: for every other argument.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from activation_extractor import capture
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True))
+        >>> with capture(model, "*") as acts:
+        ...     _ = model(torch.randn(2, 4))
+        >>> acts
+        Activations: 2 tensors, 128 B
+          0  (2, 8)  float32  cpu
+          1  (2, 8)  float32  cpu
+    """
+    options = check_options(
+        reduce=reduce,
+        mask=mask,
+        sequence_axis=sequence_axis,
+        calls=calls,
+        stop_early=stop_early,
+        detach=detach,
+        copy=copy,
+        to=to,
+        max_bytes=max_bytes,
+        missing=missing,
+        has_sink=sink is not None,
+    )
+    return Capture(model, layers, options, sink)
+
+
+class Capture:
+    """What `capture` returns: enter it as a with-block, or put it on a function as a decorator.
+
+    It can be entered again and again, inside itself and by several threads at once; each entry has results of its own.
+    """
+
+    def __init__(self, model: Model, layers: Any, options: Options, sink: Any) -> None:
+        self._model, self._options = model, options
+        self._layers = list(layers) if isinstance(layers, Iterator) else layers  # it may be resolved more than once
+        self._root: nn.Module | None = None
+        if isinstance(model, nn.Module) or not callable(model):
+            self._root, self._targets, self._masks = self._resolve(check_model(model))
+        self._sink = open_sink(sink)  # last, so that a mistake above touches no folder
+        self._known_about: dict[str, Any] | None = None
+        self._entered: list[Recording] = []
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        if self._root is None:
+            return f"capture(<model given later>, {self._layers!r})"
+        return (
+            f"capture({type(self._root).__name__}, {len(self._targets)} targets, reduce={list(self._options.reducers)})"
+        )
+
+    def __enter__(self) -> Activations:
+        if self._root is None:
+            advice = "Use it as a decorator, or pass the module."
+            raise ArgumentTypeError("model", "be a module in a with-block", self._model, advice)
+        recording = self._record(self._root, self._targets, self._masks)
+        with self._lock:
+            self._entered.append(recording)
+        return Activations(recording)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._leave().close(error)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with a block around each call.
+
+        A function with a parameter ``acts`` is given the block's `Activations` there, and callers need not pass it;
+        any other function needs a sink.
+
+        Raises:
+            ArgumentTypeError: a generator function, whose body does not run in the call, or no function.
+            ArgumentError: a function that neither takes ``acts`` nor has a sink to fill.
+        """
+        if not callable(function) or isinstance(function, type | nn.Module):
+            raise ArgumentTypeError("what is decorated", "be a function", function)
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            advice = "Use the with-block inside of it."
+            raise ArgumentTypeError("what is decorated", "not be a generator function", function, advice)
+        signature = inspect.signature(function)
+        wants_acts = "acts" in signature.parameters
+        if not wants_acts and self._sink is None:
+            condition = "have a parameter named 'acts', or the capture a sink"
+            raise ArgumentError("what is decorated", condition, function)
+        wrapper = self._wrapped(function, wants_acts)
+        visible = [parameter for name, parameter in signature.parameters.items() if name != "acts"]
+        wrapper.__signature__ = signature.replace(parameters=visible)  # type: ignore[attr-defined]
+        return wrapper
+
+    def _wrapped(self, function: Callable[..., Any], wants_acts: bool) -> Callable[..., Any]:
+        def given(recording: Recording) -> dict[str, Any]:
+            return {"acts": Activations(recording)} if wants_acts else {}
+
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def capture_coroutine(*args: Any, **kwargs: Any) -> Any:
+                with _Block(self, args) as recording:
+                    return await function(*args, **{**given(recording), **kwargs})
+
+            return capture_coroutine
+
+        @functools.wraps(function)
+        def capture_call(*args: Any, **kwargs: Any) -> Any:
+            with _Block(self, args) as recording:
+                return function(*args, **{**given(recording), **kwargs})
+
+        return capture_call
+
+    def _begin(self, args: tuple[Any, ...]) -> Recording:
+        """A recording on the model, which may depend on the decorated function's arguments."""
+        if self._root is not None:
+            return self._record(self._root, self._targets, self._masks)
+        takes_argument = bool(inspect.signature(self._model).parameters)
+        return self._record(*self._resolve(check_model(self._model(*args[:takes_argument]))))
+
+    def _resolve(self, model: nn.Module) -> tuple[nn.Module, tuple[Target, ...], Masks]:
+        root, targets = unwrap(model), resolve(model, self._layers)
+        masks = Masks(self._options.mask, root, is_asked=self._options.needs_masks)  # its checks belong to the door
+        if self._options.stop_early and any(target.side == "gradient" for target in targets):
+            advice = "Backward needs the whole forward."
+            raise ArgumentError("stop_early", "be False when gradients are recorded", True, advice)
+        return root, targets, masks
+
+    def _record(self, root: nn.Module, targets: tuple[Target, ...], masks: Masks) -> Recording:
+        if self._sink is not None:
+            self._sink.begin(self._about(root, targets))
+        recording = Recording(root, targets, self._options, masks, self._sink)
+        recording.open()
+        return recording
+
+    def _about(self, root: nn.Module, targets: tuple[Target, ...]) -> dict[str, Any]:
+        """What a sink is told: what the values depend on, beside the weights and the data."""
+        if self._known_about is None or root is not self._root:
+            options = self._options
+            mask = {"entry": options.mask.name} if isinstance(options.mask, BatchMask) else options.mask
+            self._known_about = {
+                "model": type(root).__qualname__,
+                "layers": [[one.name, one.layer, one.side, describe(one.select)] for one in targets],
+                "reducers": describe(options.reducers),
+                "mask": describe(mask),
+                "sequence_axis": describe(options.sequence_axis),
+                "calls": options.calls,
+            }
+        return self._known_about
+
+    def _leave(self) -> Recording:
+        """The recording that this exit ends: the latest of this context, or of any if it began in another one."""
+        with self._lock:
+            here = [recording for recording in self._entered if recording in open_here()]
+            candidates = here or self._entered
+            if not candidates:
+                raise StepError(
+                    "end with the block it began in", "one exit too many", "Use capture in a with-statement."
+                )
+            self._entered.remove(recording := candidates[-1])
+            return recording
+
+
+class _Block:
+    """The with-block around one call of a decorated function."""
+
+    def __init__(self, capture: Capture, args: tuple[Any, ...]) -> None:
+        self._capture, self._args = capture, args
+
+    def __enter__(self) -> Recording:
+        self._recording = self._capture._begin(self._args)
+        return self._recording
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._recording.close(error)

@@ -1,0 +1,218 @@
+"""`preview`: what capturing an example would give and take, before any memory is spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from activation_extractor import _display
+from activation_extractor._hooks import _context
+from activation_extractor._hooks._stance import eager_stance
+from activation_extractor._hooks._taps import Keep, picker, tap
+from activation_extractor.errors import ValueNotFoundError
+from activation_extractor.layers._modules import check_model, evaluating
+from activation_extractor.layers._selections import Target, resolve
+from activation_extractor.layers._structures import main_tensor
+
+_HEADER = ("name", "type", "parameters", "shape", "dtype", "bytes", "bytes per row", "calls")
+
+
+def preview(model: nn.Module, layers: Any, *args: Any, **kwargs: Any) -> Preview:
+    """What `capture` would record of an example, layer by layer, without keeping any of it.
+
+    It costs one forward of the model, in ``eval()`` and under ``inference_mode``; training flags are restored. Of each
+    value only shape and dtype are noted. Without an example nothing runs, and only names, types and numbers of
+    parameters are told.
+
+    Args:
+        model: the model, wrapped or not.
+        layers: any selection that `capture` takes; a gradient has the shape of its layer's output.
+        *args: the example, as the model is called; it is not moved to the model's device.
+        **kwargs: as well.
+
+    Returns:
+        A `Preview`, a sequence of one `LayerPreview` for each recorded name. A layer that did not run, or whose value
+        holds no tensor, has one that says so.
+
+    Raises:
+        LayerNotFoundError, DuplicateLayerError, UnhookableLayerError: for `layers`.
+        ArgumentTypeError: `model` is not a module.
+        TransformedCallError: a layer ran under ``vmap`` or the like.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from activation_extractor.activations import preview
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+        >>> preview(model, "*", torch.randn(2, 4))
+        Preview: 2 layers, 128 B
+          name  type    parameters  shape   dtype    bytes  bytes per row  calls
+          0     Linear  40          (2, 8)  float32  64     32             1
+          1     ReLU    0           (2, 8)  float32  64     32             1
+    """
+    targets = resolve(check_model(model), layers)
+    if not args and not kwargs:
+        return Preview([_described(target, None, None) for target in targets])
+    seen = _run(model, targets, args, kwargs)
+    samples = _samples(args, kwargs)
+    return Preview([_described(target, seen[target.name], samples) for target in targets])
+
+
+@dataclass(frozen=True)
+class LayerPreview:
+    """What would be recorded of a layer.
+
+    Attributes:
+        name: the recorded name.
+        layer: the layer's plain name.
+        type: the name of the module's class.
+        parameters: how many numbers its parameters hold, those of the modules in it included.
+        calls: how often it ran, 0 for a layer that did not; None without an example.
+        shape: of the value of its last call; None when there is none, or when it is a nested tensor.
+        dtype: likewise.
+        nbytes: bytes that a copy of that value takes.
+        bytes_per_row: these, divided by the example's rows and rounded up; None when there is no value.
+    """
+
+    name: str
+    layer: str
+    type: str
+    parameters: int
+    calls: int | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: torch.dtype | None = None
+    nbytes: int = 0
+    bytes_per_row: int | None = None
+
+    @property
+    def shape_text(self) -> str:
+        """The shape, or why there is none."""
+        if self.shape is not None:
+            return str(self.shape)
+        if self.calls is None:
+            return ""
+        return "nested" if self.dtype else "no tensor" if self.calls else "did not run"
+
+
+class Preview(Sequence[LayerPreview]):
+    """The rows of a `preview`, in the selection's order; it shows itself as a table."""
+
+    def __init__(self, layers: Sequence[LayerPreview]) -> None:
+        self._layers = tuple(layers)
+
+    @overload
+    def __getitem__(self, index: int) -> LayerPreview: ...
+    @overload
+    def __getitem__(self, index: slice) -> Preview: ...
+    def __getitem__(self, index: int | slice) -> LayerPreview | Preview:
+        """A layer's row, or a preview of several."""
+        return Preview(self._layers[index]) if isinstance(index, slice) else self._layers[index]
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __repr__(self) -> str:
+        return _display.table(*self._table(), header=_HEADER)
+
+    def _repr_html_(self) -> str:
+        return _display.html_table(*self._table(), header=_HEADER)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that capturing this example would keep, each value whole and of a layer's last call."""
+        return sum(one.nbytes for one in self)
+
+    def _table(self) -> tuple[str, list[tuple[str, ...]]]:
+        return _display.total("Preview", len(self), self.nbytes, noun="layer"), [_cells(one) for one in self]
+
+
+def _cells(one: LayerPreview) -> tuple[str, ...]:
+    dtype = str(one.dtype or "").removeprefix("torch.")
+    numbers = (one.nbytes, one.bytes_per_row) if one.dtype else (None, None)
+    counts = ["" if number is None else f"{number:,}" for number in (*numbers, one.calls)]
+    return one.name, one.type, f"{one.parameters:,}", one.shape_text, dtype, *counts
+
+
+class _Seen:
+    """What is noted of the calls of a layer: how many there were, and the form of the last value."""
+
+    def __init__(self) -> None:
+        self.calls = self.nbytes = 0
+        self.shape: tuple[int, ...] | None = None
+        self.dtype: torch.dtype | None = None
+
+    def note(self, value: Tensor) -> None:
+        """Note a call and its value."""
+        self.calls += 1
+        self.dtype, self.nbytes = value.dtype, value.numel() * value.element_size()
+        self.shape = None if value.is_nested else tuple(value.shape)
+
+    def note_nothing(self) -> None:
+        """Note a call without a tensor."""
+        self.calls += 1
+        self.shape = self.dtype = None
+        self.nbytes = 0
+
+
+class _Look:
+    """What hooks belong to while the example runs."""
+
+    is_open = True
+
+
+def _run(model: nn.Module, targets: Sequence[Target], args: Any, kwargs: Any) -> dict[str, _Seen]:
+    seen = {target.name: _Seen() for target in targets}
+    look = _Look()
+    with ExitStack() as undo:
+        for target in targets:
+            undo.callback(_tap(target, look, seen[target.name]))
+        undo.callback(eager_stance.leave, look)
+        eager_stance.enter(look)
+        undo.callback(_context.leave, look)
+        _context.enter(look)
+        with evaluating(model), torch.inference_mode():
+            model(*args, **kwargs)
+    return seen
+
+
+def _tap(target: Target, look: _Look, seen: _Seen) -> Any:
+    """A hook that notes what a recording's would keep, and does not mind when there is nothing to keep."""
+    pick, nothing = picker(target), torch.empty(0)
+
+    def pick_or_nothing(value: Any) -> Tensor:
+        try:
+            return pick(value)
+        except ValueNotFoundError:
+            return nothing
+
+    def note(value: Tensor) -> None:
+        if value is nothing:
+            seen.note_nothing()
+        else:
+            seen.note(value)
+
+    keep: Keep = note
+    return tap(replace(target, select=pick_or_nothing), look, keep)  # which takes a gradient for an output
+
+
+def _samples(args: Any, kwargs: Any) -> int | None:
+    """How many rows the example has: the first axis of its first tensor."""
+    first = main_tensor((args, kwargs))
+    return None if first is None or first.is_nested or not first.dim() else len(first) or None
+
+
+def _described(target: Target, seen: _Seen | None, samples: int | None) -> LayerPreview:
+    module = target.module
+    parameters = sum(one.numel() for one in module.parameters())
+    row = LayerPreview(target.name, target.layer, type(module).__name__, parameters)
+    if seen is None:
+        return row
+    row = replace(row, calls=seen.calls, shape=seen.shape, dtype=seen.dtype, nbytes=seen.nbytes)
+    if samples is None or seen.dtype is None:
+        return row
+    return replace(row, bytes_per_row=-(-seen.nbytes // samples))

@@ -1,0 +1,152 @@
+"""Reading what a block kept: one value a key, joined calls, and a step's columns for a sink."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from activation_extractor._format._rows import Ragged
+from activation_extractor._streams import hold
+from activation_extractor._tensors import ordinary
+from activation_extractor.activations._options import Options
+from activation_extractor.activations._recorded import Kept, Key
+from activation_extractor.layers._selections import Target
+from activation_extractor.reducers import full
+from activation_extractor.reducers._reducers import reduce_sequence
+from activation_extractor.reducers._sequence_axis import has_sequence, sequence_second, single_axis
+
+
+class Results:
+    """The values of one block, in the form in which they are handed out.
+
+    Args:
+        targets: recorded name to layer name, in order.
+        options: the capture's.
+        kept: what its hooks keep.
+    """
+
+    def __init__(self, targets: Sequence[Target], options: Options, kept: Kept) -> None:
+        self._layers = {target.name: target.layer for target in targets}
+        self._options, self._kept = options, kept
+        self._joined: dict[Key, tuple[int, Tensor]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The recorded names that something is kept for, in the order in which the layers ran."""
+        return self._kept.names
+
+    @property
+    def reducers(self) -> list[str]:
+        """The reducers' names."""
+        return list(self._options.reducers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that is kept."""
+        return self._kept.nbytes
+
+    def read(self, key: Key) -> Tensor | list[Tensor]:
+        """The value of a key; a list with ``calls='all'``.
+
+        Raises:
+            KeyError: nothing is kept under it.
+            OverwrittenError: see `Kept.read`.
+        """
+        if self._options.calls != "join":
+            return self._kept.read(key)
+        parts = self._kept.read_calls((key[0], "full"))
+        if key[1] not in self._options.reducers:
+            raise KeyError(key)
+        count, joined = self._joined.get(key, (0, None))
+        if joined is None or count != len(parts):
+            joined = self._join(key, parts)
+            self._joined[key] = (len(parts), joined)
+        return joined
+
+    def hand_out(self, key: Key) -> Tensor | list[Tensor]:
+        """The value of a key for the user: a copy where a sink owns the original."""
+        value = self.read(key)
+        if not self._options.has_sink:
+            return value
+        return [one.clone() for one in value] if isinstance(value, list) else value.clone()
+
+    def columns(self) -> dict[Key, Tensor | Ragged]:
+        """What a step hands to a sink: padding left out of whole activations, a column for each call of 'all'."""
+        columns: dict[Key, Tensor | Ragged] = {}
+        real = _RealPositions()
+        for name in self.names:
+            for reducer in self._options.reducers:
+                value = self.read((name, reducer))
+                several = isinstance(value, list)
+                for index, one in enumerate(value if isinstance(value, list) else [value]):
+                    column = (f"{name}#{index}" if several else name, reducer)
+                    columns[column] = self._packed(name, reducer, one, index, real)
+        return columns
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._kept.clear()
+        self._joined.clear()
+
+    def _join(self, key: Key, parts: list[Tensor]) -> Tensor:
+        name, layer = key[0], self._layers[key[0]]
+        axis = self._options.sequence_axis
+        joined = torch.cat(parts, single_axis(layer, parts[0], axis))
+        reducer = self._options.reducers[key[1]]
+        if reducer is full:
+            return joined
+        sequence = sequence_second(layer, joined, axis)
+        return ordinary(reduce_sequence(layer, key[1], reducer, sequence, self._joined_mask(name, parts)))
+
+    def _joined_mask(self, name: str, parts: list[Tensor]) -> Tensor | None:
+        masks = self._kept.masks.get(name, [])
+        if all(mask is None for mask in masks):
+            return None
+        whole = []
+        for part, mask in zip(parts, masks, strict=True):
+            sequence = sequence_second(self._layers[name], part, self._options.sequence_axis)
+            whole.append(sequence.new_ones(sequence.shape[:2], dtype=torch.bool) if mask is None else mask)
+        return torch.cat(whole, 1)
+
+    def _packed(self, name: str, reducer: str, value: Tensor, index: int, real: _RealPositions) -> Tensor | Ragged:
+        axis = self._options.sequence_axis
+        if self._options.reducers[reducer] is not full or not has_sequence(value, axis):
+            return value
+        sequence = sequence_second(self._layers[name], value, axis)
+        mask = self._mask(name, index)
+        if mask is None:
+            lengths = torch.full((sequence.shape[0],), sequence.shape[1], dtype=torch.int64)
+            return Ragged(sequence.flatten(0, 1), lengths)
+        return real.of(sequence, mask)
+
+    def _mask(self, name: str, index: int) -> Tensor | None:
+        if self._options.calls == "join":
+            return self._joined_mask(name, self._kept.read_calls((name, "full")))
+        masks = self._kept.masks.get(name, [])
+        return masks[index] if index < len(masks) else None
+
+
+class _RealPositions:
+    """Leaves padding out. Layers share their mask, and reading it makes an accelerator wait: it is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Tensor, Tensor | None, Tensor]] = {}
+
+    def of(self, sequence: Tensor, mask: Tensor) -> Ragged:
+        """The real positions of ``(batch, seq, *features)``: a view when all of them are."""
+        if id(mask) not in self._known:
+            self._known[id(mask)] = (mask, *_real_positions(mask))  # with the mask, whose id is its own while it lives
+        _, places, lengths = self._known[id(mask)]
+        hold([sequence, mask])  # the step may end on another stream than the forward ran on
+        flat = sequence.flatten(0, 1)
+        return Ragged(flat if places is None else flat.index_select(0, places), lengths)
+
+
+def _real_positions(mask: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Where they are in the flattened mask, None for everywhere; and how many a row has, on the CPU."""
+    lengths = mask.sum(1).cpu()
+    if bool((lengths == mask.shape[1]).all()):
+        return None, lengths
+    return mask.flatten().nonzero().squeeze(1), lengths

@@ -1,0 +1,276 @@
+"""Rows of a data set as batches for a model, through its tokenizer or processor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from activation_extractor.cli._rows import Rows, open_image
+from activation_extractor.errors import ArgumentError
+from activation_extractor.layers._modules import unwrap
+from activation_extractor.layers._signatures import signature_of
+from activation_extractor.runs import length_batches
+from activation_extractor.runs._length_batches import WINDOW_ROWS
+
+IDS, ORDER, POOLING_MASK = "id", "row", "pooling_mask"  # entries of batches beside what a model is called with
+_TOKENIZED_AT_ONCE = 1000
+_ENDLESS = 10**9  # tokenizers without a limit tell an absurd one
+
+Encode = Callable[[list[int]], dict[str, Any]]
+
+
+class Feed:
+    """Batches of a data set, the same each time that they are gone through.
+
+    Attributes:
+        lengths: how many positions each row has that count; None where that is not known.
+        notes: what a user should know, a sentence each.
+
+    Args:
+        rows: the data set.
+        make_plan: tells the numbers of the rows of each batch, sorted within windows of so many rows.
+        encode: makes what the model is called with from the numbers of rows.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        make_plan: Callable[[int], list[list[int]]],
+        encode: Encode,
+        *,
+        lengths: Sequence[int] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        taken = [name for name in (IDS, ORDER, POOLING_MASK) if name in rows.keep]
+        if taken:
+            raise ArgumentError("a kept column", "have another name than what batches hold", taken[0], "Rename it.")
+        self.lengths, self.notes = lengths, tuple(notes)
+        self._rows, self._make_plan, self._encode = rows, make_plan, encode
+        self.sort_within(WINDOW_ROWS)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `extract` is to be told of the batches' entries."""
+        ids = {"ids": IDS} if self._rows.ids is not None else {}
+        order = {"order": ORDER} if self._is_ordered else {}
+        return {**ids, **order, "keep": list(self._rows.keep)}
+
+    def sort_within(self, window_rows: int) -> None:
+        """Sort rows by length within windows of so many rows: as many have to be held until they are in order."""
+        self._plan = self._make_plan(window_rows)
+        self._is_ordered = [row for batch in self._plan for row in batch] != list(range(len(self._rows)))
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(self.batch, self._plan)
+
+    def batch(self, numbers: list[int]) -> dict[str, Any]:
+        """The batch of these rows."""
+        entries = {name: [values[row] for row in numbers] for name, values in self._rows.keep.items()}
+        if self._rows.ids is not None:
+            entries[IDS] = [self._rows.ids[row] for row in numbers]
+        if self._is_ordered:
+            entries[ORDER] = numbers
+        arguments = self._encode(numbers)
+        twice = sorted(entries.keys() & arguments.keys())
+        if twice:
+            raise ArgumentError("a kept column", "have another name than what the model is given", twice[0])
+        return {**arguments, **entries}
+
+    def example(self, count: int = 2) -> dict[str, Any]:
+        """A small batch, without the entries beside what the model is called with but for its pooling mask."""
+        return self._encode(self._plan[0][:count])
+
+
+def make_feed(
+    rows: Rows,
+    model: nn.Module,
+    prepare: Any,
+    *,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    max_length: int | None = None,
+    skip_special_tokens: bool = False,
+) -> Feed:
+    """Batches of a data set for a model.
+
+    Text goes through a tokenizer, is cut to what the model can take, and is sorted by length within windows. Images and
+    arrays keep their order. Floating point inputs are given in the model's dtype.
+
+    Args:
+        rows: the data set.
+        model: the model.
+        prepare: its tokenizer, image processor or feature extractor of transformers; a callable from a list of rows to
+            a mapping; or None, where rows are arrays that the model takes as they are.
+        batch_size: how many rows a batch has at most; by default 32 where `max_tokens` is not given.
+        max_tokens: as for `length_batches`; of text alone.
+        max_length: how many tokens a text may have, special ones too; by default as many as the model can take.
+        skip_special_tokens: leave special tokens out of the pooling mask.
+
+    Raises:
+        ArgumentError: the rows are not of a kind that the model can be given, or an option is not for them.
+    """
+    if batch_size is None and max_tokens is None:
+        batch_size = 32
+    dtype = next((one.dtype for one in model.parameters() if one.dtype.is_floating_point), None)
+    if rows.kind == "text" and _is_tokenizer(prepare):
+        texts = _Texts(rows, model, prepare, max_length, skip_special_tokens)
+
+        def plan(window_rows: int) -> list[list[int]]:
+            sizes = {"batch_size": batch_size, "max_tokens": max_tokens}
+            return length_batches(texts.lengths, window_rows=window_rows, **sizes)
+
+        return Feed(rows, plan, partial(_cast, dtype, texts.encode), lengths=texts.counted, notes=texts.notes)
+    for name, value in (("max_tokens", max_tokens), ("max_length", max_length)):
+        if value is not None:
+            raise ArgumentError(name, "be left out where rows have no tokens", value, "Use batch_size.")
+    if skip_special_tokens:
+        raise ArgumentError("skip_special_tokens", "be left out where rows have no tokens", True)
+    encode = partial(_cast, dtype, _encoder(rows, model, prepare))
+    in_order = length_batches([0] * len(rows), batch_size=batch_size, window_rows=max(1, len(rows)))
+    return Feed(rows, lambda window_rows: in_order, encode)
+
+
+def _is_tokenizer(prepare: Any) -> bool:
+    """Whether this is a tokenizer of transformers, told by what is used of it."""
+    return hasattr(prepare, "pad") and hasattr(prepare, "model_max_length")
+
+
+def _is_processor(prepare: Any) -> bool:
+    """Whether this is something else of transformers that prepares inputs: images, sound."""
+    return hasattr(prepare, "model_input_names") and not _is_tokenizer(prepare)
+
+
+class _Texts:
+    """Texts, tokenized once."""
+
+    def __init__(
+        self, rows: Rows, model: nn.Module, tokenizer: Any, max_length: int | None, skip_special_tokens: bool
+    ) -> None:
+        self._tokenizer, self._skips = _with_padding(tokenizer), skip_special_tokens
+        self._tokens: list[np.ndarray[Any, Any]] = []
+        self._special: list[np.ndarray[Any, Any]] = []
+        limit, cut = _limit(model, tokenizer, max_length), 0
+        for start in range(0, len(rows), _TOKENIZED_AT_ONCE):
+            cut += self._add(list(rows.values[start : start + _TOKENIZED_AT_ONCE]), limit)
+        self.lengths = [len(tokens) for tokens in self._tokens]
+        self.counted = [int((~special).sum()) for special in self._special] if skip_special_tokens else self.lengths
+        empty = next((row for row, count in enumerate(self.counted) if not count), None)
+        if empty is not None:
+            raise ArgumentError(f"row {empty}", "hold a token that counts", rows.values[empty], "Remove that row.")
+        self.notes = [f"{cut} of {len(rows)} rows have more than {limit} tokens and are cut."] if cut else []
+
+    def encode(self, numbers: list[int]) -> dict[str, Any]:
+        """Padded tokens of these rows, with their masks."""
+        tokens = {"input_ids": [self._tokens[row].tolist() for row in numbers]}
+        batch = self._tokenizer.pad(tokens, padding=True, return_tensors="pt")
+        found = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        if self._skips:
+            mask = found["attention_mask"].clone()
+            for index, row in enumerate(numbers):
+                mask[index, mask[index] != 0] = torch.from_numpy(~self._special[row]).to(mask.dtype)
+            found[POOLING_MASK] = mask
+        return found
+
+    def _add(self, texts: list[str], limit: int) -> int:
+        """Tokenize some texts, and those that are too long once more, cut; returns how many these are."""
+        tokens, special = self._call(texts)
+        long = [index for index, one in enumerate(tokens) if len(one) > limit]
+        if long:
+            again = self._call([texts[index] for index in long], truncation=True, max_length=limit)
+            for index, *cut in zip(long, *again, strict=True):
+                tokens[index], special[index] = cut
+        self._tokens += [np.array(one, dtype=np.int32) for one in tokens]
+        self._special += [np.array(one, dtype=bool) for one in special]
+        return len(long)
+
+    def _call(self, texts: list[str], **options: Any) -> tuple[list[list[int]], list[list[int]]]:
+        made = self._tokenizer(texts, return_special_tokens_mask=True, verbose=False, **options)
+        return list(made["input_ids"]), list(made["special_tokens_mask"])
+
+
+def _with_padding(tokenizer: Any) -> Any:
+    """The tokenizer; one that has no token for padding pads with its last one, which the mask leaves out."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ArgumentError("the tokenizer", "have a token for padding", None, "Set tokenizer.pad_token.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _limit(model: nn.Module, tokenizer: Any, max_length: int | None) -> int:
+    """How many tokens the model takes, or fewer where fewer are asked for."""
+    limits = [tokenizer.model_max_length, getattr(getattr(model, "config", None), "max_position_embeddings", None)]
+    known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < _ENDLESS]
+    most = min(known, default=_ENDLESS)
+    if max_length is not None and not 0 < max_length <= most:
+        raise ArgumentError("max_length", f"be from 1 to the {most} tokens that the model takes", max_length)
+    return max_length or most
+
+
+def _encoder(rows: Rows, model: nn.Module, prepare: Any) -> Encode:
+    """What makes a batch of rows that have no tokens."""
+    if rows.kind == "text":
+        if prepare is None or _is_processor(prepare):
+            advice = "Let the factory return (model, tokenizer), or (model, callable)."
+            raise ArgumentError("the model", "come with a tokenizer for text", type(unwrap(model)).__name__, advice)
+        return lambda numbers: _checked(prepare([rows.values[row] for row in numbers]), model)
+    if rows.kind == "image":
+        if prepare is None or _is_tokenizer(prepare):
+            advice = "Let the factory return (model, image processor), or (model, callable)."
+            raise ArgumentError("the model", "come with an image processor", type(unwrap(model)).__name__, advice)
+        return partial(_images, rows.values, model, prepare)
+    if prepare is not None and not _is_tokenizer(prepare):
+        sampling = {"sampling_rate": prepare.sampling_rate} if hasattr(prepare, "sampling_rate") else {}
+        processor = {"return_tensors": "pt", **({"padding": True} if sampling else {})}
+        options = {**processor, **sampling} if _is_processor(prepare) else {}
+        return lambda numbers: _checked(prepare([np.array(rows.values[row]) for row in numbers], **options), model)
+    return lambda numbers: {_first_argument(model): torch.from_numpy(np.array(rows.values[numbers]))}
+
+
+def _images(files: Sequence[Path], model: nn.Module, prepare: Any, numbers: list[int]) -> dict[str, Any]:
+    images = [_pixels(files[row]) for row in numbers]
+    options = {"return_tensors": "pt"} if _is_processor(prepare) else {}
+    return _checked(prepare(images, **options), model)
+
+
+def _pixels(path: Path) -> Any:
+    with open_image(path) as image:
+        try:
+            return image.convert("RGB")
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ArgumentError("an image", "be whole", str(path), f"{error}. Remove or mend it.") from error
+
+
+def _checked(made: Any, model: nn.Module) -> dict[str, Any]:
+    """What a callable made of rows, as keyword arguments."""
+    if isinstance(made, Tensor):
+        return {_first_argument(model): made}
+    if not isinstance(made, Mapping):
+        raise ArgumentError("what the callable beside the model returns", "be a mapping or a tensor", made)
+    return dict(made)
+
+
+def _first_argument(model: nn.Module) -> str:
+    """The name of the argument that a model takes first; what transformers calls its main input."""
+    signature = signature_of(unwrap(model))
+    name = getattr(model, "main_input_name", None) or next(iter(signature.parameters if signature else ()), None)
+    if not isinstance(name, str):
+        raise ArgumentError("the model", "take an argument", type(unwrap(model)).__name__)
+    return name
+
+
+def _cast(dtype: torch.dtype | None, encode: Encode, numbers: list[int]) -> dict[str, Any]:
+    """A batch whose floating point inputs have the model's dtype."""
+    return {
+        name: value.to(dtype) if isinstance(value, Tensor) and value.dtype.is_floating_point else value
+        for name, value in encode(numbers).items()
+    }

@@ -1,0 +1,152 @@
+"""``activation-extractor compare``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from activation_extractor.cli._terminal import say, say_json
+from activation_extractor.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from activation_extractor.comparison import Comparison, LayerComparison
+
+_EVERY = "**.*"  # fits each name, the model's own too, which is empty
+
+
+def compare(
+    left: Annotated[Path, typer.Argument(help="The reference: a store's folder, or a file.", metavar="LEFT")],
+    right: Annotated[Path, typer.Argument(help="What is compared with it, likewise.", metavar="RIGHT")],
+    match: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which layers belong together, by name or pattern; repeatable. By default those of one name.",
+            metavar="LEFT=RIGHT",
+        ),
+    ] = None,
+    by_order: Annotated[
+        bool, typer.Option("--by-order", help="The first layer that ran belongs to the first, and so on.")
+    ] = False,
+    rtol: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Relative to the values on the left: a number, or PATTERN=NUMBER for some layers; repeatable, the "
+            "first pattern that fits counts, and the number is for the rest. By default as the dtype rounds.",
+            metavar="TOLERANCE",
+        ),
+    ] = None,
+    atol: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Absolute, likewise. By default rtol times the root mean square of the layer on the left.",
+            metavar="TOLERANCE",
+        ),
+    ] = None,
+    check_dtype: Annotated[
+        bool | None,
+        typer.Option(
+            "--check-dtype/--no-check-dtype",
+            help="Whether another dtype is a difference. By default it is, unless all layers differ in it.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for a script.")] = False,
+) -> None:
+    """Compare two runs layer by layer, and find the first layer that differs.
+
+    Each of them is a store, or a .safetensors or .npz file that Activations.save wrote. In the table > marks the first
+    layer that differs, and x the others that do. A value differs where |right - left| > atol + rtol * |left|.
+
+    The exit code is 0 when nothing differs, 1 when something does, and 2 on a mistake.
+
+    \b
+    Examples:
+        activation-extractor compare before after
+        activation-extractor compare ours.safetensors theirs.npz --match 'h.*=layers.*' --match ln_f=norm
+        activation-extractor compare before after --rtol 1e-3 --rtol 'h.*=1e-2'
+        activation-extractor compare before after --json | jq -r .first_difference
+    """
+    from activation_extractor.comparison import _compare
+
+    options: dict[str, Any] = {
+        "match": _match(match or [], by_order),
+        "rtol": _tolerance("--rtol", rtol or []),
+        "atol": _tolerance("--atol", atol or []),
+        "check_dtype": check_dtype,
+    }
+    found = _compare.compare(_opened(left), _opened(right), **options)
+    if as_json:
+        say_json(_about(left, right, found))
+    else:
+        say(found.table())
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def _match(given: Sequence[str], by_order: bool) -> dict[str, str] | Literal["order"] | None:
+    """Which layers belong together, as `compare` takes it."""
+    if by_order and given:
+        raise ArgumentError("--by-order", "go without --match", f"--match {given[0]}", "Leave one of them out.")
+    pairs: dict[str, str] = {}
+    for one in given:
+        name, mark, other = one.partition("=")
+        if not mark or "=" in other:
+            raise ArgumentError("--match", "be LEFT=RIGHT", one, "Write names or patterns, as in 'h.*=layers.*'.")
+        if name in pairs:
+            advice = f"There is {f'{name}={pairs[name]}'!r} too."
+            raise ArgumentError("--match", "name each left side once", one, advice)
+        pairs[name] = other
+    return "order" if by_order else pairs or None
+
+
+def _tolerance(option: str, given: Sequence[str]) -> float | dict[str, float] | None:
+    """A tolerance as `compare` takes it: one number, or by pattern, the one for the rest last."""
+    patterns: dict[str, float] = {}
+    rest: float | None = None
+    for one in given:
+        pattern, mark, text = one.rpartition("=")
+        if pattern in patterns if mark else rest is not None:
+            raise ArgumentError(option, "be given once for each pattern, and once for the rest", one)
+        if mark:
+            patterns[pattern] = _number(option, one, text)
+        else:
+            rest = _number(option, one, text)
+    if patterns and rest is not None:
+        patterns.setdefault(_EVERY, rest)
+    return patterns or rest
+
+
+def _number(option: str, given: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ArgumentError(option, "be a number or PATTERN=NUMBER", given) from None
+
+
+def _opened(path: Path) -> Any:
+    """The store or file at a path; what is not there and has no suffix is to be a store."""
+    from activation_extractor.activations._saved import SavedActivations
+    from activation_extractor.store import open_store
+
+    is_folder = path.is_dir() or not (path.suffix or path.exists())
+    return open_store(path) if is_folder else SavedActivations(path)
+
+
+def _about(left: Path, right: Path, found: Comparison) -> dict[str, Any]:
+    """What was found, as JSON has it."""
+    head = {"left": str(left), "right": str(right), "ok": found.ok, "first_difference": found.first_difference}
+    return {**head, "layers": [_layer(row) for row in found]}
+
+
+def _layer(row: LayerComparison) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    about: dict[str, Any] = asdict(row)
+    about["dtypes"] = [None if one is None else str(one).removeprefix("torch.") for one in row.dtypes]
+    # JSON has no NaN and no infinity.
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in about.items()
+    }

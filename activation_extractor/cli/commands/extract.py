@@ -1,0 +1,143 @@
+"""``activation-extractor extract``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from activation_extractor.cli._terminal import how_to_read, say, say_json, warn
+
+if TYPE_CHECKING:
+    from activation_extractor.store import Store
+
+
+def extract(
+    model: Annotated[str, typer.Option(help="A folder, a transformers id, or package.module:factory.")],
+    input: Annotated[
+        str, typer.Option(help="A .txt, .jsonl, .csv, .parquet, .fasta or .npy file, a folder of images, or - (lines).")
+    ],
+    out: Annotated[Path, typer.Option(help="A new or empty folder for the store, or that of an earlier run.")],
+    layers: Annotated[
+        list[str] | None, typer.Option(help="A name or pattern; repeatable. By default every block.")
+    ] = None,
+    reduce: Annotated[
+        list[str] | None, typer.Option(help="mean, first, last, max or full; repeatable. By default mean.")
+    ] = None,
+    sequence_axis: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="What to reduce over where activations are not (batch, seq, features); repeatable: 2 and 3 for images."
+        ),
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="The column with the text.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="The column with the row ids.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="A column to store as well; repeatable.")] = None,
+    format: Annotated[Literal["safetensors", "npz", "npy"], typer.Option(help="Of the shards.")] = "safetensors",
+    batch_size: Annotated[int | None, typer.Option(help="Rows in a batch; by default 32.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens in a batch, padding counted.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Cut texts that have more tokens.")] = None,
+    rows_per_unit: Annotated[
+        int | None,
+        typer.Option(
+            help="Rows written at once, and lost when stopped; by default 1024, or fewer if more than 64 MiB."
+        ),
+    ] = None,
+    skip_special_tokens: Annotated[
+        bool,
+        typer.Option("--skip-special-tokens", help="Leave BOS, EOS, CLS and SEP out of what is pooled and stored."),
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Go on with a store that is there, or take a new folder only.")
+    ] = True,
+    stop_early: Annotated[
+        bool, typer.Option("--stop-early", help="Leave out what comes behind the last layer wanted.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Run a model over a data set and store what its layers compute.
+
+    Run again, the same command goes on where it ended. Rows of text are sorted by length within windows, so that little
+    is padded, and stand in the store in the order of the input.
+
+    Examples:
+
+    \b
+        activation-extractor extract --model gpt2 --input texts.txt --out out
+        activation-extractor extract --model ./esm --input proteins.fasta --skip-special-tokens --out out
+        activation-extractor extract --model my.models:build --input x.npy --reduce full --layers 'stages.*' --out out
+    """
+    from activation_extractor._format._manifest import has_manifest
+    from activation_extractor.cli._estimate import check_room, estimate
+    from activation_extractor.cli._feed import POOLING_MASK, make_feed
+    from activation_extractor.cli._models import load_model
+    from activation_extractor.cli._rows import read_rows
+    from activation_extractor.layers import blocks
+    from activation_extractor.runs import extract as run
+    from activation_extractor.sinks._store_writer import check_free
+
+    if not resume or not has_manifest(out):
+        check_free(out, "Choose another folder, or leave out --fresh to go on with it.")  # before anything is read
+    rows = read_rows(input, text_column=text_column, id_column=id_column, keep=keep or ())
+    loaded = load_model(model, trust_remote_code=trust_remote_code, dtype=dtype, device=device)
+    feed = make_feed(
+        rows,
+        loaded.model,
+        loaded.prepare,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        max_length=max_length,
+        skip_special_tokens=skip_special_tokens,
+    )
+    for note in (*loaded.notes, *rows.notes, *feed.notes):
+        warn(note)
+    selection = layers or blocks(loaded.model)
+    options: dict[str, Any] = {"reduce": reduce or ["mean"], "stop_early": stop_early}
+    if sequence_axis:
+        options["sequence_axis"] = tuple(sequence_axis)
+    if skip_special_tokens:
+        options["pooling_mask"] = POOLING_MASK
+    expected = estimate(loaded.model, feed, selection, len(rows), format=format, **options)
+    warn(str(expected))
+    check_room(out, expected.nbytes, resume=resume)
+    feed.sort_within(rows_per_unit or expected.unit_rows)
+    options["rows_per_unit"] = rows_per_unit or expected.unit_rows
+    try:
+        store = run(loaded.model, feed, selection, out=out, format=format, resume=resume, **options, **feed.options)
+    except KeyboardInterrupt:
+        warn(_stopped(out))
+        raise  # typer ends with the code of an interrupt
+    if as_json:
+        say_json(_summary(store))
+    else:
+        say(f"{store!r}\n{how_to_read(out, next(iter(store)))}")
+
+
+def _stopped(out: Path) -> str:
+    from activation_extractor.errors import StoreError
+    from activation_extractor.store import open_store
+
+    try:
+        rows = open_store(out).rows
+    except StoreError:
+        rows = 0  # not one unit
+    return f"Stopped. {rows:,} rows are in {str(out)!r}; the same command goes on from there."
+
+
+def _summary(store: Store) -> dict[str, Any]:
+    columns = [
+        {
+            "layer": layer,
+            "reducer": reducer,
+            "shape": store[layer, reducer].shape,
+            "dtype": str(store[layer, reducer].dtype).removeprefix("torch."),
+        }
+        for layer, reducer in store.pairs
+    ]
+    return {"path": str(store.path), "rows": store.rows, "bytes": store.nbytes, "columns": columns}

@@ -1,0 +1,184 @@
+"""``activation-extractor layers``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from activation_extractor.cli._terminal import say, say_json, warn
+
+if TYPE_CHECKING:
+    from activation_extractor.activations import LayerPreview, Preview
+    from activation_extractor.cli._models import Loaded
+
+_MOST_LINES = 60
+_COLUMNS = ("name", "type", "parameters")
+_RUN_COLUMNS = ("output", "dtype", "bytes per row", "calls")
+_COUNTS = ("parameters", "bytes per row", "calls")  # which are aligned to the right
+
+
+def layers(
+    model: Annotated[
+        str,
+        typer.Argument(help="A folder with a config.json, the id of a transformers model, or package.module:factory."),
+    ],
+    pattern: Annotated[
+        list[str] | None,
+        typer.Option(help="Show only the layers that this name or pattern selects; may be given several times."),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the model.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts; always every layer.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Show each of many repeated blocks.")] = False,
+) -> None:
+    """List the layers of a model: their names, and what they return for a small example.
+
+    The names are those that capture, extract and --pattern take: * stands for anything within a dotted segment, ** for
+    any number of segments. Bytes are those of one row (one text, one image) of the example.
+
+    \b
+    Examples:
+        activation-extractor layers gpt2
+        activation-extractor layers ./my-model --pattern 'encoder.layer.*'
+        activation-extractor layers my_package.models:build --json
+    """
+    from activation_extractor.cli._models import load_model
+
+    loaded = load_model(model, trust_remote_code=trust_remote_code)
+    rows, reason = _preview(loaded, pattern)
+    for note in loaded.notes:
+        warn(note)
+    if reason:
+        warn(reason)
+    if as_json:
+        say_json(_content(loaded, rows, reason))
+        return
+    say(_title(loaded, rows, pattern))
+    say("\n".join(_lines(rows, collapses=not show_all and len(rows) > _MOST_LINES)))
+
+
+def _preview(loaded: Loaded, pattern: Sequence[str] | None) -> tuple[Preview, str]:
+    """The rows of the selected layers, and a sentence that says why there are no shapes."""
+    from torch.jit import ScriptModule
+
+    from activation_extractor.activations import preview
+    from activation_extractor.cli._models import example_batch
+
+    def takes_hooks(name: str, module: Any) -> bool:
+        return not isinstance(module, ScriptModule)
+
+    selection: Any = list(pattern) if pattern else takes_hooks
+    if not pattern and not any(True for _ in loaded.model.children()):
+        selection = ""  # nothing but the root
+    without_shapes = preview(loaded.model, selection)
+    try:
+        batch = example_batch(loaded)
+        if batch is None:
+            return without_shapes, "Shapes are left out: there is no example to run this model on."
+        return preview(loaded.model, selection, **batch), ""
+    except Exception as error:  # whatever the model's code raises on an example that is not to its taste
+        text = " ".join(str(error).split())[:200]
+        return without_shapes, f"Shapes are left out: running an example raised {type(error).__name__}: {text}"
+
+
+def _title(loaded: Loaded, rows: Preview, pattern: Sequence[str] | None) -> str:
+    parameters = sum(one.numel() for one in loaded.model.parameters())
+    head = f"{loaded.name}: {type(loaded.model).__name__}, {parameters:,} parameters"
+    count = f"{len(rows)} {'layer' if len(rows) == 1 else 'layers'}"
+    if not pattern:
+        return f"{head}, {count}"
+    return f"{head}, {count} selected by {', '.join(map(repr, pattern))}"
+
+
+def _content(loaded: Loaded, rows: Preview, reason: str) -> dict[str, Any]:
+    described = [
+        {
+            "name": row.name,
+            "type": row.type,
+            "parameters": row.parameters,
+            "calls": row.calls,
+            "shape": None if row.shape is None else list(row.shape),
+            "dtype": None if row.dtype is None else str(row.dtype).removeprefix("torch."),
+            "bytes": None if row.dtype is None else row.nbytes,
+            "bytes_per_row": row.bytes_per_row,
+        }
+        for row in rows
+    ]
+    return {
+        "model": loaded.name,
+        "class": type(loaded.model).__name__,
+        "parameters": sum(one.numel() for one in loaded.model.parameters()),
+        "count": len(rows),
+        "notes": [*loaded.notes, *([reason] if reason else [])],
+        "layers": described,
+    }
+
+
+def _lines(rows: Preview, *, collapses: bool) -> Iterator[str]:
+    """The table's lines. Plain text, since a table that is drawn for a terminal is cut to 80 columns in a pipe."""
+    from activation_extractor._display import aligned
+
+    has_run = any(row.calls is not None for row in rows)
+    columns = (*_COLUMNS, *_RUN_COLUMNS) if has_run else _COLUMNS
+    cells: list[tuple[str, ...]] = [columns]
+    repeats = _repeats(rows) if collapses else {}
+    for index, row in enumerate(rows):
+        if index not in repeats:
+            cells.append(_cells(row)[: len(columns)])
+        elif repeats[index]:
+            cells.append((repeats[index], *[""] * (len(columns) - 1)))
+    yield from aligned(cells, "".join(">" if name in _COUNTS else "<" for name in columns))
+
+
+def _cells(row: LayerPreview) -> tuple[str, ...]:
+    dtype = str(row.dtype or "").removeprefix("torch.")
+    counts = ["" if number is None else f"{number:,}" for number in (row.bytes_per_row, row.calls)]
+    return row.name or "(the model)", row.type, f"{row.parameters:,}", row.shape_text, dtype, *counts
+
+
+def _repeats(rows: Preview) -> dict[int, str]:
+    """The rows to leave out, by their numbers: those of blocks that are like the block before them.
+
+    The first row of a run of such blocks has the line that stands for all of them, the others an empty one.
+    """
+    subtrees: dict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        segments = row.name.split(".")
+        for depth in range(1, len(segments) + 1):
+            subtrees[".".join(segments[:depth])].append(index)
+    alike: dict[str, list[str]] = {}  # the first block of a run, and the blocks that are like it
+    first_of: dict[str, str] = {}
+    for name in subtrees:
+        before = _previous(name)
+        if before in subtrees and _form(rows, subtrees[name], name) == _form(rows, subtrees[before], before):
+            first = first_of[name] = first_of.get(before, before)
+            alike.setdefault(first, []).append(name)
+    return _left_out(subtrees, alike)
+
+
+def _left_out(subtrees: dict[str, list[int]], alike: dict[str, list[str]]) -> dict[int, str]:
+    left_out: dict[int, str] = {}
+    for first, names in alike.items():
+        members = [index for name in names for index in subtrees[name]]
+        if len(members) == 1 or members[0] in left_out:
+            continue  # a single line says as much as the line that would take its place; or it is gone already
+        numbers = [name.rpartition(".")[2] for name in names]
+        left_out |= dict.fromkeys(members, "")
+        left_out[members[0]] = (
+            f"... {len(names)} more like {first}: {' to '.join(dict.fromkeys([numbers[0], numbers[-1]]))}"
+        )
+    return left_out
+
+
+def _previous(name: str) -> str:
+    """The name with the number before, of a name that ends in a number."""
+    parent, dot, segment = name.rpartition(".")
+    return f"{parent}{dot}{int(segment) - 1}" if segment.isdecimal() and segment != "0" else ""
+
+
+def _form(rows: Preview, members: Sequence[int], name: str) -> list[tuple[Any, ...]]:
+    return [(rows[index].name.removeprefix(name), *_cells(rows[index])[1:]) for index in members]

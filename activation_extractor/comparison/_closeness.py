@@ -1,0 +1,122 @@
+"""How close values are to reference values: what is measured, and from when on they differ."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from activation_extractor.comparison._tolerances import Tolerance
+
+_CHUNK_VALUES = 1 << 18  # 2 MiB as float64, which stays in a processor's cache
+
+_LOWEST = -(2**63)
+
+
+class Closeness:
+    """How close values are to reference values, added up piece by piece in float64.
+
+    What is not finite on both sides is counted and left out of everything else.
+
+    Args:
+        tolerance: from when on values differ.
+
+    Attributes:
+        max_abs: the largest ``|value - reference|``.
+        max_rel: the largest ``|value - reference| / |reference|``, where the reference is not 0.
+        nan_count: how many values are NaN on one side only.
+        inf_count: how many are infinite on one side, and finite, or of the other sign, on the other.
+    """
+
+    def __init__(self, tolerance: Tolerance) -> None:
+        self.max_abs = self.max_rel = 0.0
+        self.nan_count = self.inf_count = 0
+        self._tolerance = tolerance
+        self._excess = 0.0  # of the differences over their relative tolerance, where `atol` is known in the end
+        self._is_outside = False
+        self._finite = 0
+        self._dot = self._reference_square = self._square = 0.0
+
+    def add(self, reference: Tensor, values: Tensor) -> None:
+        """Take in a piece: equally many numbers on both sides, of any real or complex dtype, on any device."""
+        is_complex = reference.is_complex() or values.is_complex()
+        one_flat, other_flat = _flat(reference, is_complex), _flat(values, is_complex)
+        for one, other in zip(
+            torch.split(one_flat, _CHUNK_VALUES), torch.split(other_flat, _CHUNK_VALUES), strict=True
+        ):
+            self._add(one.cpu(), other.cpu())
+
+    @property
+    def cosine(self) -> float:
+        """The cosine of the angle between all values and all reference values; NaN where one side is all zeros."""
+        lengths = math.sqrt(self._reference_square) * math.sqrt(self._square)
+        return max(-1.0, min(1.0, self._dot / lengths)) if 0 < lengths < math.inf else math.nan
+
+    @property
+    def rtol(self) -> float:
+        """The relative tolerance that is used."""
+        return self._tolerance.rtol
+
+    @property
+    def atol(self) -> float:
+        """The absolute tolerance that is used."""
+        if self._tolerance.atol is not None:
+            return self._tolerance.atol
+        scale = math.sqrt(self._reference_square / max(1, self._finite))
+        return self.rtol * scale if scale < math.inf else 0.0
+
+    @property
+    def is_close(self) -> bool:
+        """Whether all finite values are within the tolerance."""
+        return not self._is_outside and self._excess <= self.atol
+
+    def _add(self, reference: Tensor, values: Tensor) -> None:
+        one, other = reference.double(), values.double()
+        distance = _distance(reference, values, one, other)
+        squares = float(one @ one), float(other @ other)
+        if not math.isfinite(sum(squares)):
+            self._count(one, other)
+            finite = one.isfinite() & other.isfinite()
+            one, other, distance = one[finite], other[finite], distance[finite]
+            squares = float(one @ one), float(other @ other)
+        self._finite += len(one)
+        self._dot += float(one @ other)
+        self._reference_square += squares[0]
+        self._square += squares[1]
+        if distance.any():
+            size = one.abs()
+            self.max_abs = max(self.max_abs, float(distance.max()))
+            self.max_rel = max(self.max_rel, float(torch.where(size > 0, distance / size, 0.0).max()))
+            if self._tolerance.atol is None:
+                self._excess = max(self._excess, float(distance.sub(size, alpha=self.rtol).max()))
+            else:
+                self._is_outside |= bool((distance > self._tolerance.atol + self.rtol * size).any())
+
+    def _count(self, one: Tensor, other: Tensor) -> None:
+        nans, other_nans = one.isnan(), other.isnan()
+        self.nan_count += int((nans ^ other_nans).sum())
+        self.inf_count += int(((one.isinf() | other.isinf()) & (one != other) & ~nans & ~other_nans).sum())
+
+
+def _distance(reference: Tensor, values: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """How far apart they are; of integers as integers, since float64 does not tell large ones apart."""
+    is_unsigned = [tensor.dtype == torch.uint64 for tensor in (reference, values)]
+    if reference.is_floating_point() or values.is_floating_point() or is_unsigned[0] != is_unsigned[1]:
+        return (other - one).abs()
+    whole, whole_other = _ordered(reference), _ordered(values)
+    apart = torch.maximum(whole, whole_other) - torch.minimum(whole, whole_other)  # may wrap: read it as unsigned
+    return torch.where(apart < 0, apart.double() + 2.0**64, apart.double())
+
+
+def _ordered(integers: Tensor) -> Tensor:
+    """Integers as int64, in their order and at their distances."""
+    whole = integers.to(torch.int64)
+    return whole ^ _LOWEST if integers.dtype == torch.uint64 else whole
+
+
+def _flat(tensor: Tensor, is_complex: bool) -> Tensor:
+    """All its numbers in one axis; complex ones as two each."""
+    if is_complex:
+        tensor = torch.view_as_real(tensor.to(torch.complex128))
+    return tensor.reshape(-1)

@@ -1,0 +1,204 @@
+"""The two sides of a comparison: what each holds, in order, and its values a few rows at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from activation_extractor._format._entries import Key
+from activation_extractor._tensors import ordinary
+from activation_extractor.activations import Activations
+from activation_extractor.activations._saved import SavedActivations
+from activation_extractor.errors import ArgumentTypeError
+from activation_extractor.store import Column, Store
+
+_BLOCK_VALUES = 1 << 20  # that are read at once, or a row where that has more
+
+
+class Value(Protocol):
+    """One value of a side.
+
+    Attributes:
+        dtype: its dtype.
+        shape: its shape, None for an axis along which rows differ.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int | None, ...]
+
+    def lengths(self) -> list[int] | None:
+        """How many positions each row has, where rows can differ in that."""
+        ...
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """All numbers of some rows, flat."""
+        ...
+
+
+class Side:
+    """What is compared.
+
+    Args:
+        source: `Activations`, a `Store`, or a mapping of names, or ``(name, reducer)``, to tensors or arrays.
+        argument: what the user calls it.
+
+    Attributes:
+        keys: what there is, in order; each call of ``calls="all"`` by itself.
+        store: the store, if it is one.
+        tensors: otherwise the values.
+
+    Raises:
+        ArgumentTypeError: it is something else.
+    """
+
+    def __init__(self, source: Any, argument: str) -> None:
+        if not isinstance(source, Mapping):
+            condition = "be Activations, a Store, or a mapping of names to tensors"
+            raise ArgumentTypeError(argument, condition, source, "Open a store with open_store.")
+        self.store = source if isinstance(source, Store) else None
+        self.tensors: Mapping[Key, Tensor] = {}
+        if isinstance(source, SavedActivations):
+            self.tensors = source  # which reads a value when it is asked for
+        elif not isinstance(source, Store):
+            self.tensors = dict(_tensors(source, argument))
+        self.keys: list[Key] = list(source.pairs if isinstance(source, Store) else self.tensors)
+
+    def value(self, key: Key, rows: Tensor | None = None) -> Value:
+        """The value of a key; with `rows`, a column's rows in that order."""
+        if self.store is not None:
+            return _ColumnValue(self.store[key], rows)
+        tensor = self.tensors[key]
+        return _NestedValue(tensor) if tensor.is_nested else _TensorValue(tensor)
+
+
+class _TensorValue:
+    """A tensor in memory; one without axes is one row."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.dtype, self._rows = tensor.dtype, tensor if tensor.dim() else tensor[None]
+        self.shape: tuple[int | None, ...] = tuple(tensor.shape)
+
+    def lengths(self) -> list[int] | None:
+        return None
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return self._rows[start:stop].reshape(-1)
+
+
+class _NestedValue:
+    """A nested tensor: rows of different lengths."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.dtype, self._rows = tensor.dtype, tensor.unbind()
+        forms = {row.shape[1:] for row in self._rows}
+        if len(forms) > 1:
+            condition = "be one whose rows differ in their length alone"
+            raise ArgumentTypeError("a nested tensor", condition, [tuple(row.shape) for row in self._rows])
+        self.shape: tuple[int | None, ...] = (len(self._rows), None, *(forms.pop() if forms else ()))
+
+    def lengths(self) -> list[int] | None:
+        return [row.shape[0] if row.dim() else 1 for row in self._rows]
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return _joined(self._rows[start:stop], self.dtype)
+
+
+class _ColumnValue:
+    """A column of a store: all of it, or some rows in another order."""
+
+    def __init__(self, column: Column, rows: Tensor | None) -> None:
+        self._column, self._rows, self.dtype = column, rows, column.dtype
+        self.shape: tuple[int | None, ...] = column.shape
+
+    def lengths(self) -> list[int] | None:
+        if not self._column.is_ragged:
+            return None
+        lengths = self._column.lengths()
+        found: list[int] = (lengths if self._rows is None else lengths[self._rows]).tolist()
+        return found
+
+    def read(self, start: int, stop: int) -> Tensor:
+        rows = self._column[start:stop] if self._rows is None else self._column[self._rows[start:stop]]
+        return _joined(rows, self.dtype) if self._column.is_ragged else rows.reshape(-1)
+
+
+def _joined(rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.cat([torch.empty(0, dtype=dtype, device=rows[0].device if rows else None), *map(torch.flatten, rows)])
+
+
+def paired_blocks(left: Value, right: Value) -> Iterator[tuple[Tensor, Tensor]] | None:
+    """The numbers of both, flat, a few rows at a time; None when their shapes differ.
+
+    Ragged rows that are all equally long have the shape of a tensor with a sequence axis.
+    """
+    if len(left.shape) != len(right.shape) or not all(map(_fit, left.shape, right.shape)):
+        return None
+    lengths, others = left.lengths(), right.lengths()
+    if lengths is not None or others is not None:
+        lengths = lengths or [left.shape[1] or 0] * (left.shape[0] or 0)
+        others = others or [right.shape[1] or 0] * (right.shape[0] or 0)
+        if lengths != others:
+            return None
+    return _read_both(left, right, lengths)
+
+
+def _fit(one: int | None, other: int | None) -> bool:
+    return one is None or other is None or one == other
+
+
+def _read_both(left: Value, right: Value, lengths: list[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = left.shape[0] if left.shape else 1
+    width = math.prod(size for size in left.shape[2 if lengths else 1 :] if size is not None)
+    most = max(1, _BLOCK_VALUES // max(1, width))
+    bounds = _bounds(lengths, most) if lengths else chain(range(0, rows or 1, most), [rows or 0])
+    for start, stop in pairwise(bounds):
+        yield left.read(start, stop), right.read(start, stop)
+
+
+def _bounds(sizes: list[int], most: int) -> Iterator[int]:
+    """Where blocks of rows begin, and where the last one ends: of at most so much together, or of one row."""
+    yield 0
+    held = 0
+    for row, size in enumerate(sizes):
+        if held and held + size > most:
+            yield row
+            held = 0
+        held += size
+    yield len(sizes)
+
+
+def _tensors(source: Mapping[Any, Any], argument: str) -> Iterator[tuple[Key, Tensor]]:
+    """What is in memory, by key; the calls of ``calls="all"`` one by one."""
+    for key in source.pairs if isinstance(source, Activations) else source:
+        name, reducer = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
+        if not isinstance(name, str) or not isinstance(reducer, str | None):
+            raise ArgumentTypeError(f"a key of {argument}", "be a name or a (name, reducer)", key)
+        value = source[key]
+        if isinstance(value, list):
+            yield from (((f"{name}#{index}", reducer), _tensor(one, argument)) for index, one in enumerate(value))
+        else:
+            yield (name, reducer), _tensor(value, argument)
+
+
+def _tensor(value: Any, argument: str) -> Tensor:
+    if isinstance(value, np.ndarray):
+        value = _from_array(value)
+    if not isinstance(value, Tensor) or value.is_meta or value.is_quantized:
+        raise ArgumentTypeError(f"a value in {argument}", "be a tensor, or an array of numbers", value)
+    tensor = ordinary(value.detach())
+    return tensor if tensor.is_nested or tensor.layout is torch.strided else tensor.to_dense()
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Any:
+    """The tensor of an array, or the array itself where torch has no such numbers."""
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    try:
+        return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+    except TypeError:
+        return array

@@ -1,0 +1,212 @@
+"""Which layers are wanted: selections, and their resolution to modules and recorded names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, Literal
+
+from torch import nn
+
+from activation_extractor._display import shown
+from activation_extractor._private_torch import has_forward
+from activation_extractor.errors import ArgumentError, ArgumentTypeError, DuplicateLayerError, LayerNotFoundError
+from activation_extractor.layers._modules import WRAPPER_SEGMENTS, ModuleTree, check_hookable
+from activation_extractor.layers._patterns import glob
+
+Side = Literal["output", "input", "gradient"]
+
+_SINGLE = (str, bytes, nn.Module, type)  # one selection each, also where it can be iterated over
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Layers together with the side of the call that is wanted; made by `outputs`, `inputs` and `gradients`."""
+
+    layers: Any
+    side: Side
+    select: Any = None
+
+
+def outputs(layers: Any, *, select: Any = None) -> Selection:
+    """Record what the layers return.
+
+    Args:
+        layers: any selection that `capture` takes.
+        select: which part of a structured output: an index, a key (or attribute), or a callable that is given the
+            output and returns the part. Without it the first tensor of the structure is recorded.
+
+    Example:
+        >>> from torch import nn
+        >>> from activation_extractor import capture, outputs
+        >>> attention = nn.MultiheadAttention(8, 2)
+        >>> wrapped = capture(nn.Sequential(attention), outputs("0", select=1))  # the attention weights
+    """
+    return Selection(layers, "output", _check_select(select))
+
+
+def inputs(layers: Any, *, select: Any = None) -> Selection:
+    """Record what the layers are called with, taken before the call; recorded as ``name:input``.
+
+    Args:
+        layers: any selection that `capture` takes.
+        select: which argument: a position, a name of the layer's signature (keyword arguments count too), or a
+            callable that is given the arguments by name. Without it the first tensor is recorded.
+    """
+    return Selection(layers, "input", _check_select(select))
+
+
+def gradients(layers: Any, *, select: Any = None) -> Selection:
+    """Record the gradient that backward brings to the layers' output; recorded as ``name:gradient``.
+
+    Backward has to run inside the block. The gradient is the one for the value that the layer returned, also when a
+    later in-place op changes that value. A second backward over the same call replaces the first one's gradient.
+
+    Args:
+        layers: any selection that `capture` takes.
+        select: which part of a structured output, as for `outputs`.
+    """
+    return Selection(layers, "gradient", _check_select(select))
+
+
+def _check_select(select: Any) -> Any:
+    if select is None or isinstance(select, int | str) or callable(select):
+        return select
+    raise ArgumentTypeError("select", "be an index, a key or a callable", select)
+
+
+@dataclass(slots=True)  # frozen would take three times as long to make; a tuple's names are slower to read
+class Target:
+    """One thing to record.
+
+    Attributes:
+        name: the recorded name, ``h.0``, ``h.0:input``, ``h.0:gradient`` or the user's own.
+        layer: the layer's plain name.
+        module: the module that is hooked.
+        side: which side of its call.
+        select: which part of a structured value, or None for its first tensor.
+    """
+
+    name: str
+    layer: str
+    module: nn.Module
+    side: Side
+    select: Any
+
+
+def resolve(model: nn.Module, layers: Any) -> tuple[Target, ...]:
+    """The targets that a selection means on this model, in the selection's order, patterns in the model's order."""
+    tree = ModuleTree(model)
+    targets: dict[str, Target] = {}
+    literal: set[str] = set()
+    for target, is_literal in _expand(tree, layers, "output", None):
+        known = targets.setdefault(target.name, target)
+        if (known.module, known.side, known.select) != (target.module, target.side, target.select):
+            reason = f"for two things, of layers {known.layer!r} and {target.layer!r}"
+            raise DuplicateLayerError(target.name, reason, "Give one of them another name: {'new name': selection}.")
+        if is_literal and target.name in literal:
+            raise DuplicateLayerError(target.name, "twice", "Leave one of them out.")
+        if is_literal:
+            literal.add(target.name)
+    if not targets:
+        raise ArgumentError("layers", "select at least one layer", layers, "Try blocks(model) or '**'.")
+    return tuple(targets.values())
+
+
+def _expand(tree: ModuleTree, layers: Any, side: Side, select: Any) -> Iterator[tuple[Target, bool]]:
+    """Yield each target of a selection, and whether it was named one by one rather than by a pattern."""
+    if isinstance(layers, Selection):
+        yield from _expand(tree, layers.layers, layers.side, layers.select)
+    elif isinstance(layers, _SINGLE) or not isinstance(layers, Iterable):
+        found, is_literal = _match(tree, layers)
+        for layer, module in found:
+            check_hookable(layer, module)
+            name = layer if side == "output" else f"{layer}:{side}"
+            yield Target(name, layer, module, side, select), is_literal
+    elif isinstance(layers, Mapping):
+        for name, selection in layers.items():
+            yield _renamed(tree, name, selection, side, select), True
+    else:
+        for selection in layers:
+            yield from _expand(tree, selection, side, select)
+
+
+def _renamed(tree: ModuleTree, name: Any, selection: Any, side: Side, select: Any) -> Target:
+    if not isinstance(name, str):
+        raise ArgumentTypeError("a new name in layers", "be a string", name)
+    found = [target for target, _ in _expand(tree, selection, side, select)]
+    if len(found) != 1:
+        reason = f"for {len(found)} layers selected by {shown(selection)}"
+        raise DuplicateLayerError(name, reason, "Give each layer a name of its own.")
+    suffix = "" if side == "output" else f":{side}"
+    return replace(found[0], name=name + suffix)
+
+
+def _match(tree: ModuleTree, selection: Any) -> tuple[list[tuple[str, nn.Module]], bool]:
+    """The layers that one selection means, and whether it names a layer rather than describing some."""
+    if isinstance(selection, str):
+        if (layer := tree.find(selection)) is not None:
+            return [layer], True
+        if not any(character in selection for character in "*?["):
+            raise LayerNotFoundError(selection, _close_matches(tree, selection))
+    is_literal = isinstance(selection, nn.Module)
+    names = _names_of(tree, selection) if is_literal else _described(tree, selection)
+    tree.check(names)
+    return [(name, tree.modules[name]) for name in names], is_literal
+
+
+def _names_of(tree: ModuleTree, module: nn.Module) -> list[str]:
+    names = tree.names_of(module)
+    if not names:
+        raise LayerNotFoundError(type(module).__name__, advice="The module given is not part of the model.")
+    return names
+
+
+def _described(tree: ModuleTree, selection: Any) -> list[str]:
+    """The names of the layers that fit a description; neither the root nor bare containers."""
+    fits = _fits(selection)
+    names = [name for name in fits(tree.modules) if name and has_forward(tree.modules[name])]
+    if not names and _names_wrappers(selection):
+        plain = tree.full_names
+        by_full_name = {full_name: tree.modules[name] for full_name, name in plain.items() if name}
+        names = list(dict.fromkeys(plain[one] for one in fits(by_full_name) if has_forward(by_full_name[one])))
+    if not names:
+        raise LayerNotFoundError(_shown(selection), _close_matches(tree, selection))
+    return names
+
+
+def _names_wrappers(selection: Any) -> bool:
+    """Whether a pattern or regex speaks of the segments that wrappers add."""
+    text = selection.pattern if isinstance(selection, re.Pattern) else selection
+    return isinstance(text, str) and any(word in text for word in ("module", *WRAPPER_SEGMENTS))
+
+
+def _fits(selection: Any) -> Callable[[Mapping[str, nn.Module]], Iterable[str]]:
+    """What finds the names that fit a description."""
+    if isinstance(selection, str):
+        segments = (segment for segment in selection.split(".") if segment not in WRAPPER_SEGMENTS)
+        selection = glob(".".join(segments))
+    if isinstance(selection, re.Pattern):
+        return partial(filter, selection.fullmatch)
+    if isinstance(selection, type):
+        if not issubclass(selection, nn.Module):
+            raise ArgumentTypeError("a type in layers", "be a subclass of torch.nn.Module", selection)
+        return lambda modules: (name for name, module in modules.items() if isinstance(module, selection))
+    if callable(selection):
+        return lambda modules: (
+            one for one in modules if one and has_forward(modules[one]) and selection(one, modules[one])
+        )
+    condition = "be a name, pattern, regex, module, module type, predicate, or an iterable or dict of these"
+    raise ArgumentTypeError("layers", condition, selection)
+
+
+def _close_matches(tree: ModuleTree, selection: Any) -> list[str]:
+    text = selection.pattern if isinstance(selection, re.Pattern) else selection
+    return get_close_matches(text, filter(None, tree.modules), n=3) if isinstance(text, str) else []
+
+
+def _shown(selection: Any) -> Any:
+    return getattr(selection, "__qualname__", selection)

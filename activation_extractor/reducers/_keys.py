@@ -1,0 +1,54 @@
+"""How activations and stores are indexed: by layer and reducer, or by layer alone when there is one reducer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from activation_extractor._display import examples
+from activation_extractor.errors import ActivationNotFoundError
+from activation_extractor.reducers._reducers import canonical_name
+
+EntryKey = str | tuple[str, str]
+
+
+def resolve_key(key: Any, names: Sequence[str], reducers: Sequence[str]) -> tuple[str, str]:
+    """The ``(name, reducer)`` that a user's key means.
+
+    Raises:
+        ActivationNotFoundError: there is none, or the reducer has to be said.
+    """
+    name, reducer = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
+    if name not in names:
+        raise ActivationNotFoundError(key, _unknown_name(name, names))
+    if reducer is None and len(reducers) > 1:
+        text = f"A key must say which reducer is meant ({examples(reducers)}), got {key!r}. "
+        raise ActivationNotFoundError(key, text + f"Write [{name!r}, {reducers[0]!r}].")
+    reducer = reducers[0] if reducer is None else reducer
+    if reducer not in reducers:
+        reducer = canonical_name(reducer)
+    if reducer not in reducers:
+        text = f"A reducer in a key must be one of {examples(reducers)}, got {reducer!r}."
+        raise ActivationNotFoundError(key, f"{text} Ask for it with reduce=.")
+    return str(name), str(reducer)
+
+
+def entry_keys(names: Sequence[str], reducers: Sequence[str]) -> list[EntryKey]:
+    """The keys that iteration gives."""
+    if len(reducers) == 1:
+        return list(names)
+    return [(name, reducer) for name in names for reducer in reducers]
+
+
+def pairs_of(keys: Iterable[EntryKey], reducers: Sequence[str]) -> list[tuple[str, str]]:
+    """The name and reducer of each key."""
+    return [key if isinstance(key, tuple) else (key, reducers[0]) for key in keys]
+
+
+def _unknown_name(name: Any, names: Sequence[str]) -> str:
+    close = get_close_matches(name, names, n=3) if isinstance(name, str) else []
+    if close:
+        return f"Nothing is recorded under {name!r}. Close matches: {examples(close)}."
+    there = f"There is {examples(names)}." if names else "Nothing has been recorded yet, or it was cleared."
+    return f"Nothing is recorded under {name!r}. {there}"

@@ -1,0 +1,216 @@
+"""The reducers that are built in, and how a reducer is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from activation_extractor._tensors import storage_bytes
+from activation_extractor.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DuplicateLayerError,
+    PositionError,
+    ReducerError,
+    add_note,
+)
+
+Reducer = Callable[[Tensor, "Tensor | None"], Tensor]
+
+
+def full(activation: Tensor, mask: Tensor | None) -> Tensor:
+    """The activation itself, unreduced, padding included, in the layout in which the layer returned it.
+
+    In a store the padded positions are left out instead.
+    """
+    return activation
+
+
+def mean(activation: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over the real positions, ``(batch, *features)``.
+
+    Accumulated in at least float32 and returned in the activation's dtype; integers and bools give float32.
+    Whatever stands in a padded slot, NaN included, changes nothing.
+    """
+    if mask is None and activation.dtype in _SUMMED_AS_THEY_ARE:
+        return activation.mean(1)
+    dtype = _sum_dtype(activation.dtype)
+    result_dtype = activation.dtype if _is_inexact(activation.dtype) else dtype
+    if mask is None:
+        return activation.mean(1, dtype=dtype).to(result_dtype)
+    mask = _expand(mask, activation)
+    total = torch.where(mask, activation, 0).sum(1, dtype=dtype)
+    return (total / mask.sum(1)).to(result_dtype)
+
+
+def first(activation: Tensor, mask: Tensor | None) -> Tensor:
+    """The first real position, ``(batch, *features)``, whichever side is padded."""
+    if mask is None:
+        return activation[:, 0].clone()
+    return _take(activation, mask.int().argmax(1))  # argmax gives the first of equal values
+
+
+def last(activation: Tensor, mask: Tensor | None) -> Tensor:
+    """The last real position, ``(batch, *features)``, whichever side is padded."""
+    if mask is None:
+        return activation[:, -1].clone()
+    return _take(activation, mask.shape[1] - 1 - mask.int().flip(1).argmax(1))
+
+
+def max(activation: Tensor, mask: Tensor | None) -> Tensor:
+    """The greatest value of each feature over the real positions, ``(batch, *features)``; a real NaN gives NaN."""
+    if mask is None:
+        return activation.amax(1)
+    lowest = _lowest(activation.dtype)
+    return torch.where(_expand(mask, activation), activation, lowest).amax(1)
+
+
+def position(k: int) -> Reducer:
+    """A reducer that takes the `k`-th real position, counted from 0, or from the end when negative.
+
+    Its name is ``position(k)``.
+
+    Raises:
+        PositionError: when used, a row has fewer real positions; it names the row.
+
+    Example:
+        >>> import torch
+        >>> from activation_extractor.reducers import position
+        >>> position(1)(torch.arange(6.0).reshape(1, 3, 2), torch.tensor([[False, True, True]]))
+        tensor([[4., 5.]])
+    """
+    if not isinstance(k, int) or isinstance(k, bool):
+        raise ArgumentTypeError("k of position(k)", "be an integer", k)
+
+    def at_position(activation: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            mask = torch.ones(activation.shape[:2], dtype=torch.bool, device=activation.device)
+        real = mask.sum(1)
+        rank = real + k if k < 0 else torch.full_like(real, k)
+        missing = (rank < 0) | (rank >= real)
+        if missing.any():
+            row = int(missing.nonzero()[0])
+            raise PositionError(k, row, int(real[row]))
+        is_wanted = mask & (mask.cumsum(1) == rank[:, None] + 1)
+        return _take(activation, is_wanted.int().argmax(1))
+
+    at_position.__name__ = at_position.__qualname__ = f"position({k})"
+    return at_position
+
+
+_SUMMED_AS_THEY_ARE = frozenset({torch.float32, torch.float64})
+
+_BUILT_IN: dict[str, Reducer] = {"full": full, "mean": mean, "first": first, "last": last, "max": max}
+_ALIASES = {"FT": "first", "LT": "last"}  # the words of the original system
+
+
+def canonical_name(name: object) -> object:
+    """A reducer's own name for an alias (``FT``, ``LT``); anything else as it is."""
+    return _ALIASES.get(name, name) if isinstance(name, str) else name
+
+
+def owns_result(reducer: Reducer) -> bool:
+    """Whether the reducer is known to return memory of its own rather than a view of the activation."""
+    return reducer in _BUILT_IN.values() or getattr(reducer, "__module__", None) == __name__
+
+
+def resolve_reducers(reduce: Any) -> dict[str, Reducer]:
+    """The reducers that ``reduce=`` means, by name: a name, a callable, an iterable of these, or a dict of names.
+
+    Raises:
+        ArgumentError: an unknown name, or none at all.
+        DuplicateLayerError: two reducers of one name.
+    """
+    if isinstance(reduce, Mapping) and reduce:
+        return {_checked_name(name): _resolve_one(reducer)[1] for name, reducer in reduce.items()}
+    several = isinstance(reduce, Iterable) and not isinstance(reduce, str)
+    reducers: dict[str, Reducer] = {}
+    for item in reduce if several else [reduce]:
+        name, reducer = _resolve_one(item)
+        if name in reducers:
+            advice = "Leave one of them out, or name them: reduce={'name': reducer}."
+            raise DuplicateLayerError(name, "for two reducers", advice)
+        reducers[name] = reducer
+    if not reducers:
+        raise ArgumentError("reduce", "name at least one reducer", reduce, f"Built in: {', '.join(_BUILT_IN)}.")
+    return reducers
+
+
+def _resolve_one(reducer: Any) -> tuple[str, Reducer]:
+    if isinstance(reducer, str):
+        name = str(canonical_name(reducer))
+        if name not in _BUILT_IN:
+            condition = f"be one of {', '.join(_BUILT_IN)}, FT, LT or a callable"
+            raise ArgumentError("reduce", condition, reducer, "For one position use reducers.position(k).")
+        return name, _BUILT_IN[name]
+    if not callable(reducer):
+        raise ArgumentTypeError("reduce", "be a name, a callable (activation, mask) -> tensor or several", reducer)
+    return getattr(reducer, "__name__", type(reducer).__name__), reducer
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str) or not name:
+        raise ArgumentTypeError("a name in reduce", "be a string that is not empty", name)
+    return name
+
+
+def _expand(mask: Tensor, activation: Tensor) -> Tensor:
+    return mask.reshape(*mask.shape, *[1] * (activation.dim() - 2))  # (batch, seq, 1, ...)
+
+
+def _take(activation: Tensor, index: Tensor) -> Tensor:
+    rows = torch.arange(len(index), device=activation.device)
+    return activation[rows, index]
+
+
+def _is_inexact(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32) if _is_inexact(dtype) else torch.float32
+
+
+def _lowest(dtype: torch.dtype) -> float | int | bool:
+    if dtype == torch.bool:
+        return False
+    return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
+def reduce_sequence(layer: str, name: str, reducer: Reducer, sequence: Tensor, mask: Tensor | None) -> Tensor:
+    """Reduce ``(batch, seq, *features)``; the result owns its memory.
+
+    Raises:
+        ReducerError: the reducer returned something else than a tensor with `batch` rows.
+    """
+    try:
+        result = reducer(sequence, mask)
+    except Exception as error:
+        note_reduction(error, layer, name, sequence)
+        raise
+    return result if owns_result(reducer) else own_result(layer, name, sequence, result)
+
+
+def note_reduction(error: Exception, layer: str, name: str, sequence: Tensor) -> None:
+    """Say in an error that a reducer raised what it was reducing."""
+    shape = "nested" if sequence.is_nested else tuple(sequence.shape)
+    add_note(error, f"while reducing layer {layer!r} with {name!r}, activation {shape}")
+
+
+def own_result(layer: str, name: str, sequence: Tensor, result: Tensor) -> Tensor:
+    """What a user's reducer made of an activation, checked and in memory of its own.
+
+    Raises:
+        ReducerError: it is something else than a tensor with a row for each of the batch.
+    """
+    if not isinstance(result, Tensor):
+        raise ReducerError(name, layer, f"a {type(result).__name__}")
+    if result.dim() == 0 or result.shape[0] != sequence.shape[0]:
+        got = f"shape {tuple(result.shape)} for {sequence.shape[0]} rows"
+        raise ReducerError(name, layer, got)
+    if storage_bytes(result)[0] == storage_bytes(sequence)[0]:
+        return result.clone()
+    return result

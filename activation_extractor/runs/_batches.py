@@ -1,0 +1,112 @@
+"""What batches of a data set hold beside what the model is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from activation_extractor._format._rows import RowId
+from activation_extractor.errors import ArgumentError, ArgumentTypeError
+from activation_extractor.sinks._steps import check_ids
+
+Ids = str | Callable[[Any], Any] | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch, taken apart.
+
+    Attributes:
+        arguments: what the model is called with.
+        ids: the ids of its rows.
+        places: where its rows are in the data set.
+        pooling_mask: which positions count.
+        keep: the columns to store as they are.
+    """
+
+    arguments: Any
+    ids: list[RowId] | None
+    places: Any
+    pooling_mask: Any
+    keep: Mapping[str, Any]
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """All that its rows in a store are made from, but for ids and places."""
+        return (self.arguments, self.keep, *([] if self.pooling_mask is None else [self.pooling_mask]))
+
+
+class BatchEntries:
+    """The entries to take out of batches; the meaning of each is in `extract`'s docstring.
+
+    Raises:
+        ArgumentTypeError: one of them is no name.
+    """
+
+    def __init__(self, ids: Ids, keep: Any, order: str | None, pooling_mask: str | None) -> None:
+        if ids is not None and not isinstance(ids, str) and not callable(ids):
+            raise ArgumentTypeError("ids", "name an entry of the batches, or be a callable that is given one", ids)
+        names = [keep] if isinstance(keep, str) else list(keep) if isinstance(keep, Iterable) else [keep]
+        if not all(isinstance(name, str) for name in names):
+            raise ArgumentTypeError("keep", "name entries of the batches", keep)
+        for argument, name in (("order", order), ("pooling_mask", pooling_mask)):
+            if name is not None and not isinstance(name, str):
+                raise ArgumentTypeError(argument, "name an entry of the batches", name)
+        self._ids, self._keep, self._order, self._pooling_mask = ids, sorted({*names}), order, pooling_mask
+        self._taken = {name for name in (ids, order, pooling_mask, *names) if isinstance(name, str)}
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a run's values depend on of them."""
+        ids = self._ids if isinstance(self._ids, str) else self._ids is not None
+        return {"ids": ids, "keep": self._keep, **({"order": self._order} if self._order else {})}
+
+    def split(self, batch: Any) -> Batch:
+        """A batch, taken apart.
+
+        Raises:
+            ArgumentError: it lacks an entry.
+            ArgumentTypeError: it has no entries.
+        """
+        if self._taken and not isinstance(batch, Mapping):
+            condition = "be a mapping"
+            raise ArgumentTypeError("a batch with ids, keep, order or pooling_mask", condition, type(batch).__name__)
+        absent = [name for name in sorted(self._taken) if name not in batch]
+        if absent:
+            advice = "Check ids=, keep=, order= and pooling_mask=."
+            raise ArgumentError("a batch", f"hold the entry {absent[0]!r}", list(batch), advice)
+        arguments = batch
+        if self._taken:
+            arguments = {name: value for name, value in batch.items() if name not in self._taken}
+        ids = self._ids(batch) if callable(self._ids) else batch[self._ids] if self._ids else None
+        return Batch(
+            arguments=arguments,
+            ids=check_ids(ids),
+            places=batch[self._order] if self._order else None,
+            pooling_mask=batch[self._pooling_mask] if self._pooling_mask else None,
+            keep={name: batch[name] for name in self._keep},
+        )
+
+
+def call_model(model: nn.Module, batch: Any) -> None:
+    """Call a model with a batch, its tensors moved to the model's device.
+
+    Raises:
+        ArgumentTypeError: the batch is neither a mapping, a tuple nor a tensor.
+    """
+    place = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+
+    def moved(value: Any) -> Any:
+        return value.to(place) if isinstance(value, Tensor) and place is not None else value
+
+    if isinstance(batch, Mapping):
+        model(**{name: moved(value) for name, value in batch.items()})
+    elif isinstance(batch, tuple | list):
+        model(*map(moved, batch))
+    elif isinstance(batch, Tensor):
+        model(moved(batch))
+    else:
+        raise ArgumentTypeError("a batch", "be a mapping, a tuple or a tensor", type(batch).__name__)

@@ -1,0 +1,189 @@
+"""`extract`: a whole data set through a model, into a store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+
+from activation_extractor._format._codecs import CODECS
+from activation_extractor._format._fingerprints import structure_digest, weights_digest
+from activation_extractor.activations import capture
+from activation_extractor.activations._options import Missing
+from activation_extractor.activations._recorded import Calls
+from activation_extractor.errors import ArgumentError, ArgumentTypeError
+from activation_extractor.layers._modules import evaluating, unwrap
+from activation_extractor.reducers._masks import BatchMask
+from activation_extractor.runs._batches import BatchEntries, Ids, call_model
+from activation_extractor.runs._progress import Progress
+from activation_extractor.runs._run import Run
+from activation_extractor.sinks._store_sinks import check_path, check_size
+from activation_extractor.sinks._store_writer import QUEUE_BYTES
+from activation_extractor.store import Store, open_store
+
+Format = Literal["safetensors", "npz", "npy"]
+_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+def extract(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Any,
+    *,
+    out: str | os.PathLike[str],
+    reduce: Any = None,
+    ids: Ids = None,
+    keep: Iterable[str] = (),
+    order: str | None = None,
+    pooling_mask: str | None = None,
+    device: Any = None,
+    progress: bool | None = None,
+    rows_per_unit: int | None = None,
+    format: Format = "safetensors",  # noqa: A002 - what everybody calls it
+    queue_bytes: int = QUEUE_BYTES,
+    resume: bool = True,
+    mask: Any = "attention_mask",
+    sequence_axis: int | tuple[int, ...] | None = None,
+    calls: Calls = "last",
+    stop_early: bool = False,
+    missing: Missing = "error",
+) -> Store:
+    """Run a model over a data set and store what its layers compute.
+
+    The model runs in ``eval()`` and under ``inference_mode``; its training flags are restored. Batches are gathered
+    into units of whole batches, and each unit appears on disk complete or not at all, while the model goes on. When
+    the run fails or is killed, the units that are complete stay and the one under way is lost.
+
+    Called again with the same arguments, it goes on where it ended: batches whose unit is there are compared rather
+    than computed, by their ids and by a checksum over what the model would be called with (tensors of more than 1 MiB
+    are sampled). Another model, other weights, layers, reducers or data are an error, and the store stays as it is.
+    On one machine, with one device and the same versions, a run that was interrupted ends in the same bytes as one
+    that was not. Several processes may share a store; each does what the others have not done.
+
+    Args:
+        model: the model.
+        batches: an iterable of batches, a DataLoader for example, in the same order each time. A batch is a mapping
+            (keyword arguments), a tuple or list (positional arguments) or a tensor. Tensors are moved to the model's
+            device.
+        layers: any selection that `capture` takes.
+        out: a new or empty folder, or the store of an earlier call with the same arguments.
+        reduce: what to keep of an activation, as for `capture`.
+        ids: the entry of the batches that holds the row ids, which is taken out before the call; or a callable that is
+            given the batch and returns them. Without it rows are numbered.
+        keep: entries to take out of the batches and store beside the activations (labels, say), numbers or text.
+        order: the entry, taken out as well, that holds each row's place in the data set, from 0, for batches that come
+            in another order, as `length_batches` makes them: rows are stored in the data set's order.
+        pooling_mask: the entry, taken out as well, that tells which positions count for reducers and are stored,
+            ``(batch, seq)``, where that is not what the model is told: padding and special tokens left out, say. It
+            takes the place of `mask`.
+        device: move the model there first; without it the model stays where it is.
+        progress: a progress bar, which needs tqdm; by default one is shown if tqdm is installed.
+        rows_per_unit: rows a unit has, rounded up to whole batches as large as the first one; by default about 64 MiB
+            of them, and at most 4,096.
+        format: of the shards; ``npz`` and ``npy`` hold bfloat16 and float8 as float32.
+        queue_bytes: how many bytes units may hold, those that wait to be written and the one that is under way; the
+            model waits while there are more.
+        resume: go on with a store that is there; False takes a new or empty folder only.
+        mask: as for `capture`.
+        sequence_axis: as for `capture`.
+        calls: as for `capture`.
+        stop_early: as for `capture`.
+        missing: as for `capture`.
+
+    Returns:
+        The store, opened.
+
+    Raises:
+        ArgumentError: a batch lacks the ids or a kept entry, or is none of the above; a sampler that is random without
+            ids; or see `capture`.
+        OtherRunError: the folder holds a store that other arguments or other data have made.
+        StoreError: the folder holds something else, an id comes twice, or the disk refuses.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torch import nn
+        >>> from activation_extractor import extract
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+        >>> batches = [{"input": torch.randn(2, 4), "id": ["a", "b"]}]
+        >>> store = extract(model, batches, "*", out=tempfile.mkdtemp(), ids="id", progress=False)
+        >>> store["1"].shape
+        (2, 8)
+    """
+    entries = BatchEntries(ids, keep, order, pooling_mask)
+    _check_order(batches, ids, resume)
+    check_size("queue_bytes", queue_bytes)
+    check_size("rows_per_unit", 1 if rows_per_unit is None else rows_per_unit)
+    if format not in CODECS:
+        raise ArgumentError("format", f"be one of {', '.join(map(repr, CODECS))}", format)
+
+    def fingerprint() -> dict[str, Any]:
+        plain = unwrap(model)
+        weights = {"weights": weights_digest(plain), "structure": structure_digest(plain)}
+        return {**weights, **entries.fingerprint, "rows_per_unit": rows_per_unit}
+
+    counted = BatchMask(pooling_mask or "")
+    if pooling_mask and mask != "attention_mask":
+        raise ArgumentError("mask", "be left out with pooling_mask", mask)
+
+    run = Run(
+        check_path("out", out),
+        CODECS[format],
+        fingerprint,
+        rows_per_unit=rows_per_unit,
+        queue_bytes=queue_bytes,
+        resume=resume,
+        is_ordered=order is not None,
+    )
+    recorded = capture(
+        model,
+        layers,
+        reduce=reduce,
+        sink=run,
+        mask=counted if pooling_mask else mask,
+        sequence_axis=sequence_axis,
+        calls=calls,
+        stop_early=stop_early,
+        missing=missing,
+    )
+    bar = Progress(batches, progress)
+    if device is not None:
+        model.to(device)
+    with evaluating(model), torch.inference_mode(), recorded as acts:
+        for given in bar:
+            batch = entries.split(given)
+            if not run.skips(batch.ids, batch.inputs, batch.places):
+                counted.now = batch.pooling_mask
+                with acts.step(ids=batch.ids, keep=batch.keep):
+                    call_model(model, batch.arguments)
+            bar.show(run.known_rows, run.rows, run.nbytes)
+        run.end()
+    if not run.rows + run.known_rows:
+        raise ArgumentError("batches", "hold at least one row", batches)
+    return open_store(out)
+
+
+def _check_order(batches: Any, ids: Ids, resume: Any) -> None:
+    """Refuse what cannot be gone on with: rows in an order that nobody will know again."""
+    if not isinstance(batches, Iterable):
+        raise ArgumentTypeError("batches", "be an iterable of batches", batches)
+    if not isinstance(resume, bool):
+        raise ArgumentTypeError("resume", "be True or False", resume)
+    random = next(
+        (one for one in _samplers(batches) if isinstance(one, _RANDOM) or getattr(one, "shuffle", False)), None
+    )
+    if resume and ids is None and random is not None:
+        advice = "Pass ids=, leave out shuffle=True, or pass resume=False."
+        raise ArgumentError("batches", "come in a fixed order when rows have no ids", type(random).__name__, advice)
+
+
+def _samplers(batches: Any) -> Iterator[Any]:
+    """What decides on the order of a DataLoader's rows, one sampler inside the other."""
+    for name in ("batch_sampler", "sampler"):
+        sampler = getattr(batches, name, None)
+        if sampler is not None:
+            yield sampler
+            yield from _samplers(sampler)

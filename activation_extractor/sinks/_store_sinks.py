@@ -1,0 +1,219 @@
+"""Sinks that write a store, one class for each format."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+from activation_extractor._format._codecs import NPY, NPZ, SAFETENSORS, Codec
+from activation_extractor._format._manifest import has_manifest, read_manifest, store_name
+from activation_extractor._format._reader import Reader
+from activation_extractor._format._shards import list_units, shard_path, unit_name
+from activation_extractor.errors import ArgumentError, ArgumentTypeError, StoreError
+from activation_extractor.sinks._sinks import Sink
+from activation_extractor.sinks._steps import Step
+from activation_extractor.sinks._store_writer import QUEUE_BYTES, UNIT_BYTES, UNIT_ROWS, StoreWriter, check_free
+
+
+class StoreSink(Sink):
+    """Writes a store: a folder of shards that `open_store` reads, and numpy or safetensors themselves.
+
+    `SafetensorsSink`, `NpySink` and `NpzSink` are stores of these formats. Steps are gathered, on the CPU, into units
+    of whole steps, which a thread of its own writes while the model goes on. A unit becomes a shard that appears
+    complete or not at all and is never rewritten. The last unit is written when the block is left, also when that is
+    by an exception. What cannot be written raises at the next step and when the block is left.
+
+    Attributes:
+        path: the folder.
+        rows: how many rows it was given.
+        nbytes: how many bytes of columns they had.
+
+    Args:
+        path: a new or empty folder; made when the first step is written.
+        unit_bytes: from how many bytes on a unit is written; also from 4,096 rows on.
+        rows_per_unit: write a unit from this many rows on instead.
+        queue_bytes: how many bytes units may hold, those that wait to be written and the one that is under way; the
+            next step waits while there are more, but for one unit that is written while the next one is gathered.
+        append: add to a store that is there, if it is one of the same model, layers and reducers.
+
+    Raises:
+        StoreError: the folder holds something, or with ``append=True`` something else than a store of this format.
+        ArgumentError: a size that is not positive.
+    """
+
+    codec: ClassVar[Codec]
+    reads_later = True
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        unit_bytes: int = UNIT_BYTES,
+        rows_per_unit: int | None = None,
+        queue_bytes: int = QUEUE_BYTES,
+        append: bool = False,
+    ) -> None:
+        sizes = {"unit_bytes": unit_bytes, "queue_bytes": queue_bytes}
+        for name, size in {**sizes, "rows_per_unit": 1 if rows_per_unit is None else rows_per_unit}.items():
+            check_size(name, size)
+        self.path = check_path("path", path)
+        if not isinstance(append, bool):
+            raise ArgumentTypeError("append", "be True or False", append)
+        self._appends = append and has_manifest(self.path)
+        if not self._appends:
+            check_free(self.path)
+        self._unit_bytes, self._rows_per_unit = unit_bytes, rows_per_unit
+        self._name, self._units = writer_name(), 0
+        self._writer = StoreWriter(self.path, self.codec, self._name, queue_bytes, shares_store=append)
+        self._about: Mapping[str, Any] | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def rows(self) -> int:
+        """How many rows it was given."""
+        return self._writer.rows
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes of columns they had."""
+        return self._writer.nbytes
+
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Compare what is to be captured with what the store holds.
+
+        Raises:
+            OtherRunError: a store that is added to holds something else.
+            StoreError: two captures that differ write to this sink.
+        """
+        with self._lock:
+            if self._about is None:
+                self._begin(about)
+            elif self._about != about:
+                advice = "Give each capture a sink and a folder of its own."
+                raise StoreError(self.path, "be written by captures of the same", "another one", advice)
+            self._about = dict(about)
+
+    def write(self, step: Step) -> None:
+        """Add the step to the unit; hand the unit over to be written when it is large enough.
+
+        Raises:
+            StoreError: the folder cannot be made, an id was seen before, a column changed its dtype or row shape, or
+                the disk refused an earlier unit.
+            ArgumentError: a dtype that the format lacks.
+        """
+        with self._lock:
+            if self._about is None:
+                self.begin({})
+            self._writer.add(step)
+            if self._is_whole():
+                self._commit()
+
+    def close(self) -> None:
+        """Write the unit that is under way, if it holds anything, and wait until all is on the disk.
+
+        Raises:
+            StoreError: the disk refused a unit.
+        """
+        with self._lock:
+            try:
+                if self._writer.unit.rows:
+                    self._commit()
+            finally:
+                self._writer.finish()
+
+    def _begin(self, about: Mapping[str, Any]) -> None:
+        run = {"fingerprint": dict(about), "batches_per_unit": None, "model": about.get("model")}
+        self._writer.begin(run)
+        if not self._appends:
+            return
+        if read_manifest(self.path).unit_size is not None:
+            advice = "Call extract again to go on with it, or choose another folder."
+            raise StoreError(self.path, "be a store that with-blocks wrote", "one that extract wrote", advice)
+        self._writer.go_on()
+        reader = Reader(self.codec, store_name(about))
+        for unit in list_units(self.path, self.codec):
+            self._writer.see(reader.ids(str(shard_path(self.path, unit, self.codec))))
+
+    def _is_whole(self) -> bool:
+        unit = self._writer.unit
+        if self._rows_per_unit is not None:
+            return unit.rows >= self._rows_per_unit
+        return unit.nbytes >= self._unit_bytes or unit.rows >= UNIT_ROWS
+
+    def _commit(self) -> None:
+        self._writer.commit(unit_name(self._units, self._name))
+        self._units += 1
+
+
+@final
+class SafetensorsSink(StoreSink):
+    """Writes a store of safetensors files; every dtype stays as it is. See `StoreSink` for the arguments.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torch import nn
+        >>> from activation_extractor import SafetensorsSink, capture, open_store
+        >>> model, folder = nn.Sequential(nn.Linear(4, 8)), tempfile.mkdtemp()
+        >>> for _ in range(2):
+        ...     with capture(model, "0", sink=SafetensorsSink(folder, append=True)):
+        ...         _ = model(torch.randn(3, 4))
+        >>> open_store(folder)["0"].shape
+        (6, 8)
+    """
+
+    codec = SAFETENSORS
+
+
+@final
+class NpySink(StoreSink):
+    """Writes a store whose shards are folders of npy files; bfloat16 and float8 become float32, as the manifest says.
+
+    See `StoreSink` for the arguments.
+    """
+
+    codec = NPY
+
+
+@final
+class NpzSink(StoreSink):
+    """Writes a store of uncompressed npz files; bfloat16 and float8 become float32, as the manifest says.
+
+    See `StoreSink` for the arguments.
+    """
+
+    codec = NPZ
+
+
+def open_sink(sink: Sink | str | os.PathLike[str] | None) -> Sink | None:
+    """The sink that ``sink=`` means: a `Sink` as it is, a path as a `SafetensorsSink`."""
+    if sink is None or isinstance(sink, Sink):
+        return sink
+    if isinstance(sink, str | os.PathLike):
+        return SafetensorsSink(sink)
+    raise ArgumentTypeError("sink", "be a Sink or a folder's path", sink)
+
+
+def check_size(name: str, size: Any) -> None:
+    """Refuse what is no number of bytes or rows."""
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ArgumentError(name, "be a positive integer", size)
+
+
+def check_path(name: str, path: Any) -> Path:
+    """A folder's path, when it can be one."""
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentTypeError(name, "be a folder's path", path)
+    if "\0" in os.fspath(path):
+        raise ArgumentError(name, "be a path without NUL", os.fspath(path))
+    return Path(path)
+
+
+def writer_name() -> str:
+    """A name for a writer that no other one has; names sort by the time at which writing began."""
+    now = datetime.now(timezone.utc)
+    return f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"

@@ -1,0 +1,138 @@
+"""A unit of a store: whole steps gathered until they are written as one shard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from activation_extractor._format._entries import IDS, OFFSETS, ROWS
+from activation_extractor._format._rows import Ragged, RowId, as_bytes, offsets
+from activation_extractor.errors import MaskError, add_note
+from activation_extractor.reducers._mask_fit import MaskCheck
+from activation_extractor.sinks._arena import Arena
+from activation_extractor.sinks._schema import _chunk
+from activation_extractor.sinks._steps import Step
+from activation_extractor.sinks._transfer import Arrival, Transfer
+
+_SMALL_CHUNK_BYTES = 64 * 2**10
+
+
+class Unit:
+    """Consecutive whole steps that become one shard, on the CPU or on their way to it.
+
+    Attributes:
+        rows: how many rows they have.
+        nbytes: how many bytes their columns have.
+
+    Args:
+        transfer: what brings columns to the CPU.
+    """
+
+    def __init__(self, transfer: Transfer) -> None:
+        self.rows = self.nbytes = 0
+        self._transfer, self._arrival = transfer, Arrival()
+        self._arena = Arena()
+        self._columns: dict[str, _Column] = {}
+        self._ids: list[RowId] = []
+        self._checks: list[tuple[int, MaskCheck, Tensor]] = []
+
+    def add(self, columns: Mapping[str, Tensor | Ragged], step: Step) -> int:
+        """Add the columns of a step, without waiting for their device; returns their size in bytes."""
+        before = self.nbytes
+        verdicts = {str(number): check.verdict for number, check in enumerate(step.checks)}
+        chunks = {name: _chunk(value) for name, value in columns.items()}
+        hosts = self._transfer.to_host(chunks | verdicts, self._arrival)
+        self._checks += [
+            (step.index, check, hosts[number]) for number, check in zip(verdicts, step.checks, strict=True)
+        ]
+        for name, value in columns.items():
+            host = self._arena.keep(hosts[name]) if hosts[name] is chunks[name] else hosts[name]
+            lengths = value.lengths.cpu() if isinstance(value, Ragged) else None
+            self.nbytes += self._columns.setdefault(name, _Column()).add(host, lengths, self.rows)
+        self._ids += step.ids or ()
+        self.rows += step.rows
+        return self.nbytes - before
+
+    def entries(self, order: Tensor | None = None) -> dict[str, list[Tensor]]:
+        """What goes into the shard, as chunks; waits until they have arrived.
+
+        Args:
+            order: which of the rows comes first, second, ..., ``(rows,)`` int64; None leaves them as they came.
+
+        Raises:
+            MaskError: a step's values were reduced with a mask that is none.
+        """
+        self._arrival.wait()
+        for step, check, verdict in self._checks:
+            _settle(step, check, verdict)
+        entries = _id_entries(self._ids if order is None or not self._ids else [self._ids[row] for row in order])
+        for name, column in self._columns.items():
+            entries |= column.entries(name, self.rows, order)
+        return entries
+
+
+def _settle(step: int, check: MaskCheck, verdict: Tensor) -> None:
+    try:
+        check.settle(verdict)
+    except MaskError as error:
+        add_note(error, f"seen when step {step} had come from its device")
+        raise
+
+
+class _Column:
+    """The chunks of one column of a unit, and which rows they are of."""
+
+    def __init__(self) -> None:
+        self._chunks: list[Tensor] = []
+        self._lengths: list[Tensor] = []
+        self._spans: list[tuple[int, int]] = []  # the first row of each chunk, and the row behind its last
+
+    def add(self, chunk: Tensor, lengths: Tensor | None, first_row: int) -> int:
+        """Add a step's rows, with their lengths where they are ragged; returns their size in bytes."""
+        if lengths is not None:
+            self._lengths.append(lengths)
+        self._chunks.append(chunk)
+        self._spans.append((first_row, first_row + len(chunk if lengths is None else lengths)))
+        return chunk.numel() * chunk.element_size()
+
+    def entries(self, name: str, unit_rows: int, order: Tensor | None) -> dict[str, list[Tensor]]:
+        chunks, lengths, rows = self._chunks, self._lengths, self._rows()
+        if order is not None:
+            chunks, lengths, rows = self._ordered(order, torch.cat(rows))
+        entries = {name: _joined(chunks)}
+        if lengths:
+            entries[name + OFFSETS] = [offsets(torch.cat(lengths))]
+        if sum(stop - start for start, stop in self._spans) < unit_rows:
+            entries[name + ROWS] = rows
+        return entries
+
+    def _rows(self) -> list[Tensor]:
+        """Which rows of the unit each chunk is of."""
+        return [torch.arange(start, stop) for start, stop in self._spans]
+
+    def _ordered(self, order: Tensor, rows: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Values, lengths if any, and rows of the unit, with the unit's rows in another order."""
+        places, by_place = order.argsort()[rows].sort()
+        values = torch.cat(self._chunks)
+        if not self._lengths:
+            return [values[by_place]], [], [places]
+        lengths = torch.cat(self._lengths)
+        parts = torch.split(values, lengths.tolist())
+        return [torch.cat([parts[row] for row in by_place])], [lengths[by_place]], [places]
+
+
+def _joined(chunks: list[Tensor]) -> list[Tensor]:
+    """Many small chunks as one: each costs the writer as much as copying some tens of KiB."""
+    nbytes = sum(chunk.nbytes for chunk in chunks)
+    return [torch.cat(chunks)] if len(chunks) > 1 and nbytes <= len(chunks) * _SMALL_CHUNK_BYTES else chunks
+
+
+def _id_entries(ids: list[RowId]) -> dict[str, list[Tensor]]:
+    if not ids:
+        return {}
+    if isinstance(ids[0], int):
+        return {IDS: [torch.tensor(ids, dtype=torch.int64)]}
+    texts = as_bytes(map(str, ids))
+    return {IDS: [texts.values], IDS + OFFSETS: [offsets(texts.lengths)]}

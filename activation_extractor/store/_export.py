@@ -1,0 +1,278 @@
+"""Taking a store elsewhere: one file, or a folder of arrays, that other programs read without this library.
+
+Columns are read and written a block at a time. What is written appears whole or not at all, and never in place of
+something else.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from activation_extractor._files import draft, publish, sync, sync_folder
+from activation_extractor._format._entries import IDS, OFFSETS, ROWS, entry_name, escape, keep_entry
+from activation_extractor._format._headers import bytes_of
+from activation_extractor._format._rows import as_bytes, offsets
+from activation_extractor._format._safetensors import arranged, check_dtype
+from activation_extractor._tensors import to_numpy
+from activation_extractor.errors import ArgumentError, StoreError
+from activation_extractor.store._columns import Column
+from activation_extractor.store._parquet import ID, write_parquet
+from activation_extractor.store._statistics import value_blocks
+from activation_extractor.store._store import Store
+
+_TEXT_BLOCK = 4096  # rows of text at a time
+
+_Array = np.ndarray[Any, Any]
+_Source = Any  # a column, an index tensor, or a sequence of text
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        path: the file or folder.
+        nbytes: its size.
+        opened_with: a line of Python that opens it.
+    """
+
+    path: Path
+    nbytes: int
+    opened_with: str
+
+
+def export(store: Store, out: str | os.PathLike[str], to: str) -> Export:
+    """Write all of a store to a new file, or folder, of a format that other programs read.
+
+    ==============  ==================================================================================================
+    ``parquet``     A file of one table, for pandas, polars, DuckDB or Spark. ``id`` is the first column (row numbers
+                    when the store has no ids); kept columns have their names, the others are called ``layer``, or
+                    ``layer:reducer`` when there are several reducers. A row of numbers is a fixed-size list, flattened
+                    (its ``shape`` is in the field's metadata), a ragged one a list of these. A column that is short of
+                    rows has nulls, and lists of no fixed size, which pyarrow reads with nulls since 26 only. bfloat16
+                    and float8 become float32. Needs the extra ``parquet``.
+    ``npy``         A folder with ``ids.npy`` and a file for each column, named as in Parquet and percent-escaped.
+    ``npz``         One file; entries are called ``layer`` or ``layer:reducer``, as by ``Activations.save``, and
+                    ``#ids`` and ``#keep:name`` as in a store's own shards.
+    ``safetensors`` The same, with every dtype as it is, and text as UTF-8 bytes.
+    ==============  ==================================================================================================
+
+    In the last three, a ragged column is the positions of all rows one behind the other, and ``...#offsets`` says where
+    each row begins and the last one ends; so is text in safetensors. ``...#rows`` says which rows a column has that is
+    short of them.
+
+    Args:
+        store: what to write.
+        out: a path at which nothing is yet, outside the store.
+        to: the format.
+
+    Raises:
+        ArgumentError: an unknown format, or one that cannot hold what is in the store.
+        MissingExtraError: Parquet without pyarrow.
+        StoreError: there is something at that path already, it cannot be written, or the store is damaged.
+
+    Example:
+        >>> import tempfile, numpy, torch
+        >>> from torch import nn
+        >>> from activation_extractor import capture, open_store
+        >>> from activation_extractor.store._export import export
+        >>> model, folder = nn.Sequential(nn.Linear(4, 8)), tempfile.mkdtemp()
+        >>> with capture(model, "0", sink=f"{folder}/store"):
+        ...     _ = model(torch.randn(2, 4))
+        >>> done = export(open_store(f"{folder}/store"), f"{folder}/out.npz", "npz")
+        >>> with numpy.load(done.path) as arrays:
+        ...     arrays["0"].shape, arrays["#ids"].tolist()
+        ((2, 8), [0, 1])
+    """
+    if to not in _FORMATS:
+        raise ArgumentError("to", f"be one of {', '.join(_FORMATS)}", to)
+    out = Path(out)
+    _check_free(out, store, to)
+    form = _FORMATS[to]
+    with draft(out) as beside:
+        form.write(store, beside)
+        if not publish(beside, out):
+            raise _taken(out, to)
+    files = out.iterdir() if out.is_dir() else [out]
+    return Export(out, sum(file.stat().st_size for file in files), form.opened_with.format(str(out)))
+
+
+def _check_free(out: Path, store: Store, to: str) -> None:
+    if os.path.lexists(out):
+        raise _taken(out, to)
+    if out.resolve().is_relative_to(store.path.resolve()):
+        raise StoreError(out, "be outside the store", "a path inside it", "Choose another place.")
+
+
+def _taken(out: Path, to: str) -> StoreError:
+    kind = "folder" if to == "npy" else "file"
+    return StoreError(out, f"be a new {kind}", "one that is there already", "Choose another path, or move it away.")
+
+
+# What there is to write.
+
+
+def _is_text(source: _Source) -> bool:
+    return not hasattr(source, "dtype")
+
+
+def _ids(store: Store) -> _Source:
+    return store.ids if store.manifest["ids"] == "str" else torch.tensor(store.ids, dtype=torch.int64)
+
+
+def _columns(store: Store, reserved: str) -> dict[str, _Source]:
+    """The columns by a name of their own that is not reserved, as people would write it."""
+    found: dict[str, Any] = {}
+    has_one = len(store.reducers) == 1
+    for layer, reducer in store.pairs:
+        is_short = has_one and layer != reserved
+        _add(found, layer if is_short else f"{layer}:{reducer}", store[layer, reducer])
+    for name, column in store.keep.items():
+        _add(found, f"keep:{name}" if name in found or name == reserved else name, column)
+    return found
+
+
+def _add(found: dict[str, _Source], name: str, column: _Source) -> None:
+    if name in found:
+        raise ArgumentError("to", f"be a format that can tell two columns called {name!r} apart", "another", "Use npz.")
+    found[name] = column
+
+
+def _with_indices(store: Store, columns: Mapping[str, _Source]) -> Iterator[tuple[str, _Source]]:
+    """The columns, each with what says where its rows are, unless that goes without saying."""
+    for name, column in columns.items():
+        yield name, column
+        if not _is_text(column) and column.is_ragged:
+            yield name + OFFSETS, offsets(column.lengths())
+        if len(column) < store.rows:
+            yield name + ROWS, column.rows
+
+
+def _entries(store: Store) -> dict[str, _Source]:
+    """Everything by the names that a shard has for it."""
+    columns = {entry_name(*(key if isinstance(key, tuple) else (key,))): store[key] for key in store}
+    kept = {keep_entry(name): column for name, column in store.keep.items()}
+    return {IDS: _ids(store), **dict(_with_indices(store, {**columns, **kept}))}
+
+
+def _shape(source: Column | Tensor) -> tuple[int, ...]:
+    if isinstance(source, Tensor):
+        return tuple(source.shape)
+    return (int(source.lengths().sum()) if source.is_ragged else len(source), *source.row_shape)
+
+
+def _blocks(source: Column | Tensor) -> Iterator[Tensor]:
+    return iter([source]) if isinstance(source, Tensor) else value_blocks(source)
+
+
+def _text_blocks(source: Sequence[str]) -> Iterator[list[str]]:
+    return (source[start : start + _TEXT_BLOCK] for start in range(0, len(source), _TEXT_BLOCK))  # type: ignore[misc]
+
+
+# numpy
+
+
+def _write_npy(store: Store, folder: Path) -> None:
+    folder.mkdir()
+    for name, source in {"ids": _ids(store), **_columns(store, "ids")}.items():
+        for part, one in _with_indices(store, {escape(name): source}) if name != "ids" else [(name, source)]:
+            with open(folder / f"{part}.npy", "xb") as file:
+                _write_array(file, part, one)
+                sync(file)
+    sync_folder(folder)
+
+
+def _write_npz(store: Store, path: Path) -> None:
+    with open(path, "xb") as file:
+        with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+            for name, source in _entries(store).items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    _write_array(member, name, source)
+        sync(file)
+
+
+def _write_array(file: Any, name: str, source: _Source) -> None:
+    """Write what numpy calls an array of format 1.0, block by block."""
+    shape: tuple[int, ...]
+    arrays: Iterable[_Array]
+    if _is_text(source):
+        dtype, shape = _text_dtype(name, source), (len(source),)
+        arrays = (np.array(block, dtype) for block in _text_blocks(source))
+    else:
+        dtype, shape = to_numpy(torch.empty(0, dtype=source.dtype)).dtype, _shape(source)
+        arrays = map(to_numpy, _blocks(source))
+    description = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(file, description)
+    for array in arrays:
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _text_dtype(name: str, texts: Sequence[str]) -> np.dtype[Any]:
+    """The type that numpy has for text, as wide as the longest."""
+    longest = 1
+    for block in _text_blocks(texts):
+        longest = max(longest, *map(len, block))
+        cut = [text for text in block if text.endswith("\0")]
+        if cut:
+            advice = "numpy leaves such an end out; export it to safetensors."
+            raise ArgumentError(f"text in {name!r}", "end in something else than NUL", cut[0], advice)
+    return np.dtype(f"U{longest}")
+
+
+# safetensors
+
+
+def _write_safetensors(store: Store, path: Path) -> None:
+    sources: dict[str, _Source] = {}
+    for name, source in _entries(store).items():
+        if _is_text(source):
+            texts = as_bytes(text for block in _text_blocks(source) for text in block)
+            sources[name], sources[name + OFFSETS] = texts.values, offsets(texts.lengths)
+        else:
+            check_dtype(source.dtype)
+            sources[name] = source
+    # Not the columns' own mapped chunks: those of all columns would be more maps than a process may have (65,530).
+    outlines = {name: torch.empty(_shape(one), dtype=one.dtype, device="meta") for name, one in sources.items()}
+    names = {id(outline): name for name, outline in outlines.items()}
+    header, order = arranged({name: [outline] for name, outline in outlines.items()}, None)
+    with open(path, "xb") as file:
+        file.write(header)
+        for outline in order:
+            for block in _blocks(sources[names[id(outline)]]):
+                file.write(bytes_of(block))
+        sync(file)
+
+
+# Parquet
+
+
+def _write_parquet(store: Store, path: Path) -> None:
+    write_parquet(path, store.ids, _columns(store, ID))
+
+
+@dataclass(frozen=True)
+class _Format:
+    write: Callable[[Store, Path], None]
+    opened_with: str
+
+
+_FORMATS = {
+    "parquet": _Format(_write_parquet, "import pyarrow.parquet; table = pyarrow.parquet.read_table({!r})"),
+    "npy": _Format(
+        _write_npy,
+        "import numpy, pathlib; "
+        "arrays = {{one.stem: numpy.load(one, mmap_mode='r') for one in pathlib.Path({!r}).iterdir()}}",
+    ),
+    "npz": _Format(_write_npz, "import numpy; arrays = numpy.load({!r})"),
+    "safetensors": _Format(_write_safetensors, "import safetensors; tensors = safetensors.safe_open({!r}, 'pt')"),
+}

@@ -1,0 +1,298 @@
+"""Reading what was saved: `open_store` and the `Store` that it returns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from activation_extractor import _display
+from activation_extractor._display import examples
+from activation_extractor._format._entries import OFFSETS, column_key, entry_name, keep_entry, kept_name
+from activation_extractor._format._journal import read_records
+from activation_extractor._format._manifest import DTYPES, Manifest, read_manifest, store_name
+from activation_extractor._format._reader import Reader
+from activation_extractor._format._rows import RowId
+from activation_extractor._format._shards import SHARDS, Record, is_shard, list_units, shard_path, size_of
+from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, StoreError
+from activation_extractor.reducers._keys import EntryKey, entry_keys, pairs_of, resolve_key
+from activation_extractor.store._columns import Column, Form, Part
+from activation_extractor.store._dataset import StoreDataset
+from activation_extractor.store._text_columns import TextColumn
+from activation_extractor.store._verify import Damage, verify_store
+
+
+def open_store(path: str | os.PathLike[str]) -> Store:
+    """Open a folder that ``capture(..., sink=path)`` or ``extract(..., out=path)`` wrote.
+
+    Only the manifest, the journal and the list of shards are read; shards are opened, and checked, when something in
+    them is asked for. A store that is still being written, or whose writer was killed, opens to the units that are
+    complete. Nothing in a store is trusted: its shards come from the folder's listing, links are refused, and every
+    number is checked against the file that it is about.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        StoreError: it is not a store, a newer version wrote it, or a shard is missing or damaged.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torch import nn
+        >>> from activation_extractor import capture, open_store
+        >>> model, folder = nn.Sequential(nn.Linear(4, 8)), tempfile.mkdtemp()
+        >>> with capture(model, "0", sink=folder) as acts:
+        ...     with acts.step(ids=["a", "b"]):
+        ...         _ = model(torch.randn(2, 4))
+        >>> store = open_store(folder)
+        >>> store["0"]
+        Column(('0', 'full'), (2, 8), float32)
+        >>> store.ids
+        ['a', 'b']
+        >>> store["0"][store.row_of("b")].shape
+        torch.Size([8])
+    """
+    return Store(Path(path))
+
+
+class Store(Mapping[Any, Column]):
+    """A store: lazy columns by layer and reducer, the row ids, and kept columns.
+
+    ``store[layer, reducer]`` always works; ``store[layer]`` is short for the only reducer. Iteration gives names when
+    there is one reducer, ``(name, reducer)`` pairs otherwise, in the order in which layers ran. A store can be handed
+    to other processes.
+
+    Attributes:
+        path: the folder.
+        manifest: what its writer noted: columns, fingerprint, versions.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        manifest = read_manifest(path)
+        self.manifest = manifest.content
+        self._forms = _forms(manifest)
+        records = read_records(path)  # before the listing, which can only grow meanwhile
+        self._units = _units(path, manifest, records)
+        self._reader = Reader(manifest.codec, store_name(manifest.fingerprint), records, manifest.entries)
+        self._starts: list[int] = [0, *accumulate([record["rows"] for _, record in self._units])]
+        counts = [record["counts"] for _, record in self._units if "counts" in record]
+        extra = [entry for one in counts for entry, count in one.items() if count]
+        self._entries = list(dict.fromkeys([*self._forms, *extra]))
+        self._keys = [key for entry in self._entries if (key := column_key(entry))]
+
+    def __reduce__(self) -> Any:
+        return Store, (self.path,)
+
+    @property
+    def names(self) -> list[str]:
+        """The recorded names."""
+        return list(dict.fromkeys(name for name, _ in self._keys))
+
+    @property
+    def reducers(self) -> list[str]:
+        """The reducers' names."""
+        return list(dict.fromkeys(reducer for _, reducer in self._keys))
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The name and reducer of each column, also where iteration gives names alone."""
+        return pairs_of(self, self.reducers)
+
+    @property
+    def rows(self) -> int:
+        """How many samples there are."""
+        return self._starts[-1]
+
+    @cached_property
+    def ids(self) -> list[RowId]:
+        """The ids of all rows; row numbers where the writer was given none.
+
+        Raises:
+            StoreError: a damaged shard; rows without ids, and a unit that is not there yet between others that are.
+        """
+        if self.manifest["ids"] is None:
+            self._check_numbering()
+            return list(range(sum(self._reader.shard(path).rows for path, _ in self._units)))
+        ids = [one for path, _ in self._units for one in self._reader.ids(path) or ()]
+        if len(ids) != self.rows:
+            advice = "Run verify(), or restore it from a copy."
+            raise StoreError(self.path, f"hold an id for each of its {self.rows} rows", f"{len(ids)}", advice)
+        return ids
+
+    @property
+    def keep(self) -> dict[str, Column | TextColumn]:
+        """The kept columns, by name."""
+        return {name: self._kept(entry, name) for entry in self._entries if (name := kept_name(entry)) is not None}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return sum(int(record["bytes"]) for _, record in self._units)
+
+    def row_of(self, row_id: RowId) -> int:
+        """The row that has this id.
+
+        Raises:
+            ActivationNotFoundError: there is none.
+        """
+        return self.rows_of([row_id])[0]
+
+    def rows_of(self, row_ids: Iterable[RowId]) -> list[int]:
+        """The rows that have these ids, in their order.
+
+        Raises:
+            ActivationNotFoundError: there is none for one of them.
+            ArgumentTypeError: one id in place of several.
+        """
+        if isinstance(row_ids, str | bytes):
+            raise ArgumentTypeError("row_ids", "be several ids", row_ids, "Use row_of for one.")
+        wanted, known = list(row_ids), self._rows_by_id
+        for row_id in wanted:
+            if not isinstance(row_id, Hashable) or row_id not in known:
+                raise ActivationNotFoundError(row_id, unknown_id(row_id, self.ids))
+        return [known[row_id] for row_id in wanted]
+
+    def dataset(self, *keys: Any, keep: str | Iterable[str] = ()) -> StoreDataset:
+        """Rows of columns as a ``torch.utils.data.Dataset`` of tuples, for a ``DataLoader`` with any workers.
+
+        Args:
+            keys: which columns, as for ``store[key]``; all of them when none is named.
+            keep: which kept columns, behind them.
+
+        Raises:
+            ActivationNotFoundError: there is no such column.
+            StoreError: a column is short of rows, so that they would not belong together.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from torch import nn
+            >>> from torch.utils.data import DataLoader
+            >>> from activation_extractor import extract
+            >>> model = nn.Sequential(nn.Linear(4, 8))
+            >>> batches = [{"input": torch.randn(6, 4), "label": torch.arange(6)}]
+            >>> store = extract(model, batches, "0", out=tempfile.mkdtemp(), keep="label", progress=False)
+            >>> for x, label in DataLoader(store.dataset("0", keep="label"), batch_size=4):
+            ...     print(tuple(x.shape), label.tolist())
+            (4, 8) [0, 1, 2, 3]
+            (2, 8) [4, 5]
+        """
+        kept = self.keep
+        names = [keep] if isinstance(keep, str) else list(keep)
+        absent = [name for name in names if name not in kept]
+        if absent:
+            there = ", ".join(map(repr, kept)) or "none"
+            raise ActivationNotFoundError(absent[0], f"A kept column must be one of {there}, got {absent[0]!r}.")
+        return StoreDataset([*(self[key] for key in keys or self), *(kept[name] for name in names)], self.rows)
+
+    def verify(self) -> list[Damage]:
+        """Read everything and compare it with the checksums; see `verify_store`."""
+        return verify_store(self.path)
+
+    def __getitem__(self, key: Any) -> Column:
+        """A column.
+
+        Raises:
+            ActivationNotFoundError: there is no such column, or which reducer is meant is not said.
+        """
+        resolved = resolve_key(key, self.names, self.reducers)
+        if resolved not in self._keys:
+            raise ActivationNotFoundError(key, f"The store must hold {resolved!r} to read it, got no such column.")
+        return self._column(entry_name(*resolved), resolved)
+
+    def __iter__(self) -> Iterator[EntryKey]:
+        return (key for key in entry_keys(self.names, self.reducers) if isinstance(key, str) or key in self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __repr__(self) -> str:
+        return _display.table(*self._table())
+
+    def _repr_html_(self) -> str:
+        return _display.html_table(*self._table())
+
+    def _table(self) -> tuple[str, list[tuple[str, ...]]]:
+        rows: list[tuple[str, ...]] = []
+        for key in self:
+            column = self[key]
+            name, reducer = key if isinstance(key, tuple) else (key, "")
+            rows.append((name, reducer, str(column.shape), str(column.dtype).removeprefix("torch.")))
+        return _display.total(f"Store {str(self.path)!r} of {self.rows} rows", len(rows), self.nbytes), rows
+
+    @cached_property
+    def _rows_by_id(self) -> dict[RowId, int]:
+        return {row_id: row for row, row_id in enumerate(self.ids)}
+
+    def _check_numbering(self) -> None:
+        if Manifest(self.manifest).unit_size is not None:
+            last = int(Path(self._units[-1][0]).stem) if self._units else -1
+            if last != len(self._units) - 1:
+                advice = "Run extract again with the same arguments to complete it."
+                raise StoreError(self.path, "have all units up to its last for rows to be numbered", "gaps", advice)
+
+    def _kept(self, entry: str, name: str) -> Column | TextColumn:
+        column = self._column(entry, name)
+        return TextColumn(column) if column.is_ragged else column  # nothing else of its kind is kept
+
+    def _column(self, entry: str, name: Any) -> Column:
+        parts = []
+        for (path, record), first in zip(self._units, self._starts, strict=False):
+            usual = record["rows"] if entry in self._forms else 0
+            count = record["counts"].get(entry, 0) if "counts" in record else usual
+            if count:
+                parts.append(Part(path, count, first))
+        form = self._forms.get(entry) or _form_in(self._reader, parts[0].path, entry)
+        return Column(name, entry, self._reader, parts, form)
+
+
+def _forms(manifest: Manifest) -> dict[str, Form]:
+    """The columns that the manifest lists, by entry."""
+    listed = [(entry_name(one["layer"], one["reducer"]), one) for one in manifest.content["columns"]]
+    listed += [(keep_entry(one["name"]), one) for one in manifest.content["keep"]]
+    return {entry: Form(DTYPES[one["dtype"]], tuple(one["row_shape"]), one["ragged"]) for entry, one in listed}
+
+
+def _form_in(reader: Reader, path: str, entry: str) -> Form:
+    """A column's form as a shard tells it: of one that first came after the first unit."""
+    extents = reader.shard(path).extents
+    if entry not in extents:
+        advice = "Remove the folder 'journal', which is made from shards."
+        raise StoreError(path, f"hold the column {entry!r} that the journal tells", "none", advice)
+    return Form(extents[entry].dtype, extents[entry].shape[1:], entry + OFFSETS in extents)
+
+
+def _units(folder: Path, manifest: Manifest, records: Mapping[str, Record]) -> list[tuple[str, Record]]:
+    """The shard of each unit that is there, in order, and what it holds: from the journal, else from its header."""
+    codec, is_of_data = manifest.codec, manifest.unit_size is not None
+    there = list_units(folder, codec)
+    gone = sorted(unit for unit in records.keys() - set(there) if is_shard(unit + codec.suffix, codec))
+    if gone:
+        advice = (
+            "Restore it from a copy, or run extract again, which makes it anew; "
+            "without the folder 'journal' what is left can be read."
+        )
+        missing = shard_path(folder, gone[0], codec)
+        raise StoreError(missing, "be there, as the journal tells", "no such shard", advice)
+    strange = [unit for unit in there if ("-" in unit) is is_of_data]
+    if strange:
+        got = f"{strange[0]!r}, which is one of a {'with-block' if is_of_data else 'data set'}"
+        raise StoreError(folder, "hold units of its own kind", got, "Take it out of the folder.")
+    reader = Reader(codec, store_name(manifest.fingerprint))
+    head = f"{folder / SHARDS}{os.sep}"  # a Path for each shard would take longer than all the rest
+    shards = [f"{head}{unit}{codec.suffix}" for unit in there]
+    return [
+        (shard, records.get(unit) or reader.shard(shard).record(size_of(Path(shard)), manifest.entries))
+        for unit, shard in zip(there, shards, strict=True)
+    ]
+
+
+def unknown_id(row_id: Any, ids: Sequence[Any]) -> str:
+    """What to tell who asks for a row by an id that is not there."""
+    close = get_close_matches(row_id, [one for one in ids if isinstance(one, str)]) if isinstance(row_id, str) else []
+    hint = f" Close matches: {examples(close)}." if close else f" There is {examples(ids)}." if ids else ""
+    return f"No row has the id {row_id!r}.{hint}"

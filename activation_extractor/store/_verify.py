@@ -1,0 +1,138 @@
+"""Verifying a store: everything is read and compared with its checksums."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from activation_extractor._files import TruncatedError, is_draft, open_regular, read_at
+from activation_extractor._format._entries import OFFSETS
+from activation_extractor._format._headers import Extent
+from activation_extractor._format._journal import JOURNAL, read_records
+from activation_extractor._format._manifest import MANIFEST, Manifest, read_manifest, store_name
+from activation_extractor._format._numpy import ABOUT
+from activation_extractor._format._reader import Reader
+from activation_extractor._format._seen_ids import SeenIds
+from activation_extractor._format._shards import SHARDS, Record, Shard, is_shard, scan_shards, shard_path
+
+Kind = Literal["altered", "foreign", "missing", "repeated id", "truncated", "unfinished", "unreadable"]
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something in a store that should not be so.
+
+    Attributes:
+        path: the file or folder.
+        kind: ``"truncated"`` (shorter than it says), ``"altered"`` (not what was written), ``"unreadable"`` (no header,
+            or one that contradicts itself), ``"missing"`` (a shard that the journal knows), ``"repeated id"``,
+            ``"foreign"`` (a file that the library did not write here) or ``"unfinished"`` (left by a writer that is at
+            work or was killed; removed when an hour old by the next one).
+        detail: what was found.
+    """
+
+    path: Path
+    kind: Kind
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.kind}, {self.detail}"
+
+
+def verify_store(path: str | os.PathLike[str]) -> list[Damage]:
+    """Read a store whole and list what is damaged, missing or not its own; an empty list when all is well.
+
+    It needs no more memory than one shard's header and a few MiB, and reports every damage rather than the first.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        StoreError: it is not a store, or its manifest cannot be used.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    return [*_strays(folder, manifest), *_missing(folder, manifest), *_damages(folder, manifest)]
+
+
+def _strays(folder: Path, manifest: Manifest) -> Iterator[Damage]:
+    """Files that are not of the store's own kinds."""
+    for entry in list(os.scandir(folder)):
+        if entry.name not in (MANIFEST, SHARDS, JOURNAL):
+            yield _stray(entry)
+    for entry in scan_shards(folder):
+        if entry.is_symlink() or not is_shard(entry.name, manifest.codec):
+            yield _stray(entry)
+
+
+def _stray(entry: os.DirEntry[str]) -> Damage:
+    if is_draft(entry.name):
+        return Damage(Path(entry.path), "unfinished", "a shard or manifest that was never published")
+    return Damage(Path(entry.path), "foreign", "not written by this library")
+
+
+def _units(folder: Path, manifest: Manifest) -> list[str]:
+    """The units whose shards are there, in order; links are left out."""
+    names = [entry.name for entry in scan_shards(folder) if not entry.is_symlink()]
+    return sorted(name.removesuffix(manifest.codec.suffix) for name in names if is_shard(name, manifest.codec))
+
+
+def _missing(folder: Path, manifest: Manifest) -> Iterator[Damage]:
+    records = read_records(folder)  # before the listing, which can only grow meanwhile
+    there = set(_units(folder, manifest))
+    for unit in records:
+        if unit not in there and is_shard(unit + manifest.codec.suffix, manifest.codec):
+            yield Damage(shard_path(folder, unit, manifest.codec), "missing", "the journal knows it")
+
+
+def _damages(folder: Path, manifest: Manifest) -> Iterator[Damage]:
+    reader = Reader(manifest.codec, store_name(manifest.fingerprint))
+    records, seen = read_records(folder), SeenIds()
+    for unit in _units(folder, manifest):
+        path = shard_path(folder, unit, manifest.codec)
+        try:
+            shard = reader.shard(str(path))
+            yield from _altered(shard, records.get(unit), manifest.entries)
+            for entry in shard.columns:
+                reader.row_numbers(str(path), entry)
+                if entry + OFFSETS in shard.extents:
+                    reader.offsets(str(path), entry, 0, None)
+            repeated = seen.add(reader.ids(str(path)) or [])
+        except (OSError, ValueError) as error:
+            is_short = isinstance(error, TruncatedError) or isinstance(error.__cause__, TruncatedError)
+            yield Damage(path, "truncated" if is_short else "unreadable", str(error))
+            continue
+        if repeated is not None:
+            yield Damage(path, "repeated id", f"{repeated!r} is the id of another row too")
+
+
+def _altered(shard: Shard, record: Record | None, regular: frozenset[str]) -> Iterator[Damage]:
+    for entry, extent in shard.extents.items():
+        if _crc32(extent) != extent.crc32:
+            yield Damage(extent.path, "altered", f"other bytes in {entry!r} than were written")
+    if record is not None and record != shard.record(record["bytes"], regular):
+        yield Damage(shard.path, "altered", "another shard than the journal knows")
+    if shard.path.is_dir():
+        known = {extent.path.name for extent in shard.extents.values()} | {ABOUT}
+        yield from (_stray(entry) for entry in list(os.scandir(shard.path)) if entry.name not in known)
+
+
+def _crc32(extent: Extent) -> int:
+    crc = 0
+    for chunk in _chunks(extent):
+        crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _chunks(extent: Extent) -> Iterable[bytes]:
+    descriptor = open_regular(extent.path)
+    try:
+        for start in range(extent.crc_start, extent.stop, _CHUNK_BYTES):
+            yield read_at(descriptor, start, min(_CHUNK_BYTES, extent.stop - start))
+    finally:
+        os.close(descriptor)

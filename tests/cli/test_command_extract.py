@@ -1,0 +1,283 @@
+"""``activation-extractor extract``, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import LETTERS, save_bert, tiny_bert, tiny_tokenizer
+from transformers import AutoModel
+from typer.testing import CliRunner
+
+from activation_extractor import blocks, capture, extract, length_batches, open_store
+from activation_extractor.cli._app import app
+from activation_extractor.errors import ActivationError, ArgumentError, StoreError
+
+TEXTS = ["".join(LETTERS[(row * step) % 20] for step in range(1 + row * 7 % 23)) for row in range(40)]
+
+FACTORIES = """
+import torch
+from torch import nn
+
+class Rows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
+    def forward(self, rows):
+        for stage in self.stages:
+            rows = stage(rows)
+        return rows
+
+def rows():
+    torch.manual_seed(0)
+    return Rows()
+
+def images():
+    from numpy import asarray
+    return rows(), lambda images: torch.stack([torch.tensor(asarray(one)).float().mean((0, 1)) for one in images])
+
+class Broken(nn.Module):
+    def forward(self, rows):
+        raise RuntimeError("must not run")
+
+def broken():
+    return nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), Broken())
+
+calls = 0
+
+def interrupted():
+    import os, signal
+    model = rows()
+    def count(module, arguments):
+        global calls
+        calls += 1
+        if calls == 6 and os.path.exists("interrupt"):
+            os.kill(os.getpid(), signal.SIGINT)
+    model.register_forward_pre_hook(count)
+    return model
+"""
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> str:
+    return save_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("factories.py").write_text(FACTORIES)
+    Path("x.txt").write_text("\n".join(TEXTS))
+    np.save("x.npy", np.arange(60, dtype=np.float32).reshape(20, 3))
+    np.save("wide.npy", np.zeros((3, 7), dtype=np.float32))
+    yield tmp_path
+    sys.modules.pop("factories", None)
+
+
+def run(*arguments, typed=None):
+    done = CliRunner().invoke(app, ["extract", *map(str, arguments)], input=typed)
+    if isinstance(done.exception, ActivationError):
+        raise done.exception
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done
+
+
+def process(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "activation_extractor", "extract", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_the_store_equals_that_of_the_python_interface_byte_for_byte(here, bert):
+    run("--model", bert, "--input", "x.txt", "--max-tokens", 60, "--reduce", "mean", "--reduce", "last", "--out", "out")
+    model, tokenizer = AutoModel.from_pretrained(bert), tiny_tokenizer()
+    lengths = [len(tokens) for tokens in tokenizer(TEXTS).input_ids]
+    batches = [
+        {**tokenizer([TEXTS[row] for row in rows], padding=True, return_tensors="pt"), "row": rows}
+        for rows in length_batches(lengths, max_tokens=60)
+    ]
+    batches = [{name: batch[name] for name in ("input_ids", "attention_mask", "row")} for batch in batches]
+    options = {"order": "row", "rows_per_unit": 1024, "progress": False}
+    extract(model, batches, blocks(model), reduce=["mean", "last"], out="api", **options)
+    shards = [path.name for path in Path("api/shards").iterdir()]
+    assert [path.name for path in Path("out/shards").iterdir()] == shards
+    for name in shards:
+        assert Path("out/shards", name).read_bytes() == Path("api/shards", name).read_bytes()
+
+
+def test_rows_stand_in_the_order_of_the_input(here, bert):
+    run(
+        "--model",
+        bert,
+        "--input",
+        "x.txt",
+        "--batch-size",
+        7,
+        "--rows-per-unit",
+        16,
+        "--layers",
+        "*.layer.1",
+        "--out",
+        "out",
+    )
+    store = open_store("out")
+    model, tokenizer = tiny_bert(), tiny_tokenizer()
+    for row in (0, 5, 39):
+        with torch.no_grad(), capture(model, "encoder.layer.1", reduce="mean") as acts:
+            model(**tokenizer([TEXTS[row]], return_tensors="pt"))
+        torch.testing.assert_close(store["encoder.layer.1"][row], acts["encoder.layer.1"][0], atol=1e-5, rtol=1e-5)
+    assert len(list(Path("out/shards").iterdir())) == 3
+
+
+def test_it_says_before_what_it_will_do_and_afterwards_what_it_did(here, bert):
+    done = run("--model", bert, "--input", "x.txt", "--out", "out")
+    assert (
+        "Capturing 3 layers, 'encoder.layer.0' to 'encoder.layer.2' (mean) for 40 rows: about 7.5 KiB." in done.stderr
+    )
+    assert "Store 'out' of 40 rows: 3 tensors" in done.stdout
+    told = done.stdout[done.stdout.index("Read it back:") :].splitlines()[1:4]
+    names: dict[str, object] = {}
+    exec("\n".join(line.strip() for line in told), names)
+    assert names["store"].rows == 40
+
+
+@pytest.mark.parametrize(("codec", "dtype"), [("safetensors", "bfloat16"), ("npz", "bfloat16"), ("npy", "float32")])
+@pytest.mark.parametrize("reduce", ["mean", "full"])
+def test_the_bytes_foretold_are_those_written(here, bert, codec, dtype, reduce):
+    options = ["--format", codec, "--dtype", dtype, "--reduce", reduce]
+    done = run("--model", bert, "--input", "x.txt", "--out", "out", *options)
+    store = open_store("out")
+    columns = [store[layer] for layer in store]
+    written = sum((column.flat() if column.is_ragged else column[:]).nbytes for column in columns)
+    foretold = done.stderr.partition("about ")[2].partition(" KiB")[0]
+    assert float(foretold) == pytest.approx(written / 1024, abs=0.06)
+
+
+def test_the_summary_is_json_for_a_script(here, bert):
+    done = run("--model", bert, "--input", "x.txt", "--layers", "encoder.layer.0", "--json", "--out", "out")
+    summary = json.loads(done.stdout)
+    column = {"layer": "encoder.layer.0", "reducer": "mean", "shape": [40, 16], "dtype": "float32"}
+    assert summary == {"path": "out", "rows": 40, "bytes": summary["bytes"], "columns": [column]}
+
+
+def test_special_tokens_are_left_out_when_asked_for(here, bert):
+    Path("x.fasta").write_text(">p1 first\nACD\nEF\n>p2\nM\n")
+    options = ["--skip-special-tokens", "--keep", "description", "--reduce", "full", "--layers", "encoder.layer.2"]
+    run("--model", bert, "--input", "x.fasta", "--out", "out", *options)
+    store = open_store("out")
+    assert store.ids == ["p1", "p2"]
+    assert list(store.keep["description"]) == ["first", ""]
+    assert store["encoder.layer.2"].lengths().tolist() == [5, 1]
+
+
+def test_lines_come_from_a_pipe(here, bert):
+    run("--model", bert, "--input", "-", "--out", "out", typed="ACD\nEF\n")
+    assert open_store("out").rows == 2
+
+
+def test_arrays_and_images_go_through_models_of_ones_own(here):
+    run("--model", "factories:rows", "--input", "x.npy", "--layers", "stages.*", "--reduce", "full", "--out", "arrays")
+    assert open_store("arrays")["stages.1"].shape == (20, 3)
+    for row in range(3):
+        Path("images").mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4), (row, 2 * row, 3 * row)).save(f"images/{row}.png")
+    run("--model", "factories:images", "--input", "images", "--out", "out", "--batch-size", 2, "--reduce", "full")
+    store = open_store("out")
+    assert store.ids == ["0.png", "1.png", "2.png"]
+    assert store["stages.1"].shape == (3, 3)
+
+
+def test_what_comes_behind_the_last_layer_wanted_may_be_left_out(here):
+    command = ["--model", "factories:broken", "--input", "x.npy", "--layers", "1", "--reduce", "full", "--out", "out"]
+    with pytest.raises(ArgumentError, match="got 'RuntimeError: must not run'"):
+        run(*command)
+    run(*command, "--stop-early")
+    assert open_store("out")["1"].shape == (20, 3)
+
+
+def test_the_same_command_goes_on_and_another_one_is_refused(here, bert):
+    command = ["--model", bert, "--input", "x.txt", "--rows-per-unit", 16, "--out", "out"]
+    run(*command)
+    lost = Path("out/shards/00000001.safetensors")
+    before = lost.read_bytes()
+    lost.unlink()
+    assert "40 rows (24 were there)" in run(*command).stderr
+    assert lost.read_bytes() == before
+    with pytest.raises(StoreError, match=r"'out' must hold the same run to go on with it, got other reducers"):
+        run(*command, "--reduce", "max")
+    with pytest.raises(StoreError, match=r"got one that holds a store\. Choose another folder, or leave out --fresh"):
+        run(*command, "--fresh")
+    assert lost.read_bytes() == before
+
+
+def test_ctrl_c_keeps_finished_units_and_the_same_command_goes_on(here):
+    command = ["--model", "factories:interrupted", "--input", "x.npy", "--batch-size", 2, "--rows-per-unit", 4]
+    command += ["--reduce", "full"]
+    Path("interrupt").touch()
+    done = process(*command, "--out", "out")
+    assert done.returncode == 130
+    assert done.stderr.endswith("Stopped. 8 rows are in 'out'; the same command goes on from there.\n")
+    assert "Traceback" not in done.stderr
+    Path("interrupt").unlink()
+    assert process(*command, "--out", "out").returncode == 0
+    assert process(*command, "--out", "whole").returncode == 0
+    names = sorted(path.name for path in Path("whole/shards").iterdir())
+    assert [Path("out/shards", name).read_bytes() for name in names] == [
+        Path("whole/shards", name).read_bytes() for name in names
+    ]
+
+
+def test_a_disk_without_room_is_refused_before_anything_runs(here, bert, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5000))
+    text = r"'out' must have room for 7\.5 KiB, got 4\.9 KiB free\. Make room, choose another disk"
+    with pytest.raises(StoreError, match=text):
+        run("--model", bert, "--input", "x.txt", "--out", "out")
+    assert not Path("out").exists()
+
+
+def test_what_is_there_needs_no_room_again(here, bert, monkeypatch):
+    command = ["--model", bert, "--input", "x.txt", "--out", "out"]
+    run(*command)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    run(*command)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--input", "nowhere.txt"], r"input must be a file or folder that is there, got 'nowhere\.txt'\."),
+        (["--layers", "encoder.layr.*"], r"No layer matches 'encoder\.layr\.\*'\. Close matches:"),
+        (["--reduce", "median"], r"reduce must be one of full, mean"),
+        (["--text-column", "body"], r"text_column must name a column of 'x\.txt', got 'body'\."),
+        (["--id-column", "id"], r"id_column must name a column of 'x\.txt', got 'id'\."),
+        (["--max-length", "100"], r"max_length must be from 1 to the 64 tokens that the model takes, got 100\."),
+        (["--dtype", "float12"], r"dtype must be one of"),
+        (["--out", "factories.py"], r"'factories\.py' must be a folder"),
+        (["--out", "."], r"'\.' must be a new or empty folder, got one that holds something\."),
+        (
+            ["--model", "factories:rows", "--input", "wide.npy"],
+            r"the model must run on the first rows of the input",
+        ),
+        (["--model", "./nowhere"], r"model must be a folder with a config\.json"),
+        (["--model", "factories:nothing"], r"must name something that 'factories' holds"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_writes_nothing(here, bert, options, text):
+    before = sorted(path.name for path in here.iterdir())
+    with pytest.raises((ArgumentError, ActivationError), match=text):
+        run("--model", bert, "--input", "x.txt", "--out", "out", *options)
+    assert sorted(path.name for path in here.iterdir() if path.name != "__pycache__") == before
+
+
+def test_in_a_terminal_a_mistake_is_exit_code_2_without_a_traceback(here):
+    done = process("--model", "factories:rows", "--input", "nowhere.npy", "--out", "out")
+    assert done.returncode == 2
+    assert done.stderr == "input must be a file or folder that is there, got 'nowhere.npy'.\n"
+    assert done.stdout == ""
