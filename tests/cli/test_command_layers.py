@@ -115,14 +115,14 @@ def test_a_line_is_not_replaced_by_another_line(name, monkeypatch):
 
 
 def test_a_pattern_shows_what_it_selects(name):
-    done = run(f"{name}:small", "--pattern", "h.*", "--pattern", "spare")
+    done = run(f"{name}:small", "--layers", "h.*", "--layers", "spare")
     assert done.stdout.splitlines()[0].endswith("3 layers selected by 'h.*', 'spare'")
     assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == ["h.0", "h.1", "spare"]
-    assert "1 layer selected by 'h.1'" in run(f"{name}:small", "--pattern", "h.1").stdout
+    assert "1 layer selected by 'h.1'" in run(f"{name}:small", "--layers", "h.1").stdout
 
 
 def test_a_pattern_that_selects_nothing_is_the_librarys_own_error(name):
-    error = run(f"{name}:small", "--pattern", "h.00").exception
+    error = run(f"{name}:small", "--layers", "h.00").exception
     assert isinstance(error, LayerNotFoundError)
     assert str(error) == "No layer matches 'h.00'. Close matches: 'h.0'."
 
@@ -138,7 +138,7 @@ def test_json_holds_every_layer(name):
         "name": "h.0", "type": "Block", "parameters": 88, "calls": 1, "shape": [2, 5, 8], "dtype": "float32",
         "bytes": 320, "bytes_per_row": 160,
     }  # fmt: skip
-    spare = json.loads(run(f"{name}:small", "--json", "--pattern", "spare").stdout)["layers"][0]
+    spare = json.loads(run(f"{name}:small", "--json", "--layers", "spare").stdout)["layers"][0]
     assert (spare["calls"], spare["shape"], spare["dtype"], spare["bytes"]) == (0, None, None, None)
 
 
@@ -178,7 +178,7 @@ def test_a_folder_with_a_tokenizer_is_run_on_texts_and_random_weights_are_told(t
     from bert import bert_config, save, tokenizer
 
     folder = str(save(transformers.BertForMaskedLM(bert_config()), tmp_path / "bert", tokenizer(pad_token="[PAD]")))
-    done = run(folder, "--pattern", "encoder.layer.*")
+    done = run(folder, "--layers", "encoder.layer.*")
     line = " ".join(done.stdout.splitlines()[2].split())
     assert line == "encoder.layer.0 BertLayer 600 (2, 3, 8) float32 96 1"
     assert done.stderr == (

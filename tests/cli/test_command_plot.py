@@ -73,7 +73,7 @@ def test_by_default_everything_is_in_one_picture(store, tmp_path, figures):
             "similarity of 2 layers and 8 rows",
         ),
         (["--kind", "projection"], "h.1 · mean", "8 rows of layer 'h.1'"),
-        (["--layer", "h.0", "--reduce", "last"], "h.0 · last", "8 rows of layer 'h.0'"),
+        (["--layers", "h.0", "--reduce", "last"], "h.0 · last", "8 rows of layer 'h.0'"),
     ],
 )
 def test_one_kind_is_drawn_alone(store, tmp_path, figures, options, title, told):
@@ -83,7 +83,7 @@ def test_one_kind_is_drawn_alone(store, tmp_path, figures, options, title, told)
     assert told in done.stdout
 
 
-@pytest.mark.parametrize("options", [[], ["--layer", "h.0"]])
+@pytest.mark.parametrize("options", [[], ["--layers", "h.0"]])
 def test_a_kept_column_of_text_colours_the_points(store, tmp_path, figures, options):
     assert run(store, "--out", tmp_path / "one.svg", "--labels", "book", *options).exit_code == 0
     assert legend(figures[0]) == ["Job (4)", "Luke (4)"]
@@ -110,9 +110,9 @@ def write(path, rows):
 def test_a_file_gives_labels_by_row_number(store, tmp_path, figures, suffix):
     rows = [{"kind": "ab"[row < 3], "score": row + 0.5} for row in range(ROWS)]
     path = write(tmp_path / f"labels{suffix}", rows)
-    assert run(store, "--out", tmp_path / "one.svg", "--layer", "h.1", "--labels", f"{path}:kind").exit_code == 0
+    assert run(store, "--out", tmp_path / "one.svg", "--layers", "h.1", "--labels", f"{path}:kind").exit_code == 0
     assert legend(figures[0]) == ["a (5)", "b (3)"]
-    assert run(store, "--out", tmp_path / "one.svg", "--layer", "h.1", "--labels", f"{path}:score").exit_code == 0
+    assert run(store, "--out", tmp_path / "one.svg", "--layers", "h.1", "--labels", f"{path}:score").exit_code == 0
     assert figures[1].axes[0].collections[-1].get_array().tolist() == [row + 0.5 for row in range(ROWS)]
 
 
@@ -120,7 +120,8 @@ def test_a_file_gives_labels_by_row_number(store, tmp_path, figures, suffix):
 def test_a_file_gives_labels_by_row_id_and_none_where_a_cell_is_empty(store, tmp_path, figures, suffix):
     rows = [{"id": f"v{row}", "score": None if row == 2 else row + 0.5} for row in (9, 7, 0, 1, 2, 3, 4, 5, 6)]
     path = write(tmp_path / f"labels{suffix}", rows)
-    done = run(store, "--out", tmp_path / "one.svg", "--layer", "h.1", "--labels", f"{path}:score", "--label-ids", "id")
+    ids = ["--labels", f"{path}:score", "--label-ids", "id"]
+    done = run(store, "--out", tmp_path / "one.svg", "--layers", "h.1", *ids)
     assert done.exit_code == 0, done.exception
     assert figures[0].axes[0].collections[-1].get_array().tolist() == [0.5, 1.5, 3.5, 4.5, 5.5, 6.5, 7.5]
 
@@ -156,8 +157,8 @@ def test_a_file_gives_labels_by_row_id_and_none_where_a_cell_is_empty(store, tmp
         (["--labels", "BAD:kind"], ArgumentError, "The file of --labels must be rows of jsonl, got"),
         (["--labels", "book", "--label-ids", "id"], ArgumentError, "--label-ids must go with --labels FILE:COLUMN"),
         (["--labels", "book", "--kind", "norms"], ArgumentError, "--labels must go with --kind projection, got"),
-        (["--layer", "h.0", "--kind", "similarity"], ArgumentError, "--layer must go with --kind projection, got"),
-        (["--layer", "h.2"], ActivationNotFoundError, "Nothing is recorded under 'h.2'. Close matches: 'h."),
+        (["--layers", "h.0", "--kind", "similarity"], ArgumentError, "--layers must go with --kind projection, got"),
+        (["--layers", "h.2"], ActivationNotFoundError, "Nothing is recorded under 'h.2'. Close matches: 'h."),
         (["--reduce", "men"], ActivationNotFoundError, "A reducer in a key must be one of 'last', 'mean', got 'men'"),
     ],
 )

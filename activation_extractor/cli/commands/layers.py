@@ -25,9 +25,8 @@ def layers(
         str,
         typer.Argument(help="A folder with a config.json, the id of a transformers model, or package.module:factory."),
     ],
-    pattern: Annotated[
-        list[str] | None,
-        typer.Option(help="Show only the layers that this name or pattern selects; may be given several times."),
+    layers: Annotated[
+        list[str] | None, typer.Option(help="Show only the layers that a name or pattern selects; repeatable.")
     ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the model.")
@@ -37,19 +36,19 @@ def layers(
 ) -> None:
     """List the layers of a model: their names, and what they return for a small example.
 
-    The names are those that capture, extract and --pattern take: * stands for anything within a dotted segment, ** for
-    any number of segments. Bytes are those of one row (one text, one image) of the example.
+    The names are those that capture and --layers take: * stands for anything within a dotted segment, ** for any
+    number of segments. Bytes are those of one row (one text, one image) of the example.
 
     \b
     Examples:
         activation-extractor layers gpt2
-        activation-extractor layers ./my-model --pattern 'encoder.layer.*'
+        activation-extractor layers ./my-model --layers 'encoder.layer.*'
         activation-extractor layers my_package.models:build --json
     """
     from activation_extractor.cli._models import load_model
 
     loaded = load_model(model, trust_remote_code=trust_remote_code)
-    rows, reason = _preview(loaded, pattern)
+    rows, reason = _preview(loaded, layers)
     for note in loaded.notes:
         warn(note)
     if reason:
@@ -57,11 +56,11 @@ def layers(
     if as_json:
         say_json(_content(loaded, rows, reason))
         return
-    say(_title(loaded, rows, pattern))
+    say(_title(loaded, rows, layers))
     say("\n".join(_lines(rows, collapses=not show_all and len(rows) > _MOST_LINES)))
 
 
-def _preview(loaded: Loaded, pattern: Sequence[str] | None) -> tuple[Preview, str]:
+def _preview(loaded: Loaded, layers: Sequence[str] | None) -> tuple[Preview, str]:
     """The rows of the selected layers, and a sentence that says why there are no shapes."""
     from torch.jit import ScriptModule
 
@@ -71,8 +70,8 @@ def _preview(loaded: Loaded, pattern: Sequence[str] | None) -> tuple[Preview, st
     def takes_hooks(name: str, module: Any) -> bool:
         return not isinstance(module, ScriptModule)
 
-    selection: Any = list(pattern) if pattern else takes_hooks
-    if not pattern and not any(True for _ in loaded.model.children()):
+    selection: Any = list(layers) if layers else takes_hooks
+    if not layers and not any(True for _ in loaded.model.children()):
         selection = ""  # nothing but the root
     without_shapes = preview(loaded.model, selection)
     try:
@@ -85,13 +84,13 @@ def _preview(loaded: Loaded, pattern: Sequence[str] | None) -> tuple[Preview, st
         return without_shapes, f"Shapes are left out: running an example raised {type(error).__name__}: {text}"
 
 
-def _title(loaded: Loaded, rows: Preview, pattern: Sequence[str] | None) -> str:
+def _title(loaded: Loaded, rows: Preview, layers: Sequence[str] | None) -> str:
     parameters = sum(one.numel() for one in loaded.model.parameters())
     head = f"{loaded.name}: {type(loaded.model).__name__}, {parameters:,} parameters"
     count = f"{len(rows)} {'layer' if len(rows) == 1 else 'layers'}"
-    if not pattern:
+    if not layers:
         return f"{head}, {count}"
-    return f"{head}, {count} selected by {', '.join(map(repr, pattern))}"
+    return f"{head}, {count} selected by {', '.join(map(repr, layers))}"
 
 
 def _content(loaded: Loaded, rows: Preview, reason: str) -> dict[str, Any]:

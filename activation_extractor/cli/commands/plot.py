@@ -23,9 +23,11 @@ def plot(
     out: Annotated[Path, typer.Option(help="The picture to write, .png or .svg; takes the place of one there.")],
     kind: Annotated[
         Literal["projection", "norms", "similarity"] | None,
-        typer.Option(help="One picture alone; by default all three, or the projection where --layer is given."),
+        typer.Option(help="One picture alone; by default all three, or the projection where --layers is given."),
     ] = None,
-    layer: Annotated[str | None, typer.Option(help="The layer to project; by default the last one.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="The layer to project; by default the last one.", metavar="NAME")
+    ] = None,
     reduce: Annotated[
         str | None,
         typer.Option(help="Which reducer's columns; by default the only one, or mean.", metavar="NAME"),
@@ -52,7 +54,7 @@ def plot(
     Examples:
       activation-extractor plot out --out picture.png
       activation-extractor plot out --out picture.png --labels book
-      activation-extractor plot out --out layer3.svg --layer encoder.layer.3 --labels verses.jsonl:book
+      activation-extractor plot out --out layer3.svg --layers encoder.layer.3 --labels verses.jsonl:book
       activation-extractor plot out --out cka.svg --kind similarity --reduce last
     """
     from activation_extractor import plots
@@ -60,13 +62,13 @@ def plot(
     from activation_extractor.store import open_store
 
     check_suffix(out)
-    kind = "projection" if kind is None and layer is not None else kind
-    _check_together(kind, layer, labels, label_ids)
+    kind = "projection" if kind is None and layers is not None else kind
+    _check_together(kind, layers, labels, label_ids)
     opened = open_store(store)
     values = None if labels is None else _labels(opened, labels, label_ids)
-    figure = _figure(opened, kind, layer, reduce, values)
+    figure = _figure(opened, kind, layers, reduce, values)
     plots.save_plot(figure, out)
-    say(f"Wrote {out}: {_what(opened, kind, layer)} of {store}")
+    say(f"Wrote {out}: {_what(opened, kind, layers)} of {store}")
 
 
 def _figure(store: Store, kind: str | None, layer: str | None, reduce: str | None, labels: list[Any] | None) -> Figure:
@@ -96,7 +98,7 @@ def _check_together(kind: str | None, layer: str | None, labels: str | None, lab
     from activation_extractor.errors import ArgumentError
 
     if kind in ("norms", "similarity") and (layer is not None or labels is not None):
-        option = "--layer" if layer is not None else "--labels"
+        option = "--layers" if layer is not None else "--labels"
         raise ArgumentError(option, "go with --kind projection", f"--kind {kind}", "Leave one of them out.")
     if label_ids is not None and _file_of(labels or "") is None:
         raise ArgumentError("--label-ids", "go with --labels FILE:COLUMN", labels, "Name the file of the labels.")
