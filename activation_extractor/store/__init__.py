@@ -5,17 +5,19 @@ from __future__ import annotations
 from activation_extractor.store._columns import Column
 from activation_extractor.store._dataset import StoreDataset
 from activation_extractor.store._statistics import Statistics, statistics
-from activation_extractor.store._store import Store, open_store
+from activation_extractor.store._store import ShardInfo, Store, open_store
 from activation_extractor.store._text_columns import TextColumn
-from activation_extractor.store._verify import Damage, verify_store
+from activation_extractor.store._verify import Damage, Verification, verify_store
 
 __all__ = [
     "Column",
     "Damage",
+    "ShardInfo",
     "Statistics",
     "Store",
     "StoreDataset",
     "TextColumn",
+    "Verification",
     "open_store",
     "statistics",
     "verify_store",

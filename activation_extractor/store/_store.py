@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from activation_extractor.reducers._keys import EntryKey, entry_keys, pairs_of, 
 from activation_extractor.store._columns import Column, Form, Part
 from activation_extractor.store._dataset import StoreDataset
 from activation_extractor.store._text_columns import TextColumn
-from activation_extractor.store._verify import Damage, verify_store
+from activation_extractor.store._verify import Verification, verify_store
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
@@ -59,6 +60,21 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     return Store(Path(path))
 
 
+@dataclass(frozen=True)
+class ShardInfo:
+    """A file of a store, or with the format ``"npy"`` a folder, that holds the rows of one unit.
+
+    Attributes:
+        path: the file or folder.
+        rows: how many rows of the store it holds.
+        nbytes: its size on disk.
+    """
+
+    path: Path
+    rows: int
+    nbytes: int
+
+
 class Store(Mapping[Any, Column]):
     """A store: lazy columns by layer and reducer, the row ids, and kept columns.
 
@@ -68,13 +84,15 @@ class Store(Mapping[Any, Column]):
 
     Attributes:
         path: the folder.
-        manifest: what its writer noted: columns, fingerprint, versions.
+        manifest: the content of ``manifest.json``: among others ``codec`` (the format), ``ids`` (``"str"``, ``"int"``,
+            or None when rows are numbered) and ``versions``; ``model`` where `extract` wrote it.
+        fingerprint: what the values depend on, by part, such as ``mask`` and ``weights``.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         manifest = read_manifest(path)
-        self.manifest = manifest.content
+        self.manifest, self.fingerprint = manifest.content, manifest.fingerprint
         self._forms = _forms(manifest)
         records = read_records(path)  # before the listing, which can only grow meanwhile
         self._units = _units(path, manifest, records)
@@ -118,11 +136,26 @@ class Store(Mapping[Any, Column]):
         if self.manifest["ids"] is None:
             self._check_numbering()
             return list(range(sum(self._reader.shard(path).rows for path, _ in self._units)))
-        ids = [one for path, _ in self._units for one in self._reader.ids(path) or ()]
+        ids = list(self.iter_ids())
         if len(ids) != self.rows:
             advice = "Run verify(), or restore it from a copy."
             raise StoreError(self.path, f"hold an id for each of its {self.rows} rows", f"{len(ids)}", advice)
         return ids
+
+    def iter_ids(self) -> Iterator[RowId]:
+        """The ids of all rows, in order; each shard is opened when its first id is asked for. Row numbers as for `ids`.
+
+        Raises:
+            StoreError: a shard is damaged or gone.
+        """
+        if self.manifest["ids"] is None:
+            return iter(range(self.rows))
+        return chain.from_iterable(self._reader.ids(path) or () for path, _ in self._units)
+
+    @property
+    def shards(self) -> list[ShardInfo]:
+        """The files that hold the rows, in the order of the rows; none of them is opened."""
+        return [ShardInfo(Path(path), record["rows"], record["bytes"]) for path, record in self._units]
 
     @property
     def keep(self) -> dict[str, Column | TextColumn]:
@@ -189,7 +222,7 @@ class Store(Mapping[Any, Column]):
             raise ActivationNotFoundError(absent[0], f"A kept column must be one of {there}, got {absent[0]!r}.")
         return StoreDataset([*(self[key] for key in keys or self), *(kept[name] for name in names)], self.rows)
 
-    def verify(self) -> list[Damage]:
+    def verify(self) -> Verification:
         """Read everything and compare it with the checksums; see `verify_store`."""
         return verify_store(self.path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from activation_extractor._format._manifest import MANIFEST, Manifest, read_mani
 from activation_extractor._format._numpy import ABOUT
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._seen_ids import SeenIds
-from activation_extractor._format._shards import SHARDS, Record, Shard, is_shard, scan_shards, shard_path
+from activation_extractor._format._shards import SHARDS, Record, Shard, is_shard, scan_shards, shard_path, size_of
 
 Kind = Literal["altered", "foreign", "missing", "repeated id", "truncated", "unfinished", "unreadable"]
 _CHUNK_BYTES = 1 << 22
@@ -44,8 +44,21 @@ class Damage:
         return f"{self.path}: {self.kind}, {self.detail}"
 
 
-def verify_store(path: str | os.PathLike[str]) -> list[Damage]:
-    """Read a store whole and list what is damaged, missing or not its own; an empty list when all is well.
+class Verification(list[Damage]):
+    """The damages of a store, a list that is empty when all is well.
+
+    Attributes:
+        shards: how many shards were read.
+        nbytes: their size on disk.
+    """
+
+    def __init__(self, damages: Iterable[Damage], shards: int, nbytes: int) -> None:
+        super().__init__(damages)
+        self.shards, self.nbytes = shards, nbytes
+
+
+def verify_store(path: str | os.PathLike[str]) -> Verification:
+    """Read a store whole and list what is damaged, missing or not its own.
 
     It needs no more memory than one shard's header and a few MiB, and reports every damage rather than the first.
 
@@ -57,7 +70,24 @@ def verify_store(path: str | os.PathLike[str]) -> list[Damage]:
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    return [*_strays(folder, manifest), *_missing(folder, manifest), *_damages(folder, manifest)]
+    records = read_records(folder)  # before the shards are listed, of which a writer may add more meanwhile
+    codec = manifest.codec
+    strays = list(_strays(folder, manifest))
+    names = sorted(
+        entry.name for entry in scan_shards(folder) if not entry.is_symlink() and is_shard(entry.name, codec)
+    )
+    shards = {name.removesuffix(codec.suffix): folder / SHARDS / name for name in names}
+    gone = (unit for unit in records.keys() - shards.keys() if is_shard(unit + codec.suffix, codec))
+    missing = [Damage(shard_path(folder, unit, codec), "missing", "the journal lists it") for unit in sorted(gone)]
+    damages = list(_damages(shards, manifest, records))
+    return Verification([*strays, *missing, *damages], len(shards), sum(map(_size, shards.values())))
+
+
+def _size(shard: Path) -> int:
+    try:
+        return size_of(shard)
+    except OSError:  # the shard was removed meanwhile, or its folder cannot be listed: _damages reports it
+        return 0
 
 
 def _strays(folder: Path, manifest: Manifest) -> Iterator[Damage]:
@@ -76,25 +106,10 @@ def _stray(entry: os.DirEntry[str]) -> Damage:
     return Damage(Path(entry.path), "foreign", "not written by this library")
 
 
-def _units(folder: Path, manifest: Manifest) -> list[str]:
-    """The units whose shards are there, in order; links are left out."""
-    names = [entry.name for entry in scan_shards(folder) if not entry.is_symlink()]
-    return sorted(name.removesuffix(manifest.codec.suffix) for name in names if is_shard(name, manifest.codec))
-
-
-def _missing(folder: Path, manifest: Manifest) -> Iterator[Damage]:
-    records = read_records(folder)  # before the listing, which can only grow meanwhile
-    there = set(_units(folder, manifest))
-    for unit in records:
-        if unit not in there and is_shard(unit + manifest.codec.suffix, manifest.codec):
-            yield Damage(shard_path(folder, unit, manifest.codec), "missing", "the journal knows it")
-
-
-def _damages(folder: Path, manifest: Manifest) -> Iterator[Damage]:
-    reader = Reader(manifest.codec, store_name(manifest.fingerprint))
-    records, seen = read_records(folder), SeenIds()
-    for unit in _units(folder, manifest):
-        path = shard_path(folder, unit, manifest.codec)
+def _damages(shards: Mapping[str, Path], manifest: Manifest, records: Mapping[str, Record]) -> Iterator[Damage]:
+    """What is wrong within shards, by unit."""
+    reader, seen_ids = Reader(manifest.codec, store_name(manifest.fingerprint)), SeenIds()
+    for unit, path in shards.items():
         try:
             shard = reader.shard(str(path))
             yield from _altered(shard, records.get(unit), manifest.entries)
@@ -102,7 +117,7 @@ def _damages(folder: Path, manifest: Manifest) -> Iterator[Damage]:
                 reader.row_numbers(str(path), entry)
                 if entry + OFFSETS in shard.extents:
                     reader.offsets(str(path), entry, 0, None)
-            repeated = seen.add(reader.ids(str(path)) or [])
+            repeated = seen_ids.add(reader.ids(str(path)) or [])
         except (OSError, ValueError) as error:
             is_short = isinstance(error, TruncatedError) or isinstance(error.__cause__, TruncatedError)
             yield Damage(path, "truncated" if is_short else "unreadable", str(error))
@@ -123,16 +138,10 @@ def _altered(shard: Shard, record: Record | None, regular: frozenset[str]) -> It
 
 
 def _crc32(extent: Extent) -> int:
-    crc = 0
-    for chunk in _chunks(extent):
-        crc = zlib.crc32(chunk, crc)
-    return crc
-
-
-def _chunks(extent: Extent) -> Iterable[bytes]:
-    descriptor = open_regular(extent.path)
+    crc, descriptor = 0, open_regular(extent.path)
     try:
         for start in range(extent.crc_start, extent.stop, _CHUNK_BYTES):
-            yield read_at(descriptor, start, min(_CHUNK_BYTES, extent.stop - start))
+            crc = zlib.crc32(read_at(descriptor, start, min(_CHUNK_BYTES, extent.stop - start)), crc)
     finally:
         os.close(descriptor)
+    return crc

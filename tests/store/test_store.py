@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import tempfile
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +63,28 @@ def test_columns_ids_and_kept_columns_are_what_the_shards_hold(store):
     assert store.keep["label"].torch().tolist() == [0, 1, 2, 3, 4, 5]
     assert store.keep["weight"].shape == (6, 2)
     assert store.nbytes == sum(path.stat().st_size for path in store.path.glob("shards/*"))
+
+
+def test_shards_are_listed_in_the_order_of_the_rows_without_being_opened(store, monkeypatch):
+    files = sorted(store.path.glob("shards/*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", pytest.fail)
+        listed = [(shard.path, shard.rows, shard.nbytes) for shard in store.shards]
+    assert listed == [(path, 2, path.stat().st_size) for path in files]
+
+
+def test_first_ids_need_the_first_shard_alone(store):
+    for path in sorted(store.path.glob("shards/*"))[1:]:
+        path.unlink()
+    assert list(islice(store.iter_ids(), 2)) == ["a", "b"]
+
+
+def test_ids_of_a_store_without_ids_are_numbers_one_by_one_too(tmp_path):
+    assert list(written(tmp_path, {("h.0", "mean"): torch.zeros(3, 2)}).iter_ids()) == [0, 1, 2]
+
+
+def test_the_fingerprint_is_what_the_values_depend_on(store):
+    assert store.fingerprint == json.loads((store.path / "manifest.json").read_text())["fingerprint"]
 
 
 def test_a_notebook_shows_the_table_that_repr_shows(tmp_path):

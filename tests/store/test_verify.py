@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import shutil
 import struct
 import zipfile
@@ -79,6 +80,16 @@ def test_a_fresh_store_has_no_damage(store):
     assert store.verify() == verify_store(str(store.path)) == []
     shutil.rmtree(store.path / "journal")  # which can be made anew
     assert store.verify() == []
+
+
+def test_what_was_read_is_counted_whether_it_is_damaged_or_not(store):
+    paths = shards(store)
+    flip(*part_of(paths[0], "a:mean"), bit=0)
+    (store.path / "shards" / "mine").write_bytes(b"12345")
+    files = [file for path in paths for file in (path.iterdir() if path.is_dir() else [path])]
+    found = store.verify()
+    assert (len(found), found.shards, found.nbytes) == (2, 2, sum(file.stat().st_size for file in files))
+    assert pickle.loads(pickle.dumps(found)).shards == 2
 
 
 @pytest.mark.parametrize("entry", ["a:mean", "r:full", "r:full#offsets", "#ids", "#ids#offsets"])
@@ -194,7 +205,7 @@ def test_a_link_is_damage_and_is_not_followed(store):
 def test_a_missing_shard_that_the_journal_knows_is_missing(store):
     shard = shards(store)[0]
     shutil.rmtree(shard) if shard.is_dir() else shard.unlink()
-    assert store.verify() == [Damage(shard, "missing", "the journal knows it")]
+    assert store.verify() == [Damage(shard, "missing", "the journal lists it")]
 
 
 def test_a_missing_shard_that_no_journal_knows_cannot_be_missed(store):
@@ -229,7 +240,7 @@ def test_a_renamed_shard_is_missing_under_its_name_and_unreadable_under_the_new_
     old.rename(new)
     unit = old.name.removesuffix(old.suffix)
     missing, renamed = sorted(store.verify(), key=lambda one: one.kind)
-    assert missing == Damage(old, "missing", "the journal knows it")
+    assert missing == Damage(old, "missing", "the journal lists it")
     assert (renamed.path, renamed.kind) == (new, "unreadable")
     assert f"got the shard of unit {unit!r}" in renamed.detail
 

@@ -36,7 +36,7 @@ from activation_extractor import (
 from activation_extractor.pytest_plugin import ActivationSnapshot, CaptureFixture
 from activation_extractor.reducers import Reducer
 from activation_extractor.sinks import Step
-from activation_extractor.store import Damage, StoreDataset
+from activation_extractor.store import Damage, ShardInfo, StoreDataset, Verification
 from activation_extractor.testing import SinkTests, Written, assert_activations_close, assert_no_hooks
 
 model = nn.Linear(2, 2)
@@ -87,7 +87,9 @@ assert_type(store.ids, list[int | str])
 assert_type(store.row_of("a"), int)
 assert_type(store["h"].mapped(), list[Tensor])
 assert_type(store.dataset("h", ("h", "mean"), keep="label"), StoreDataset)
-assert_type(store.verify(), list[Damage])
+assert_type(store.shards, list[ShardInfo])
+assert_type(store.verify(), Verification)
+assert_type(store.verify()[0], Damage)
 extract(model, [], "h", out="out", ids=lambda batch: batch["id"], format="npz", resume=False, queue_bytes=1)
 extract(model, [], "h", out="out", format="parquet")  # type: ignore[arg-type]
 
