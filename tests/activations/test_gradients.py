@@ -36,9 +36,8 @@ def test_a_gradient_that_never_came_is_an_error(stack, tokens, run):
         with torch.set_grad_enabled(run == "no backward"):
             stack(tokens)
     assert str(caught.value) == (
-        "Every requested gradient must arrive before the step ends, got none for 'h.0:gradient' (no backward, grad "
-        "mode off, or an output that the loss does not depend on). Call backward inside the block, or pass "
-        "missing='skip'."
+        "Requested gradients did not come before the step ended: 'h.0:gradient' (no backward, grad mode off, or an "
+        "output that the loss does not depend on). Call backward inside the block, or pass missing='skip'."
     )
     assert count_hooks(stack) == 0
 

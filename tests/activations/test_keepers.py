@@ -51,7 +51,7 @@ def test_a_reference_that_was_overwritten_is_an_error_on_reading_that_names_the_
         acts["norm"]
     assert caught.value.layer == "norm"
     assert str(caught.value) == (
-        "A value kept with copy=False must not be written to later, got an in-place write to the value of 'norm'. "
+        "The value of layer 'norm', kept with copy=False, was written to after the layer returned it. "
         "Leave copy=False out to keep it as the layer returned it."
     )
     assert "overwritten" in repr(acts)
@@ -61,7 +61,7 @@ def test_a_reference_that_was_overwritten_is_an_error_on_reading_that_names_the_
 
 
 def test_references_are_refused_under_inference_mode(stack, tokens):
-    text = "copy=False must be used outside torch.inference_mode, got tensors without version counters"
+    text = "copy=False cannot be used under torch.inference_mode: its tensors have no version counters"
     with torch.inference_mode(), pytest.raises(InferenceReferenceError, match=text), capture(stack, "h.0", copy=False):
         pass
     with pytest.raises(InferenceReferenceError), capture(stack, "h.0", copy=False), torch.inference_mode():
@@ -145,7 +145,7 @@ def test_more_than_max_bytes_is_an_error_that_names_the_layer(stack, tokens):
     with pytest.raises(CapacityError) as caught, capture(stack, "h.*", max_bytes=2 * one):
         stack(tokens)
     assert str(caught.value) == (
-        "What is kept must fit max_bytes=640, got 960 bytes with layer 'h.2'. Reduce in the block, capture fewer "
+        "With layer 'h.2' the block would keep 960 bytes, more than max_bytes=640. Reduce in the block, capture fewer "
         "layers, write to a sink, or raise max_bytes."
     )
     assert isinstance(caught.value, MemoryError)

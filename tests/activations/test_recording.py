@@ -30,7 +30,7 @@ def test_a_layer_that_did_not_run_is_an_error_that_names_it_and_the_likely_reaso
         model(torch.randn(2, 4))
     assert caught.value.layers == (("direct",) if layers == "direct" else ("right",))
     assert str(caught.value) == (
-        f"Every requested layer must run in a step, got no call of {caught.value.layers[0]!r} (a branch not taken, "
+        f"Requested layers did not run in the step: {caught.value.layers[0]!r} (a branch that was not taken, "
         "`.forward()` called directly, another thread, or a fused path such as MultiheadAttention's). "
         "Leave out what does not run, or pass missing='skip'."
     )
@@ -45,7 +45,7 @@ def test_its_advice_is_right():
 
 
 def test_many_layers_that_did_not_run_are_three_names_and_a_count(stack):
-    with pytest.raises(LayerNotRunError, match="got no call of 'embed', 'h.0', 'h.0.norm' and 10 more"):
+    with pytest.raises(LayerNotRunError, match="did not run in the step: 'embed', 'h.0', 'h.0.norm' and 10 more"):
         with capture(stack, "**"):
             pass
 

@@ -210,7 +210,7 @@ def test_the_same_command_goes_on_and_another_one_is_refused(here, bert):
     lost.unlink()
     assert "40 rows (24 were there)" in run(*command).stderr
     assert lost.read_bytes() == before
-    with pytest.raises(StoreError, match=r"'out' must hold the same run to go on with it, got other reducers"):
+    with pytest.raises(StoreError, match=r"'out' holds another run: it differs in reducers"):
         run(*command, "--reduce", "max")
     with pytest.raises(StoreError, match=r"got one that holds a store\. Choose another folder, or leave out --fresh"):
         run(*command, "--fresh")

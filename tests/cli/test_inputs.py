@@ -187,5 +187,5 @@ def test_a_folder_without_images_and_an_unreadable_image_are_named(tmp_path):
 def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch, missing, name, extra):
     monkeypatch.setattr(_inputs, "find_spec", lambda module: None)
     (tmp_path / "x.parquet").write_bytes(b"")
-    with pytest.raises(MissingExtraError, match=f"must have the extra '{extra}' installed"):
+    with pytest.raises(MissingExtraError, match=f"pip install 'activation_extractor\\[{extra}\\]'"):
         read_rows(str(tmp_path / name))

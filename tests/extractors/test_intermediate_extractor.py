@@ -183,7 +183,7 @@ def test_a_structure_becomes_the_array_of_its_first_tensor(make):
 @pytest.mark.parametrize("value", [None, "text", (None, 3)])
 def test_an_output_without_a_tensor_is_an_error_that_names_the_layer(tmp_path, value):
     extractor = collected(lambda x: value, torch.ones(1))
-    with pytest.raises(ValueNotFoundError, match="layer '0' is recorded by must hold a tensor, got ") as caught:
+    with pytest.raises(ValueNotFoundError, match="Layer '0' has no tensor to record, its value is of type ") as caught:
         extractor.gpu_to_cpu()
     assert caught.value.layer == "0"
     for move_to_cpu in (True, False):

@@ -110,9 +110,8 @@ def test_an_outer_caller_that_needs_the_output_is_an_error_with_advice(stack, to
     with pytest.raises(StopEarlyError) as caught, capture(stack, "h.0", stop_early=True):
         use(stack(tokens))
     assert str(caught.value) == (
-        "With stop_early the model's own call must be the outermost one, got an outer caller (generate, a pipeline, a "
-        "loss) that needs the output, which is None. Call the model directly and do not use what it returns, or leave "
-        "stop_early out."
+        "With stop_early the model returns None, and an outer caller (generate, a pipeline, a loss) needed its output. "
+        "Call the model directly and do not use what it returns, or leave stop_early out."
     )
     assert caught.value.__cause__ is not None
 

@@ -352,5 +352,5 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path):
 def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
     store = store_of(tmp_path, {"h": randn(4, 2)})
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtraError, match=r"Plots must have the extra 'plot' installed, got no matplotlib\."):
+    with pytest.raises(MissingExtraError, match=r"A plot needs matplotlib, which is not installed\."):
         plots.projection(store["h"])

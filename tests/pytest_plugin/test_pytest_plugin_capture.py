@@ -116,7 +116,7 @@ def test_hooks_are_gone_however_a_test_ends_and_only_a_test_that_passed_is_asked
             "*ERROR at setup of test_has_a_broken_fixture*",
             "E       OSError: the fixture's own",
             "*ERROR at teardown of test_never_runs_a_layer*",
-            "E*LayerNotRunError: Every requested layer must run in a step, got no call of 'h.0', 'h.1' (*",
+            "E*LayerNotRunError: Requested layers did not run in the step: 'h.0', 'h.1' (*",
         ]
     )
     result.stdout.no_fnmatch_line("*_recording.py*")

@@ -178,7 +178,7 @@ def test_a_row_that_is_too_short_is_named_and_the_advice_works(k, row, real):
     with pytest.raises(PositionError) as caught:
         position(k)(activation, mask)
     assert str(caught.value) == (
-        f"Every row must reach position({k}), got row {row} with {real} real positions. "
+        f"Row {row} has {real} real positions, too few for position({k}). "
         "Leave short rows out, or use 'first' or 'last'."
     )
     assert first(activation, mask).flatten().tolist() == [0, 4]

@@ -252,9 +252,7 @@ def test_stop_early_stores_the_same(stack, tokens, tmp_path):
 def test_a_progress_bar_without_tqdm_is_an_error_that_says_what_to_install(model, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tqdm" else find(name, *rest))
-    with pytest.raises(
-        MissingExtraError, match=r"the extra 'cli' installed, got no tqdm\. Install it with: pip install"
-    ):
+    with pytest.raises(MissingExtraError, match=r"needs tqdm, which is not installed\. Install it with: pip install"):
         extract(model, [ROWS], "0", out=tmp_path / "out", progress=True)
     assert list(tmp_path.iterdir()) == []
     assert extract(model, [ROWS], "0", out=tmp_path / "out").rows == 6  # by default it goes without

@@ -224,7 +224,7 @@ def test_of_two_processes_with_different_arguments_one_stops_and_spoils_nothing(
     winner = open_store(out).reducers[0]
     loser = ({*ends} - {winner}).pop()
     assert ends[winner] == (0, "")
-    assert re.match("OtherRunError: .* must hold the same run to go on with it, got other reducers", ends[loser][1])
+    assert re.match("OtherRunError: .* holds another run: it differs in reducers", ends[loser][1])
     run(tmp_path / "alone", reduce=winner)
     assert shards(out) == shards(tmp_path / "alone")
     assert open_store(out).verify() == []
@@ -254,7 +254,7 @@ def test_a_run_that_another_one_overtakes_ends_in_the_same_bytes(tmp_path, undis
 @pytest.mark.parametrize("at", [0, 1])
 def test_a_run_that_another_one_overtakes_in_its_folder_is_told_what_differs(tmp_path, at):
     out = tmp_path / "out"
-    with pytest.raises(OtherRunError, match=r"must hold the same run to go on with it, got other reducers \("):
+    with pytest.raises(OtherRunError, match=r"holds another run: it differs in reducers \("):
         run(out, "safetensors", interposed(out, at, lambda: run(out, reduce="first")), reduce="last")
     run(tmp_path / "alone", reduce="first")
     assert shards(out) == shards(tmp_path / "alone")
@@ -263,7 +263,7 @@ def test_a_run_that_another_one_overtakes_in_its_folder_is_told_what_differs(tmp
 def test_two_runs_of_different_data_cannot_share_a_folder(tmp_path):
     out = tmp_path / "out"
     other = [{**batch, "input_ids": TOKENS[200:202]} for batch in batches(out)]
-    with pytest.raises(StoreError, match="hold what this run computed, got other values|got other data"):
+    with pytest.raises(StoreError, match="hold what this run computed, got other values|differs in data"):
         run(out, "safetensors", interposed(out, 1, lambda: run(out, data=other)))
     run(tmp_path / "alone", data=other)
     assert shards(out) == shards(tmp_path / "alone")

@@ -74,7 +74,7 @@ def refuse(out: Path, text: str, error: type[StoreError] = OtherRunError, batche
 @pytest.mark.parametrize(("batches", "text"), OTHER_DATA.values(), ids=OTHER_DATA)
 def test_other_data_is_an_error_that_says_where_and_leaves_the_store(tmp_path, batches, text):
     run(tmp_path)
-    refuse(tmp_path, rf"must hold the same run to go on with it, got other data \(.*{text}", batches=batches)
+    refuse(tmp_path, rf"holds another run: it differs in data \(.*{text}", batches=batches)
     run(tmp_path)  # as the text advises
 
 
@@ -98,13 +98,13 @@ def test_further_batches_without_ids_are_an_error_too(tmp_path):
 def test_other_arguments_are_an_error_that_says_which_and_leave_the_store(tmp_path, options, text, after):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, interrupted(BATCHES, after))
-    refuse(tmp_path, rf"must hold the same run to go on with it, got other .*{text}", **options)
+    refuse(tmp_path, rf"holds another run: it differs in .*{text}", **options)
     run(tmp_path)
 
 
 def test_a_reducer_of_the_same_name_with_another_body_is_another_run(tmp_path):
     run(tmp_path, reduce=first)
-    refuse(tmp_path, r"other reducers \(first\)", reduce=second)
+    refuse(tmp_path, r"differs in reducers \(first\)", reduce=second)
     run(tmp_path, reduce=first)
 
 
@@ -190,9 +190,7 @@ def test_append_adds_rows_to_a_store_of_the_same_capture_alone(tmp_path, sink):
     assert open_store(tmp_path).ids == [f"row {row}" for row in range(7)]
     assert before.items() <= shards(tmp_path).items()
     before = files(tmp_path)
-    with pytest.raises(
-        OtherRunError, match=r"must hold the same run to go on with it, got other layers \(without h\.1"
-    ):
+    with pytest.raises(OtherRunError, match=r"holds another run: it differs in layers \(without h\.1"):
         record(tmp_path, slice(7, 9), "h.0", sink=sink, append=True)
     with pytest.raises(StoreError, match="must hold each id once, got 'row 6' again"):
         record(tmp_path, slice(6, 9), sink=sink, append=True)

@@ -108,7 +108,7 @@ def test_a_writer_alone_does_not_write_into_the_store_of_another(tmp_path, run):
 @pytest.mark.parametrize(
     ("codec", "run", "text"),
     [
-        (SAFETENSORS, {**RUN, "fingerprint": {"model": "Big"}}, r"got other model \('Big' in place of 'Tiny'\)\. Use"),
+        (SAFETENSORS, {**RUN, "fingerprint": {"model": "Big"}}, r"differs in model \('Big' in place of 'Tiny'\)\. Use"),
         (NPZ, RUN, "must be a store of npz shards, got one of safetensors. Use the sink or format= that it was begun"),
     ],
 )
@@ -169,7 +169,7 @@ def test_the_manifest_of_the_same_run_is_returned(tmp_path):
 )
 def test_another_run_is_an_error_that_says_what_differs(tmp_path, run, differences):
     write_manifest(tmp_path, manifest())
-    with pytest.raises(OtherRunError, match="must hold the same run to go on with it, got other ") as caught:
+    with pytest.raises(OtherRunError, match="holds another run: it differs in ") as caught:
         check_same(tmp_path, manifest(**run))
     assert list(caught.value.differences) == differences
     assert caught.value.path == tmp_path

@@ -218,7 +218,7 @@ def test_an_unknown_format_and_a_missing_pyarrow_are_sentences(store, tmp_path, 
     with pytest.raises(ArgumentError, match=r"^to must be one of parquet, npy, npz, safetensors, got 'csv'"):
         export(store, tmp_path / "out", "csv")
     monkeypatch.setattr(parquet_module, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"^Exporting to parquet must have the extra 'parquet' inst"):
+    with pytest.raises(MissingExtraError, match=r"^Exporting to parquet needs pyarrow, which is not inst"):
         export(store, tmp_path / "out", "parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
