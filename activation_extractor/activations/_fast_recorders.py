@@ -173,7 +173,7 @@ def _reducing_hook(place: Place) -> Hook:  # noqa: C901 - one function on purpos
         is_unmasked = place.is_unmasked
         if is_unmasked is None:
             is_unmasked = place.look_for_masks()
-        mask = None if is_unmasked else masks.find(target.layer, sequence, place.call)
+        mask = None if is_unmasked else masks.for_layer(target.layer, sequence, place.call)
         for entry, name, reducer, is_ours in slot.parts:
             try:
                 result = reducer(sequence, mask)

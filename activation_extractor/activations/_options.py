@@ -11,7 +11,7 @@ import torch
 from activation_extractor.activations._recorded import Calls
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.reducers import Reducer, full
-from activation_extractor.reducers._masks import MaskPolicy, check_policy
+from activation_extractor.reducers._masks import check_mask
 from activation_extractor.reducers._reducers import resolve_reducers
 from activation_extractor.reducers._sequence_axis import SequenceAxis, check_sequence_axis
 
@@ -23,7 +23,7 @@ class Options:
     """How a capture records; the public meaning of each is in `capture`'s docstring."""
 
     reducers: Mapping[str, Reducer]
-    mask: MaskPolicy
+    mask: Any
     sequence_axis: SequenceAxis
     calls: Calls
     stop_early: bool
@@ -43,7 +43,7 @@ class Options:
 def check_options(
     *,
     reduce: Any,
-    mask: MaskPolicy,
+    mask: Any,
     sequence_axis: Any,
     calls: Any,
     stop_early: Any,
@@ -55,7 +55,7 @@ def check_options(
     has_sink: bool,
 ) -> Options:
     """The options, or an error that says which one is not usable."""
-    check_policy(mask)
+    check_mask(mask)
     _check_choice("calls", calls, get_args(Calls))
     _check_choice("missing", missing, get_args(Missing))
     for name, flag in (("stop_early", stop_early), ("detach", detach), ("copy", copy)):

@@ -130,7 +130,7 @@ def _value_keeper(target: Target, place: Place) -> Any:
         kept.put(key, *_whole(value, options), index)
         if _needs_mask(value, options):
             sequence = sequence_second(target.layer, value, options.sequence_axis)
-            kept.put_mask(target.name, place.masks.find(target.layer, sequence, call), index)
+            kept.put_mask(target.name, place.masks.for_layer(target.layer, sequence, call), index)
 
     return keep_value
 
@@ -146,7 +146,7 @@ def _reduced(
     target: Target, name: str, reducer: Reducer, value: Tensor, call: CallArguments | None, place: Place
 ) -> Tensor:
     sequence = sequence_second(target.layer, value, place.options.sequence_axis)
-    return reduce_sequence(target.layer, name, reducer, sequence, place.masks.find(target.layer, sequence, call))
+    return reduce_sequence(target.layer, name, reducer, sequence, place.masks.for_layer(target.layer, sequence, call))
 
 
 def _moved(value: Tensor, options: Options) -> Tensor:

@@ -15,7 +15,7 @@ from activation_extractor import MemorySink, capture
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError
 from activation_extractor.layers._signatures import bind, positions_of, signature_of
 from activation_extractor.reducers import _masks
-from activation_extractor.reducers._masks import CallArguments, Masks, check_policy
+from activation_extractor.reducers._masks import CallArguments, Masks, check_mask
 
 RIGHT = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 ALL = torch.ones(2, 5, dtype=torch.int64)
@@ -126,7 +126,7 @@ def test_an_unknown_argument_is_an_error_that_names_the_known_ones(stack):
 )
 def test_what_is_no_policy_is_an_error(mask, text):
     with pytest.raises(ArgumentTypeError) as caught:
-        check_policy(mask)
+        check_mask(mask)
     assert str(caught.value) == text
 
 
@@ -163,12 +163,15 @@ def test_arguments_without_a_signature_are_numbered():
 
 
 def test_a_mask_is_checked_once_in_a_call_for_all_layers_of_one_shape(stack, tokens):
-    masks, call = Masks("attention_mask", stack), CallArguments(positions_of(signature_of(stack)), (tokens, RIGHT), {})
-    found = masks.find("h.0", torch.ones(2, 5, 8), call)
-    assert masks.find("h.1", torch.ones(2, 5, 4), call) is found
+    masks, call = (
+        Masks("attention_mask", stack),
+        CallArguments(positions_of(signature_of(stack)), (tokens, RIGHT), {}),
+    )
+    found = masks.for_layer("h.0", torch.ones(2, 5, 8), call)
+    assert masks.for_layer("h.1", torch.ones(2, 5, 4), call) is found
     assert found.dtype == torch.bool
     with pytest.raises(MaskError, match=r"layer 'h.2' must have shape \(2, 6\)"):
-        masks.find("h.2", torch.ones(2, 6, 8), call)
+        masks.for_layer("h.2", torch.ones(2, 6, 8), call)
 
 
 def test_the_signature_is_read_only_where_it_can_matter(stack, monkeypatch):
