@@ -67,7 +67,7 @@ class Recording:
         self._groups = False  # whether the open step is a `step` block
         self._forward_thread: int | None = None
         self._has_warned = self._was_cut = False
-        self._checks: list[MaskCheck] | None = [] if sink is not None and sink.reads_later else None
+        self._checks: list[MaskCheck] | None = None if sink is None else []
         self._undo: list[Detach] = []
 
     @property
@@ -259,7 +259,10 @@ class Recording:
         self._check_complete()
         columns = self.results.columns()
         if self._sink is not None and (columns or ids is not None or keep):
-            self._sink.write(make_step(self._steps, columns, ids, keep, tuple(self._checks or ())))
+            step = make_step(self._steps, columns, ids, keep, self._checks or ())
+            if not self._sink.reads_later:
+                step.check_masks()
+            self._sink.write(step)
             self._steps += 1
 
     def _check_complete(self) -> None:

@@ -21,8 +21,8 @@ class Sink(ABC):
     `activation_extractor.testing._assertions.SinkTests` is a test suite for it.
 
     Attributes:
-        reads_later: whether `write` returns before an accelerator has computed what the step holds, and the sink
-            itself settles the step's `checks` once it has. False for nearly all sinks: then it was waited for.
+        reads_later: whether the sink itself calls `Step.check_masks`, which waits for an accelerator, some time before
+            it trusts the values. False for nearly all sinks: their steps were checked before `write`.
     """
 
     reads_later: ClassVar[bool] = False

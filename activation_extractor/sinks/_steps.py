@@ -27,8 +27,6 @@ class Step:
             sink's own, detached, on the device where they were reduced.
         ids: the samples' ids, or None when none were given.
         keep: further columns of the user's, with one row for each sample: tensors on any device, or lists of text.
-        checks: what is still to be seen of the masks before the values may be trusted, for a sink that `reads_later`;
-            otherwise it was seen already.
     """
 
     index: int
@@ -36,7 +34,19 @@ class Step:
     values: Mapping[tuple[str, str], Tensor | Ragged]
     ids: Sequence[RowId] | None = None
     keep: Mapping[str, KeptColumn] = field(default_factory=dict)
-    checks: Sequence[MaskCheck] = ()
+    _checks: list[MaskCheck] = field(default_factory=list, repr=False)
+
+    def check_masks(self) -> None:
+        """Wait for the masks that the values were reduced with, where these are on an accelerator, and check them.
+
+        It is called before `Sink.write`, unless the sink `reads_later`.
+
+        Raises:
+            MaskError: a mask is additive, or has a row without a real position.
+        """
+        while self._checks:
+            check = self._checks.pop(0)
+            check.settle(check.verdict)
 
 
 def check_ids(ids: Any) -> list[RowId] | None:
@@ -104,10 +114,10 @@ def make_step(
     keep: Mapping[str, KeptColumn],
     checks: Sequence[MaskCheck] = (),
 ) -> Step:
-    """A step, once all of its parts have been seen to have the same rows.
+    """A step whose columns all have the same rows.
 
     Raises:
-        StepError: they have not.
+        StepError: they have not, or a column has no rows.
     """
     counts = {key: _rows(key, value) for key, value in values.items()}
     kept = {name: len(column) for name, column in keep.items()}
@@ -116,7 +126,7 @@ def make_step(
         if count != rows:
             advice = "Group calls that belong together, give an id for each row, or leave that layer out."
             raise StepError("have the same rows in every column", f"{count} in {key!r} beside {rows}", advice)
-    return Step(index, rows, values, ids, keep, checks)
+    return Step(index, rows, values, ids, keep, list(checks))
 
 
 def _rows(key: tuple[str, str], value: Tensor | Ragged) -> int:

@@ -41,11 +41,11 @@ class Unit:
     def add(self, columns: Mapping[str, Tensor | Ragged], step: Step) -> int:
         """Add the columns of a step, without waiting for their device; returns their size in bytes."""
         before = self.nbytes
-        verdicts = {str(number): check.verdict for number, check in enumerate(step.checks)}
+        verdicts = {str(number): check.verdict for number, check in enumerate(step._checks)}
         chunks = {name: _chunk(value) for name, value in columns.items()}
         hosts = self._transfer.to_host(chunks | verdicts, self._arrival)
         self._checks += [
-            (step.index, check, hosts[number]) for number, check in zip(verdicts, step.checks, strict=True)
+            (step.index, check, hosts[number]) for number, check in zip(verdicts, step._checks, strict=True)
         ]
         for name, value in columns.items():
             host = self._arena.keep(hosts[name]) if hosts[name] is chunks[name] else hosts[name]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from activation_extractor._format._rows import Ragged
-from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
+from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError, StepError
+from activation_extractor.reducers._mask_fit import MaskCheck
 from activation_extractor.sinks._steps import check_ids, check_keep, make_step
 
 KEY = ("h.0", "mean")
@@ -144,3 +145,11 @@ def test_a_value_without_a_batch_axis_is_an_error_also_without_ids():
 def test_an_integer_id_must_fit_64_bits(ids):
     with pytest.raises(ArgumentError):
         check_ids(ids)
+
+
+def test_the_masks_of_a_step_are_checked_once():
+    masks = [torch.tensor([[1, 1], [0, 1]]), torch.tensor([[1, 1], [0, 0]])]
+    step = make_step(0, {KEY: torch.zeros(2, 3)}, None, {}, [MaskCheck("h.0", mask, mask != 0) for mask in masks])
+    with pytest.raises(MaskError, match=r"The mask for layer 'h.0' must have a real .* got none in row 1\."):
+        step.check_masks()
+    step.check_masks()

@@ -15,8 +15,9 @@ import torch
 from models import BlockStack
 from torch import Tensor, nn
 
-from activation_extractor import MemorySink, NpySink, NpzSink, SafetensorsSink, _streams, capture, extract, open_store
+from activation_extractor import NpySink, NpzSink, SafetensorsSink, _streams, capture, extract, open_store
 from activation_extractor.errors import MaskError
+from activation_extractor.sinks import Sink, Step
 from activation_extractor.sinks import _transfer as transfer_module
 from activation_extractor.sinks._transfer import Arrival, Transfer
 
@@ -188,6 +189,17 @@ class Whole:
         assert at_end.items == 1  # where the real positions are; how many a row has is a copy
 
 
+class OneStep(Sink):
+    """A user's sink."""
+
+    def __init__(self, reads_later: bool) -> None:
+        self.reads_later = reads_later
+        self.steps: list[Step] = []
+
+    def write(self, step: Step) -> None:
+        self.steps.append(step)
+
+
 class Masks:
     """Masks that are none: seen when they arrive, and before anything of the unit is on disk."""
 
@@ -209,18 +221,27 @@ class Masks:
         assert caught.value.__notes__ == ["seen when step 1 had come from its device"]
         assert [one.name for one in (tmp_path / "there" / "shards").iterdir()] == ["00000000.safetensors"]
 
-    def test_a_sink_that_does_not_read_later_is_given_what_was_checked(self) -> None:
-        (batch,) = batches(1)
+    @pytest.mark.parametrize("reads_later", [True, False])
+    def test_a_sink_says_whether_masks_are_checked_before_it_is_given_a_step(self, reads_later: bool) -> None:
+        (batch,), sink, model = batches(1), OneStep(reads_later), stack().to(DEVICE)
         mask = batch["attention_mask"].clone()
         mask[2] = 0
-        sink = MemorySink()
-        model = stack().to(DEVICE)
-        with (
-            pytest.raises(MaskError, match="none in row 2"),
-            capture(model, "h.*", reduce="mean", sink=sink),
-        ):
-            model(batch["input_ids"].to(DEVICE), mask.to(DEVICE))
-        assert sink.steps == []
+        ids, mask = batch["input_ids"].to(DEVICE), mask.to(DEVICE)
+        with ExitStack() as block:
+            acts = block.enter_context(capture(model, "h.*", reduce="mean", sink=sink))
+            step = acts.step()
+            step.__enter__()
+            with fake.recorded() as in_forward:
+                model(ids, mask)
+            assert (in_forward.items, in_forward.host_waits) == (0, 0)
+            if reads_later:
+                step.__exit__(None, None, None)
+                with pytest.raises(MaskError, match="none in row 2"):
+                    sink.steps[0].check_masks()
+            else:
+                with pytest.raises(MaskError, match="none in row 2"):
+                    step.__exit__(None, None, None)
+                assert sink.steps == []
 
 
 class TheTransfer:
