@@ -47,7 +47,7 @@ def describe(key: Any, value: Any) -> list[tuple[str, ...]]:
     """A table row for each tensor under a key: name, reducer, shape, dtype, device."""
     name, reducer = key if isinstance(key, tuple) else (key, "")
     if isinstance(value, list):
-        return [row for index, one in enumerate(value) for row in describe((f"{name}#{index}", reducer), one)]
+        return [row for index, call in enumerate(value) for row in describe((f"{name}#{index}", reducer), call)]
     shape = "nested" if value.is_nested else str(tuple(value.shape))
     return [(name, reducer, shape, str(value.dtype).removeprefix("torch."), str(value.device))]
 
@@ -64,24 +64,24 @@ def table(
         first: the row that a cut table begins with.
         most: how many rows are shown.
     """
-    shown, above, below = _shown(rows, header, first, most)
-    lines = aligned(shown)
+    window, above, below = _window(rows, header, first, most)
+    lines = aligned(window)
     return "\n".join([caption, *lines[: bool(header)], *above, *lines[bool(header) :], *below])
 
 
 def html_table(caption: str, rows: Sequence[Sequence[str]], *, header: Sequence[str] = (), first: int = 0) -> str:
-    """The same as HTML for a notebook: escaped, without scripts and styles."""
-    shown, above, below = _shown(rows, header, first, _MOST_ROWS)
-    lines = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in shown]
-    if header and shown:
+    """What `table` shows, as HTML for a notebook: escaped, without scripts and styles."""
+    window, above, below = _window(rows, header, first, _MOST_ROWS)
+    lines = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in window]
+    if header and window:
         lines[0] = lines[0].replace("<td>", "<th>").replace("</td>", "</th>")
-    cut = [[f'<tr><td colspan="{len(shown[0])}">{line.strip()}</td></tr>' for line in part] for part in (above, below)]
+    cut = [[f'<tr><td colspan="{len(window[0])}">{line.strip()}</td></tr>' for line in part] for part in (above, below)]
     lines = [*lines[: bool(header)], *cut[0], *lines[bool(header) :], *cut[1]]
     return "\n".join(["<table>", f"<caption>{escape(caption)}</caption>", *lines, "</table>"])
 
 
 def total(title: str, count: int, nbytes: int, *, noun: str = "tensor") -> str:
-    """A caption that counts what there is of something, and its bytes."""
+    """A caption: a title, how many tensors (or other things) there are, and their bytes."""
     return f"{title}: {plural(count, noun)}, {human_bytes(nbytes)}"
 
 
@@ -114,21 +114,21 @@ def human_bytes(count: float) -> str:
     return f"{count / 1024:.1f} TiB"
 
 
-def _shown(
+def _window(
     rows: Sequence[Sequence[str]], header: Sequence[str], first: int, most: int
 ) -> tuple[list[tuple[str, ...]], list[str], list[str]]:
     """The rows that are shown, the header first, without columns that are empty; lines about those above and below."""
     first = max(0, min(first, len(rows) - most))
     window = rows[first : first + most]
     filled = [index for index, column in enumerate(zip(*window, strict=True)) if any(column)]
-    shown = [tuple(row[index] for index in filled) for row in ([header, *window] if header and rows else window)]
+    shown_rows = [tuple(row[index] for index in filled) for row in ([header, *window] if header and rows else window)]
     rest = len(rows) - first - len(window)
-    return shown, [f"  ... {first} more above"] * (first > 0), [f"  ... and {rest} more"] * (rest > 0)
+    return shown_rows, [f"  ... {first} more above"] * (first > 0), [f"  ... and {rest} more"] * (rest > 0)
 
 
 @contextmanager
 def quiet(*, shows_downloads: bool) -> Iterator[None]:
-    """Without transformers' reports and bars, but for those of downloads."""
+    """Turns transformers' reports and bars off, but for the bars of downloads when they are asked for."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 

@@ -1,4 +1,7 @@
-"""Files and folders that appear whole or not at all, and never in place of another."""
+"""Files and folders that appear whole or not at all, and never in place of another; reading files of anybody's.
+
+Nothing here follows a link or waits for a pipe: what lies in a store may have been put there by somebody else.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,19 @@ from typing import BinaryIO
 from activation_extractor.errors import StoreError
 
 _DRAFT = re.compile(r"\.[0-9a-f]{32}\.tmp")
-_OLD_SECONDS = 3600.0  # a draft is under way for seconds
+_OLD_SECONDS = 3600.0  # writing a draft takes seconds
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR}
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # FAT, some network file systems
 _ADVICE = "Check the folder, its permissions and the room on the disk."
 
 
+class TruncatedError(ValueError):
+    """A file is shorter than its header promises."""
+
+
 @contextmanager
 def draft(path: Path) -> Iterator[Path]:
-    """A free name beside `path` for a file or folder that is under way; what is there at the end is removed.
+    """A free name beside `path` for a file or folder that is being written; removed at the end if it still exists.
 
     Raises:
         StoreError: it cannot be written.
@@ -57,7 +64,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def publish(beside: Path, path: Path) -> bool:
-    """Give a finished file or folder its name, for good, if that name is free; what is there is never overwritten.
+    """Give a finished file or folder its final name if that name is free; nothing is ever overwritten.
 
     Returns:
         Whether the name was free.
@@ -75,19 +82,8 @@ def publish(beside: Path, path: Path) -> bool:
     return True
 
 
-def _link(beside: Path, path: Path) -> None:
-    try:
-        os.link(beside, path)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
-        os.rename(beside, path)
-
-
 def make_folders(folder: Path) -> None:
-    """Make a folder and those above it, with the process's umask; harmless when it is there.
+    """Make a folder and those above it, with the process's umask, unless they exist.
 
     Raises:
         StoreError: it cannot be made.
@@ -95,35 +91,32 @@ def make_folders(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        got = error.strerror or str(error)
-        raise StoreError(folder, "be a folder that can be written to", got, "Choose another folder.") from error
+        raise _not_writable(folder, error) from error
 
 
 def check_writable(folder: Path) -> None:
-    """See that files can be made in a folder, before anything depends on it.
+    """Make a file in a folder and remove it, before anything depends on it.
 
     Raises:
-        StoreError: they cannot.
+        StoreError: that is not possible.
     """
     try:
         with draft(folder / "any") as beside:
             beside.touch(exist_ok=False)
     except StoreError as error:
-        reason = error.__cause__
-        got = (isinstance(reason, OSError) and reason.strerror) or str(reason)
-        raise StoreError(folder, "be a folder that can be written to", got, "Choose another folder.") from reason
+        raise _not_writable(folder, error.__cause__) from error.__cause__
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers left under way that were killed: drafts, by their name, that nobody touched for an hour."""
+    """Remove the drafts of writers that were killed: those that nobody wrote to for an hour."""
     with suppress(OSError):
-        for entry in list(os.scandir(folder)):
-            if _DRAFT.fullmatch(entry.name) and time.time() - _last_touched(entry) > _OLD_SECONDS:
-                _remove(Path(entry.path))
+        for path in list(folder.iterdir()):
+            if is_draft(path.name) and time.time() - _last_written(path) > _OLD_SECONDS:
+                _remove(path)
 
 
 def is_draft(name: str) -> bool:
-    """Whether a file of this name is one that is under way, or was when its writer was killed."""
+    """Whether a file or folder of this name is a `draft`."""
     return _DRAFT.fullmatch(name) is not None
 
 
@@ -142,25 +135,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _last_touched(entry: os.DirEntry[str]) -> float:
-    files = os.scandir(entry.path) if entry.is_dir(follow_symlinks=False) else ()
-    return max(float(one.stat(follow_symlinks=False).st_mtime) for one in (entry, *files))
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-class TruncatedError(ValueError):
-    """A file is shorter than its header promises."""
-
-
 def open_regular(path: Path) -> int:
-    """A descriptor of a file of its own: no link is followed, and nothing is waited for.
+    """A descriptor of a regular file: no link is followed, and no pipe is waited for.
 
     Raises:
         OSError: it cannot be opened.
@@ -191,9 +167,38 @@ def read_at(descriptor: int, start: int, size: int) -> bytes:
 
 
 def read_whole(path: Path) -> bytes:
-    """All bytes of a file of its own; raises as `open_regular`."""
+    """All bytes of a regular file; raises what `open_regular` raises."""
     descriptor = open_regular(path)
     try:
         return read_at(descriptor, 0, os.fstat(descriptor).st_size)
     finally:
         os.close(descriptor)
+
+
+def _link(beside: Path, path: Path) -> None:
+    try:
+        os.link(beside, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        os.rename(beside, path)
+
+
+def _not_writable(folder: Path, error: BaseException | None) -> StoreError:
+    got = getattr(error, "strerror", None) or str(error)
+    return StoreError(folder, "be a folder that can be written to", got, "Choose another folder.")
+
+
+def _last_written(path: Path) -> float:
+    files = path.iterdir() if path.is_dir() and not path.is_symlink() else ()
+    return max(float(file.lstat().st_mtime) for file in (path, *files))
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
