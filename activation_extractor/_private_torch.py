@@ -1,8 +1,8 @@
 """Everything private of torch that this library leans on: an entry for each name, and no other file names one.
 
-Where a torch lacks a name, importing works: what takes its place is used, or its first use raises
-`UnsupportedTorchError`, which says the name and the release. All of them are there since 2.4.1 at least, and in every
-release of the README's table.
+Where a release of torch lacks a name, importing this file still works. A substitute is used where there is one;
+otherwise the first use raises `UnsupportedTorchError`, which says the name and the release. Every release of the
+README's table has all of these names.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def private(name: str) -> Any:
 
 
 def of_module(*names: str) -> Any:
-    """What gets attributes that every module has, one or a tuple; or a function that raises where modules lack one."""
+    """A function that gets attributes of a module, one or a tuple; it raises where this torch's modules lack one."""
     lacking = [name for name in names if not hasattr(_MODULE, name)]
     return _Missing(f"torch.nn.Module.{lacking[0]}") if lacking else attrgetter(*names)
 
 
 class _Missing:
-    """Stands for what a torch lacks."""
+    """Takes the place of a function that this torch lacks, and raises when it is called."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -51,14 +51,14 @@ class _Missing:
         raise UnsupportedTorchError(self._name, torch.__version__)
 
 
-def _there(value: Any) -> Any:
-    """The value, or the error that torch lacks it."""
+def _present(value: Any) -> Any:
+    """The value; UnsupportedTorchError where this torch lacks it."""
     return value() if isinstance(value, _Missing) else value
 
 
 _MODULE = nn.Module()
 
-# -1 outside of backward: tells a checkpoint's recomputation from a forward, in 50 ns. There is no public way to know.
+# -1 outside of backward: it distinguishes a checkpoint's recomputation from a forward, in 50 ns. No public way.
 backward_task: Callable[[], int] = private("_C._current_graph_task_id")
 
 # Whether a transform of torch.func (vmap, grad) is under way, whose values are slices of the batch. No public way.
@@ -67,16 +67,16 @@ is_transformed: Callable[[], bool] = private("_C._are_functorch_transforms_activ
 # Whether a tensor is such a value. No public way.
 is_wrapped: Callable[[Tensor], bool] = private("_C._functorch.is_functorch_wrapped_tensor")
 
-# `torch.inference_mode` without its cost in Python; that takes its place.
+# `torch.inference_mode` without its cost in Python; the public one is the substitute.
 inference_guard: Any = getattr(torch._C, "_InferenceMode", torch.inference_mode)
 
-# How often a tensor's memory was written to in place; autograd itself goes by it. RuntimeError for an inference tensor.
+# How often a tensor's memory was written to in place, by autograd's own counter. RuntimeError for an inference tensor.
 version_of: Callable[[Tensor], int] = (
     attrgetter("_version") if hasattr(Tensor, "_version") else _Missing("torch.Tensor._version")
 )
 
-# What `nn.Module.__call__` runs instead of its own `_call_impl`, if an instance has it; `Module.compile` sets it, and
-# copies and pickles leave it out. Hooks would not do: they neither see every way out nor swallow an error.
+# What `nn.Module.__call__` runs in place of its own `_call_impl`, if an instance has it; `Module.compile` sets it, and
+# copies and pickles leave it out. Hooks could not replace it: a forward that raises skips them, and no hook stops one.
 CALL = "_compiled_call_impl"
 _calls = of_module("_call_impl", CALL)
 
@@ -87,17 +87,16 @@ def own_call(module: nn.Module) -> Callable[..., Any]:
     return call
 
 
-# The module's own dictionary of forward hooks: taking one off by its id costs a third of a handle's `remove`.
+# The module's own dictionary of forward hooks: removing a hook by its id costs a third of a handle's `remove`.
 forward_hooks: Callable[[nn.Module], Hooks] = of_module("_forward_hooks")
 
-# That of hooks before its forward, and that of which of them take keyword arguments.
+# Its dictionary of hooks that run before the forward, and the flags of those that take keyword arguments.
 forward_pre_hooks: Callable[[nn.Module], tuple[Hooks, Flags]] = of_module(
     "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"
 )
 _all_forward_hooks = of_module("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 _children = of_module("_modules")
 _forward_unimplemented = private("nn.modules.module._forward_unimplemented")
-
 
 # What is in a module's dictionaries of hooks, by their names.
 HOOK_KINDS = {
@@ -113,13 +112,13 @@ def hooks_in(module: nn.Module | None, name: str) -> Hooks:
     if not hasattr(_MODULE, name):
         raise UnsupportedTorchError(f"torch.nn.Module.{name}", torch.__version__)
     if module is None:
-        hooks: Hooks = _there(private(f"nn.modules.module._global{name}"))
+        hooks: Hooks = _present(private(f"nn.modules.module._global{name}"))
         return hooks
     return getattr(module, name, {})  # a module whose constructor has not run has none
 
 
 def clear_forward_hooks(module: nn.Module) -> None:
-    """Take off every forward hook, whosever it is."""
+    """Remove every forward hook, by whomever it was registered."""
     for hooks in _all_forward_hooks(module):
         hooks.clear()
 
@@ -138,7 +137,7 @@ def children_in(module: nn.Module) -> dict[str, nn.Module | None]:
 
 def has_forward(module: nn.Module) -> bool:
     """Whether the module's class has a forward: one without has a function of this name, which raises."""
-    unimplemented: str = _there(_forward_unimplemented).__name__
+    unimplemented: str = _present(_forward_unimplemented).__name__
     return getattr(module.forward, "__name__", "") != unimplemented
 
 
