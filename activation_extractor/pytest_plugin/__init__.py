@@ -174,8 +174,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if _forbids_leaks(item):
         from activation_extractor.testing._hook_leaks import HookWatch
 
-        watch = item.config.stash[_watch] = HookWatch()
-        watch.start()
+        item.config.stash[_watch] = HookWatch()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -189,16 +188,16 @@ def pytest_fixture_setup(fixturedef: Any, request: pytest.FixtureRequest) -> Gen
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """Fail the test when its fixtures have ended and hooks are left."""
-    watch = item.config.stash.get(_watch, None)
+    watch, left = item.config.stash.get(_watch, None), []
     try:
         yield
     finally:
         if _error in item.stash:
             del item.stash[_error]  # with all that its traceback holds
         if watch is not None:
-            watch.stop()
+            left = watch.stop()
             del item.config.stash[_watch]
-    if watch is not None and (left := watch.left()):
+    if left:
         from activation_extractor.testing._hook_leaks import listed
 
         advice = "Remove them with the handle that register_... returned, or use capture_activations."

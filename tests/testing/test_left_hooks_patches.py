@@ -39,11 +39,9 @@ def test_a_hook_on_every_module_is_left(watch: HookWatch, register: Callable[...
 
 
 def test_one_from_before_is_not_told() -> None:
-    watch = HookWatch()
     with torch_module.register_module_forward_hook(record):
-        watch.start()
-        assert watch.left() == []
-        watch.stop()
+        watch = HookWatch()
+        assert watch.stop() == []
 
 
 def test_one_from_a_pause_is_not_told(watch: HookWatch) -> None:
@@ -56,8 +54,8 @@ def test_one_from_a_pause_is_not_told(watch: HookWatch) -> None:
 
 def test_one_is_told_as_it_was_at_the_end(watch: HookWatch) -> None:
     with torch_module.register_module_forward_hook(record):
-        watch.stop()
-    assert where(watch.left()) == [("", "global forward hook")]
+        left = watch.stop()
+    assert where(left) == [("", "global forward hook")]
 
 
 def test_a_hook_from_a_pause_is_not_noted(watch: HookWatch) -> None:
@@ -100,28 +98,24 @@ def test_a_hook_from_before_a_pause_that_is_removed_in_it_is_not_left(watch: Hoo
 
 def test_a_pause_is_of_one_watch_alone(watch: HookWatch) -> None:
     other, model = HookWatch(), BlockStack()
-    other.start()
     with watch.pause():
         model.h[0].register_forward_hook(record)
     assert watch.left() == []
-    assert where(other.left()) == [("h.0", "forward hook")]
-    other.stop()
+    assert where(other.stop()) == [("h.0", "forward hook")]
 
 
-def test_a_watch_may_start_and_stop_in_a_pause() -> None:
+def test_a_watch_may_stop_in_a_pause() -> None:
     watch, model = HookWatch(), BlockStack()
-    with watch.pause():
-        watch.start()
-        model.h[0].register_forward_hook(record)
     model.h[1].register_forward_hook(record)
     with watch.pause():
-        watch.stop()
-    assert where(watch.left()) == [("h.1", "forward hook")]
+        model.h[0].register_forward_hook(record)
+        left = watch.stop()
+    assert where(left) == [("h.1", "forward hook")]
+    assert watch.left() == []
 
 
 def test_the_methods_are_torchs_own_afterwards() -> None:
     watch = HookWatch()
-    watch.start()
     assert are_watched()
     watch.stop()
     assert are_original()
@@ -135,77 +129,54 @@ def test_the_methods_look_as_ever_meanwhile(watch: HookWatch, name: str) -> None
     assert pickle.loads(pickle.dumps(method)) is method
 
 
-def test_starting_twice_changes_nothing(watch: HookWatch) -> None:
-    model = BlockStack()
-    model.h[0].register_forward_hook(record)
-    methods = dict(vars(nn.Module))
-    watch.start()
-    assert dict(vars(nn.Module)) == methods
-    assert where(watch.left()) == [("h.0", "forward hook")]
-
-
 def test_stopping_twice_changes_nothing(watch: HookWatch) -> None:
     module = nn.Linear(2, 2)
     module.register_forward_hook(record)
-    watch.stop()
-    watch.stop()
-    assert len(watch.left()) == 1
+    assert len(watch.stop()) == 1
+    assert watch.stop() == []
+    assert are_original()
 
 
-def test_stopping_what_never_started_does_no_harm() -> None:
-    watch = HookWatch()
-    watch.stop()
-    assert watch.left() == []
-
-
-def test_a_second_start_begins_anew(watch: HookWatch) -> None:
-    module = nn.Linear(2, 2)
-    module.register_forward_hook(record)
-    watch.stop()
-    watch.start()
-    assert watch.left() == []
-    watch.stop()
-    assert watch.left() == []
-
-
-@pytest.mark.parametrize("is_first_ended", [True, False])
-def test_watches_may_overlap_and_end_in_any_order(is_first_ended: bool) -> None:
-    outer, inner, model = HookWatch(), HookWatch(), BlockStack()
-    outer.start()
+def test_a_watch_may_stand_inside_another(watch: HookWatch) -> None:
+    model = BlockStack()
     model.h[0].register_forward_hook(record)
-    inner.start()
+    inner = HookWatch()
     model.h[1].register_forward_hook(record)
-    first, second = (outer, inner) if is_first_ended else (inner, outer)
-    first.stop()
+    assert where(inner.stop()) == [("h.1", "forward hook")]
     assert are_watched()
     model.h[2].register_forward_hook(record)
-    second.stop()
+    assert [hook.layer for hook in watch.stop()] == ["h.0", "h.1", "h.2"]
+
+
+def test_two_watches_that_stop_in_the_wrong_order_find_what_is_theirs_and_fall_silent() -> None:
+    model, outer = BlockStack(), HookWatch()
+    model.h[0].register_forward_hook(record)
+    inner = HookWatch()
+    model.h[1].register_forward_hook(record)
+    left = outer.stop()
+    model.h[2].register_forward_hook(record)
+    assert [hook.layer for hook in left] == ["h.0", "h.1"]
+    assert [hook.layer for hook in inner.stop()] == ["h.1", "h.2"]
     model.h[3].register_forward_hook(record)
-    layers = {watch: [hook.layer for hook in watch.left()] for watch in (outer, inner)}
-    assert layers[outer] == (["h.0", "h.1"] if is_first_ended else ["h.0", "h.1", "h.2"])
-    assert layers[inner] == (["h.1", "h.2"] if is_first_ended else ["h.1"])
+    assert outer.left() == inner.left() == []
+    for name, method in ORIGINALS.items():
+        assert vars(nn.Module)[name].__wrapped__ is method
+        setattr(nn.Module, name, method)
 
 
 def test_a_start_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    noting, calls = _hook_leaks._noting, []
+    watched, calls = HookWatch._watched, []
 
     def fail_at_the_third(*args: Any) -> Any:
         calls.append(args)
         if len(calls) == 3:
             raise MemoryError
-        return noting(*args)
+        return watched(*args)
 
-    watch = HookWatch()
-    with monkeypatch.context() as patched:
-        patched.setattr(_hook_leaks, "_noting", fail_at_the_third)
-        with pytest.raises(MemoryError):
-            watch.start()
+    monkeypatch.setattr(HookWatch, "_watched", fail_at_the_third)
+    with pytest.raises(MemoryError):
+        HookWatch()
     assert are_original()
-    watch.start()
-    module = nn.Linear(2, 2)
-    module.register_forward_hook(record)
-    assert len(watch.left()) == 1
-    watch.stop()
 
 
 def test_a_stop_that_fails_has_restored_the_methods(watch: HookWatch, monkeypatch: Any) -> None:
@@ -219,9 +190,9 @@ def test_a_stop_that_fails_has_restored_the_methods(watch: HookWatch, monkeypatc
 
 
 def test_a_patch_on_top_stays_and_the_method_below_comes_back_later() -> None:
-    watch, module = HookWatch(), nn.Linear(2, 2)
+    module = nn.Linear(2, 2)
     with pytest.MonkeyPatch.context() as patched:
-        watch.start()
+        watch = HookWatch()
         ours = nn.Module.register_forward_hook
         patched.setattr(nn.Module, "register_forward_hook", functools.wraps(ours)(lambda *args: ours(*args)))
         patch = nn.Module.register_forward_hook
@@ -230,25 +201,24 @@ def test_a_patch_on_top_stays_and_the_method_below_comes_back_later() -> None:
         module.register_forward_hook(record)
         assert watch.left() == []
     assert nn.Module.register_forward_hook is ours
-    watch.start()
-    assert nn.Module.register_forward_hook is ours
+    watch = HookWatch()
     module.register_forward_hook(record)
-    assert len(watch.left()) == 1
-    watch.stop()
-    assert nn.Module.register_forward_hook is ORIGINALS["register_forward_hook"]
+    assert len(watch.stop()) == 1
+    assert nn.Module.register_forward_hook is ours
+    nn.Module.register_forward_hook = ORIGINALS["register_forward_hook"]
 
 
 def test_a_registration_through_a_patch_is_noted_once(watch: HookWatch, monkeypatch: Any) -> None:
     ours = nn.Module.register_forward_hook
-    monkeypatch.setattr(nn.Module, "register_forward_hook", lambda *args, **kwargs: ours(*args, **kwargs))
-    watch.stop()
-    watch.start()
-    module = nn.Linear(2, 2)
-    module.register_forward_hook(record)
-    assert len(watch.left()) == 1
-    watch.stop()
-    monkeypatch.undo()
-    watch.start()
+    with monkeypatch.context() as patched:
+        patched.setattr(nn.Module, "register_forward_hook", lambda *args, **kwargs: ours(*args, **kwargs))
+        module = nn.Linear(2, 2)
+        module.register_forward_hook(record)
+        assert len(watch.left()) == 1
+        inner = HookWatch()
+        module.register_forward_hook(record)
+        assert len(inner.stop()) == 1
+    assert len(watch.left()) == 2
 
 
 def test_a_registration_by_another_thread_is_noted(watch: HookWatch) -> None:
@@ -291,7 +261,5 @@ def test_what_returns_no_handle_is_passed_over(monkeypatch: pytest.MonkeyPatch) 
     with monkeypatch.context() as patched:
         patched.setattr(nn.Module, "register_forward_hook", lambda self, hook: "no handle")
         watch = HookWatch()
-        watch.start()
         assert nn.Linear(2, 2).register_forward_hook(record) == "no handle"
-        assert watch.left() == []
-        watch.stop()
+        assert watch.stop() == []
