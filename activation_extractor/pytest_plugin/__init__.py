@@ -5,31 +5,23 @@ Loading it imports neither torch nor numpy: what needs them is imported when a f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import pytest
 
 from activation_extractor.errors import ActivationError, ArgumentError
-from activation_extractor.pytest_plugin._golden import GoldenFiles, Use, folder_of, note_use, owner_of
+from activation_extractor.pytest_plugin._golden import GoldenFiles, Use, use_of
 
 if TYPE_CHECKING:
     from activation_extractor.activations import Activations, capture
     from activation_extractor.comparison._tolerances import GivenTolerance
 
-    _Parameters = ParamSpec("_Parameters")
-    _Result = TypeVar("_Result")
+    _Options = ParamSpec("_Options")
 
-    def _takes_what(
-        function: Callable[_Parameters, Any],
-    ) -> Callable[[Callable[..., _Result]], Callable[Concatenate[CaptureFixture, _Parameters], _Result]]: ...
-
-    _takes_what_capture_takes = _takes_what(capture)
-else:
-
-    def _takes_what_capture_takes(method):
-        return method
+    def _begun(capture: Callable[_Options, Any]) -> Callable[_Options, Activations]: ...
 
 
 __all__ = ["ActivationSnapshot", "CaptureFixture"]
@@ -41,7 +33,6 @@ _MOST_BYTES = 1 << 20
 _error = pytest.StashKey[BaseException]()
 _watch = pytest.StashKey[Any]()  # a HookWatch
 _use = pytest.StashKey[Use]()
-_golden_files = pytest.StashKey[GoldenFiles]()
 
 
 class CaptureFixture:
@@ -54,12 +45,15 @@ class CaptureFixture:
     def __init__(self) -> None:
         self._blocks = ExitStack()
 
-    @_takes_what_capture_takes
-    def __call__(self, *args: Any, **options: Any) -> Activations:
-        """Begin to record; takes what `activation_extractor.capture` takes, and raises what it raises."""
-        from activation_extractor.activations import capture
+    if TYPE_CHECKING:
+        __call__ = staticmethod(_begun(capture))
+    else:
 
-        return self._blocks.enter_context(capture(*args, **options))
+        def __call__(self, *args: Any, **options: Any) -> Activations:
+            """Begin to record; takes what `activation_extractor.capture` takes, and raises what it raises."""
+            from activation_extractor.activations import capture
+
+            return self._blocks.enter_context(capture(*args, **options))
 
     def close(self, error: BaseException | None = None) -> None:
         """End what was begun, before the test does: to read what a sink wrote, or to see that everything ran.
@@ -97,7 +91,7 @@ class ActivationSnapshot:
             acts: the activations, or a mapping of names to tensors. Another dtype is a difference.
             name: tells several checks of one test apart.
             rtol: the relative tolerance, or one for each layer by pattern; see `activation_extractor.compare`.
-            atol: the absolute tolerance, likewise.
+            atol: the absolute tolerance, or one for each layer by pattern.
             max_bytes: how large the values may be together.
 
         Raises:
@@ -109,13 +103,13 @@ class ActivationSnapshot:
         from activation_extractor.pytest_plugin._snapshot import difference, golden_values, write_golden
 
         path = self._use.file(name)
-        if path in self._use.used:
+        if str(path) in self._use.used:
             raise ArgumentError("name", "be another one for each check in a test", name, "Pass name=.")
         values = golden_values(acts, max_bytes)
-        self._use.used.append(path)
+        self._use.used.append(str(path))
         if self._is_updating:
             write_golden(path, values)
-            self._use.written.append(path)
+            self._use.written.append(str(path))
             return
         text = difference(path, values, rtol=rtol, atol=atol)
         if text is not None:
@@ -136,7 +130,7 @@ def capture_activations(request: pytest.FixtureRequest) -> Iterator[CaptureFixtu
 @pytest.fixture
 def activation_snapshot(request: pytest.FixtureRequest) -> ActivationSnapshot:
     """`activation_snapshot.check(acts)` compares with a golden file; --update-activations writes it."""
-    use = request.node.stash[_use] = Use(folder_of(request.node), owner_of(request.node))
+    use = request.node.stash[_use] = use_of(request.node)
     return ActivationSnapshot(use, is_updating=request.config.getoption(_UPDATE))
 
 
@@ -154,12 +148,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker."""
     text = f"{_MARK}(forbidden=True): fail the test if it leaves hooks on a model; with False, let it"
     config.addinivalue_line("markers", text)
-    config.stash[_golden_files] = GoldenFiles()
-    config.pluginmanager.register(config.stash[_golden_files], "activation_files")
+    config.pluginmanager.register(GoldenFiles(), "activation_files")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop to watch, also where a session was cut short."""
+    """Stop the watch that a session left on when it was cut short."""
     watch = config.stash.get(_watch, None)
     if watch is not None:
         watch.stop()
@@ -208,7 +201,7 @@ def _forbids_leaks(item: pytest.Item) -> bool:
     mark = item.get_closest_marker(_MARK)
     if mark is None:
         return bool(item.config.getini(_MARK))
-    if mark.kwargs or len(mark.args) > 1 or not all(isinstance(one, bool) for one in mark.args):
+    if mark.kwargs or len(mark.args) > 1 or not all(isinstance(value, bool) for value in mark.args):
         raise ArgumentError(f"the mark {_MARK}", "be given True, False or nothing", mark)
     return not mark.args or mark.args[0]
 
@@ -218,18 +211,13 @@ def _forbids_leaks(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """Note what a test raised, for its captures, and what it did with golden files."""
+    """Keep what a test raised for its captures; report what it did with golden files."""
     report = yield
-    if call.when != "teardown" and call.excinfo is not None and "capture_activations" in _fixtures_of(item):
+    fixtures = getattr(item, "fixturenames", ())  # an item need not be a function
+    if call.when != "teardown" and call.excinfo is not None and "capture_activations" in fixtures:
         item.stash[_error] = call.excinfo.value
     if call.when == "call":
-        if _use in item.stash:
-            note_use(report, item.stash[_use])
-        elif item.config.stash[_golden_files].has_files(item):
-            note_use(report, Use(folder_of(item), owner_of(item)))
+        use = item.stash.get(_use, None) or use_of(item)
+        if _use in item.stash or Path(use.folder).is_dir():
+            use.add_to(report)
     return report
-
-
-def _fixtures_of(item: pytest.Item) -> Sequence[str]:
-    names: Sequence[str] = getattr(item, "fixturenames", ())
-    return names
