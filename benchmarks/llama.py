@@ -237,7 +237,7 @@ class Discarding(Sink):
             self.nbytes += sum(one.nbytes for one in hosts.values())
             hosts.clear()
 
-        self._background.submit(arrive, nbytes, beside=nbytes)
+        self._background.submit(arrive, nbytes, reserved_bytes=nbytes)
 
     def close(self) -> None:
         """Wait until everything has arrived."""

@@ -1,4 +1,4 @@
-"""Work on a thread of its own, in order, behind a queue that is bounded in bytes."""
+"""Jobs on a thread of their own, in order, behind a queue that is bounded in bytes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ Job = Callable[[], None]
 class Background:
     """Does jobs one after the other while the caller goes on.
 
-    The thread lives only while there are jobs, so nothing is left behind when they are done; the interpreter waits for
-    it before it ends. Once a job has failed the ones behind it are not begun, and every call raises the failure until
-    `finish` has.
+    The thread lives only while there are jobs, so it is never left behind; the interpreter waits for it before it ends.
+    Once a job has failed the ones behind it are dropped, and every call raises the failure until `finish` has.
+
+    ``ThreadPoolExecutor(1)`` with a count of bytes was tried. It refuses jobs once the main thread has ended, so that a
+    block in another thread loses its last units; and it reports a job as done before it drops what the job holds, so
+    that memory holds one unit more than `queue_bytes`.
 
     Args:
-        queue_bytes: how many bytes the jobs that are not done may hold together; one that is larger waits until it is
-            alone.
+        queue_bytes: how many bytes the unfinished jobs may hold together; a larger job waits until it is alone.
     """
 
     def __init__(self, queue_bytes: int) -> None:
@@ -34,14 +36,15 @@ class Background:
         if self._error is not None:
             raise self._error
 
-    def submit(self, job: Job, nbytes: int, beside: int = 0) -> None:
-        """Queue a job that holds `nbytes`; waits while there is no room for it and for what the caller holds `beside`.
+    def submit(self, job: Job, nbytes: int, reserved_bytes: int = 0) -> None:
+        """Queue a job that holds `nbytes`, as soon as there is room for it and for `reserved_bytes` of the caller's.
 
         Raises:
             BaseException: what an earlier job raised.
         """
+        most_held = max(self._queue_bytes - nbytes - reserved_bytes, 0)
         with self._changed:
-            self._changed.wait_for(lambda: self._error or self._has_room(nbytes + beside))
+            self._changed.wait_for(lambda: self._error or self._held_bytes <= most_held)
             self.check()
             if not self._is_running:
                 threading.Thread(target=self._work, name="activation_extractor writer").start()
@@ -53,7 +56,7 @@ class Background:
         """Wait until all jobs are done.
 
         Raises:
-            BaseException: what the first job that failed raised; the next jobs begin anew.
+            BaseException: what the first job that failed raised; later jobs begin anew.
         """
         with self._changed:
             self._changed.wait_for(lambda: not self._is_running)
@@ -61,25 +64,21 @@ class Background:
             if error is not None:
                 raise error
 
-    def _has_room(self, nbytes: int) -> bool:
-        return not self._held_bytes or self._held_bytes + nbytes <= self._queue_bytes
-
     def _work(self) -> None:
+        done_bytes = 0
         while True:
             with self._changed:
-                if not self._jobs:
-                    self._is_running = False
-                    self._changed.notify_all()
+                self._held_bytes -= done_bytes
+                self._is_running = bool(self._jobs)
+                self._changed.notify_all()
+                if not self._is_running:
                     return
-                job, nbytes = self._jobs.popleft()
+                job, done_bytes = self._jobs.popleft()
             try:
                 job()
-            except BaseException as error:  # it is the caller's, whatever it is
+            except BaseException as error:  # the caller's thread raises it, KeyboardInterrupt too
                 with self._changed:
                     self._error = error
                     self._jobs.clear()
-                    self._held_bytes = nbytes
-            del job  # and what it holds, before there is room for the next
-            with self._changed:
-                self._held_bytes -= nbytes
-                self._changed.notify_all()
+                    self._held_bytes = done_bytes
+            del job  # and what it holds, before its bytes count as free

@@ -171,7 +171,7 @@ class StoreWriter:
             self._manifest = make_manifest(self.codec, self._run, layout.columns, layout.keep, layout.ids)
         noted = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(about or {})}
         job = partial(self._write, self._manifest, name, unit, noted, order)
-        self._background.submit(job, unit.nbytes, beside=unit.nbytes)  # the next unit will be as large
+        self._background.submit(job, unit.nbytes, reserved_bytes=unit.nbytes)  # the next unit will be as large
 
     def finish(self) -> None:
         """Wait until everything is written.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import signal
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -83,11 +85,11 @@ def test_submit_waits_while_the_queue_is_full_and_goes_on_when_there_is_room(gat
     assert done == [1]
 
 
-@pytest.mark.parametrize(("beside", "waits"), [(3, False), (4, True)])
-def test_what_the_caller_holds_beside_needs_room_too(gate, beside, waits):
+@pytest.mark.parametrize(("reserved_bytes", "waits"), [(3, False), (4, True)])
+def test_what_the_caller_holds_needs_room_too(gate, reserved_bytes, waits):
     background = Background(10)
     background.submit(waiting_for(gate), 4)
-    submitting = on_a_thread(lambda: background.submit(lambda: None, 3, beside))
+    submitting = on_a_thread(lambda: background.submit(lambda: None, 3, reserved_bytes))
     assert is_blocked(submitting) == waits
     gate.set()
     assert ends(submitting)
@@ -208,6 +210,23 @@ def test_the_interpreter_waits_for_the_jobs(gate):
     assert [thread.daemon for thread in writers()] == [False]
     gate.set()
     background.finish()
+
+
+def test_a_thread_that_outlives_the_main_thread_may_submit():
+    program = """if True:
+        import threading
+        from activation_extractor.sinks._background import Background
+
+        def submit_all():
+            threading.main_thread().join()
+            for number in range(3):
+                background.submit(lambda number=number: print(number), 1)
+
+        background = Background(2)
+        threading.Thread(target=submit_all).start()
+    """
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.stdout.split(), ended.stderr) == (["0", "1", "2"], "")
 
 
 @pytest.mark.parametrize("call", ["submit", "finish"])
