@@ -23,7 +23,7 @@ from activation_extractor._hooks._context import open_here
 from activation_extractor._hooks._copies import ours
 from activation_extractor._hooks._forwards import current_cut, cuts
 from activation_extractor._hooks._taps import picker
-from activation_extractor._private_torch import backward_task, is_transformed, version_of
+from activation_extractor._private_torch import backward_task, is_transformed, is_wrapped, version_of
 from activation_extractor._tensors import snapshot
 from activation_extractor.activations._options import Options
 from activation_extractor.activations._recorded import Entry, Kept
@@ -58,17 +58,21 @@ def is_plain(target: Target) -> bool:
 class _Slot(Entry):
     """What a layer's hook has of its own when it keeps one value: where, of which forward, and whose it is."""
 
-    __slots__ = ("forward", "module", "target")
+    __slots__ = ("forward", "layer", "module", "target")
 
     def __init__(self, target: Target) -> None:
         super().__init__()
         self.forward = -1
-        self.target = target
+        self.target, self.layer = target, target.layer
         self.module: nn.Module | None = target.module
 
+    def check(self) -> None:
+        if self.tensor is not None and is_wrapped(self.tensor):
+            raise TransformedCallError(self.layer)
+
     def close(self, *, detach: bool) -> None:
-        if detach and self.version is not None:
-            self.detach()
+        if detach and self.version is not None and self.tensor is not None and not is_wrapped(self.tensor):
+            self.detach()  # which would also take off what a transform has wrapped around a value, unseen
         if self.module is not None:  # what is kept outlives the block, and must not keep the model
             self.module = None
             del self.target

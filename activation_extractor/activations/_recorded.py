@@ -8,9 +8,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from activation_extractor._private_torch import is_wrapped, version_of
+from activation_extractor._private_torch import version_of
 from activation_extractor._tensors import ordinary, storage_bytes
-from activation_extractor.errors import CapacityError, OverwrittenError, TransformedCallError
+from activation_extractor.errors import CapacityError, OverwrittenError
 
 Calls = Literal["last", "all", "join"]
 Key = tuple[str, str]  # recorded name, reducer's name
@@ -38,7 +38,7 @@ class Entry:
             TransformedCallError: it is a transform's, which has no meaning outside of it.
         """
         assert self.tensor is not None
-        self.check(name)
+        self.check()
         if self.version is None:
             self.tensor = ordinary(self.tensor)
         elif version_of(self.tensor) != self.version:
@@ -47,10 +47,8 @@ class Entry:
             self.detach()
         return self.tensor
 
-    def check(self, name: str) -> None:
-        """Refuse a value that a transform of torch.func has wrapped."""
-        if self.tensor is not None and is_wrapped(self.tensor):
-            raise TransformedCallError(name)
+    def check(self) -> None:
+        """Refuse a value that a transform of torch.func has wrapped. Here is none: the hook has refused it."""
 
     def close(self, *, detach: bool) -> None:
         """The block ends: let go of the graph, unless it is wanted."""
@@ -153,8 +151,8 @@ class Kept:
         """
         if self._keeps_all:
             return self.read_calls(key)
-        last = self._last[key[1]][key[0]]
-        if last.tensor is None:
+        last = self._last.get(key[1], {}).get(key[0])
+        if last is None or last.tensor is None:
             raise KeyError(key)
         return last.read(key[0], detach=self._detach)
 
@@ -169,9 +167,8 @@ class Kept:
         Raises:
             TransformedCallError: something was recorded inside of ``vmap`` or another transform.
         """
-        for entries in self._last.values():
-            for name, entry in entries.items():
-                entry.check(name)
+        for entry in self._entries():
+            entry.check()
 
     def close(self) -> None:
         """The block ends: let go of the graphs that references hold, unless they are wanted."""

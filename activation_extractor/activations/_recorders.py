@@ -46,10 +46,10 @@ def keeper(target: Target, place: Place) -> Keep:
 
     def keep(value: Tensor) -> None:
         place.check_step(target)
+        keep_value(value, place.call, None)
         if target.name in place.ran:
             place.ran_again(target)
         place.ran.add(target.name)
-        keep_value(value, place.call, None)
         _tell_cut(target, place)
 
     return keep
