@@ -22,6 +22,7 @@ import torch
 
 from activation_extractor import Column, Store, open_store
 from activation_extractor._format._codecs import NPY, SAFETENSORS, Codec
+from activation_extractor._format._fields import Field
 from activation_extractor._format._headers import seal
 from activation_extractor._format._journal import append_record
 from activation_extractor._format._manifest import make_manifest, store_name, write_manifest
@@ -84,7 +85,10 @@ def _template(codec: Codec, units: int, ids: str | None) -> TemporaryDirectory[s
     folder = Path(made.name)
     for name in ("shards", "journal"):
         (folder / name).mkdir()
-    manifest = make_manifest(codec, {"fingerprint": FINGERPRINT, "batches_per_unit": 1}, COLUMNS, KEEP, ids)
+    columns, keep = (
+        [Field.from_json(column, is_kept=listed is KEEP) for column in listed] for listed in (COLUMNS, KEEP)
+    )
+    manifest = make_manifest(codec, {"fingerprint": FINGERPRINT, "batches_per_unit": 1}, columns, keep, ids)
     write_manifest(folder, manifest)
     for number in range(units):
         entries = {name: chunks for name, chunks in entries_of(number).items() if ids or not name.startswith("#ids")}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,67 +18,82 @@ import torch
 
 from activation_extractor._files import draft, publish, read_whole, sync
 from activation_extractor._format._codecs import CODECS, Codec
-from activation_extractor._format._entries import entry_name, keep_entry
-from activation_extractor._format._safetensors import STORED_DTYPES
+from activation_extractor._format._fields import Field
 from activation_extractor.errors import StoreError
 
 FORMAT = "activation_extractor store"
 VERSION = 1
 MANIFEST = "manifest.json"
 LEAST_ROWS = "least_rows_per_unit"  # of a run whose batches come in another order than their rows
-_MOST_VALUES = 2**58  # of a row: its bytes can be counted in 64 bits
-DTYPES = {str(one).removeprefix("torch."): one for one in (*STORED_DTYPES, torch.complex128)}
+_ID_TYPES = {"str": "str", "int": "int", None: None}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store's manifest says.
+    """The manifest of a store.
 
     Attributes:
-        content: all of it, as it stands in the file.
+        codec: the format of the shards.
+        fingerprint: what the values depend on, by part.
+        batches_per_unit: how many batches a unit of a data set has; None where that differs, and in a store of
+            with-blocks.
+        least_rows_per_unit: how many rows a unit of a data set has at least, where its number of batches differs.
+        columns: the columns of the first unit.
+        keep: the kept columns of the first unit.
+        ids: the type of the row ids, ``"str"`` or ``"int"``; None where rows have none.
+        content: the JSON object in the file, with members that this version does not know.
     """
 
+    codec: Codec
+    fingerprint: Mapping[str, Any]
+    batches_per_unit: int | None
+    least_rows_per_unit: int | None
+    columns: tuple[Field, ...]
+    keep: tuple[Field, ...]
+    ids: str | None
     content: Mapping[str, Any]
 
-    @property
-    def codec(self) -> Codec:
-        """The format of the shards."""
-        return CODECS[self.content["codec"]]
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Manifest:
+        """The manifest that a JSON object describes, each member checked.
 
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What the values depend on, by part."""
-        return dict(self.content["fingerprint"])
-
-    @property
-    def batches_per_unit(self) -> int | None:
-        """How many batches a unit of a data set has; None where that differs, and in a store of with-blocks."""
-        batches: int | None = self.content["batches_per_unit"]
-        return batches
+        Raises:
+            ValueError: a member is missing or wrong; the text is its name.
+        """
+        parsers: dict[str, Callable[[Any], Any]] = {
+            "codec": CODECS.__getitem__,
+            "fingerprint": _parts,
+            "batches_per_unit": _size,
+            LEAST_ROWS: _size,
+            "columns": partial(_fields, is_kept=False),
+            "keep": partial(_fields, is_kept=True),
+            "ids": _ID_TYPES.__getitem__,
+        }
+        members = {LEAST_ROWS: None, **content}
+        parsed: dict[str, Any] = {}
+        for name, parse in parsers.items():
+            try:
+                parsed[name] = parse(members[name])
+            except (LookupError, TypeError, ValueError) as error:
+                raise ValueError(name) from error
+        return cls(**parsed, content=content)
 
     @property
     def unit_size(self) -> int | None:
         """How many batches a unit of a data set has, or at least how many rows; None in a store of with-blocks."""
-        rows: int | None = self.content.get(LEAST_ROWS)
-        return self.batches_per_unit if rows is None else rows
-
-    @property
-    def columns(self) -> list[tuple[str, str]]:
-        """The layers and reducers of the first unit."""
-        return [(column["layer"], column["reducer"]) for column in self.content["columns"]]
+        return self.batches_per_unit if self.least_rows_per_unit is None else self.least_rows_per_unit
 
     @property
     def entries(self) -> frozenset[str]:
-        """The entries that a shard normally has for its columns, kept ones too."""
-        kept = (keep_entry(column["name"]) for column in self.content["keep"])
-        return frozenset([*(entry_name(*key) for key in self.columns), *kept])
+        """The entries that a shard normally has for its columns and kept columns."""
+        return frozenset(field.entry for field in (*self.columns, *self.keep))
 
 
 def make_manifest(
     codec: Codec,
     run: Mapping[str, Any],
-    columns: Sequence[Mapping[str, Any]],
-    keep: Sequence[Mapping[str, Any]],
+    columns: Iterable[Field],
+    keep: Iterable[Field],
     ids: str | None,
 ) -> Manifest:
     """The manifest of a new store.
@@ -86,9 +101,9 @@ def make_manifest(
     Args:
         codec: the format of the shards.
         run: ``fingerprint``, ``batches_per_unit`` or `LEAST_ROWS`, and what else the writer knows.
-        columns: layer, reducer, dtype, row shape and raggedness of what its first unit held.
-        keep: the same of the kept columns, by name.
-        ids: the type of the row ids, ``"str"`` or ``"int"``; None when there are none.
+        columns: the columns of the first unit.
+        keep: its kept columns.
+        ids: the type of the row ids, ``"str"`` or ``"int"``; None where rows have none.
     """
     versions = {
         "python": platform.python_version(),
@@ -97,8 +112,8 @@ def make_manifest(
         "safetensors": safetensors.__version__,
     }
     head = {"format": FORMAT, "version": VERSION, "codec": codec.name}
-    columns_of = {"columns": list(columns), "keep": list(keep), "ids": ids}
-    return Manifest({**head, **run, **columns_of, "versions": versions})
+    listed = {name: [field.to_json() for field in fields] for name, fields in (("columns", columns), ("keep", keep))}
+    return Manifest.from_json({**head, **run, **listed, "ids": ids, "versions": versions})
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> bool:
@@ -140,10 +155,10 @@ def read_manifest(folder: Path) -> Manifest:
     if content.get("version") != VERSION:
         got = f"version {content.get('version')!r}"
         raise StoreError(path, f"be of version {VERSION}", got, "Update activation_extractor.")
-    fault = _fault(content)
-    if fault:
-        raise StoreError(path, "tell what the store is", f"no usable {fault!r}", "Restore it from a copy.")
-    return Manifest(content)
+    try:
+        return Manifest.from_json(content)
+    except ValueError as error:
+        raise StoreError(path, f"hold a valid {str(error)!r}", "none", "Restore it from a copy.") from error
 
 
 def store_name(fingerprint: Mapping[str, Any]) -> str:
@@ -151,38 +166,19 @@ def store_name(fingerprint: Mapping[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(fingerprint, sort_keys=True).encode()):08x}"
 
 
-def _fault(content: Mapping[str, Any]) -> str | None:
-    """The first member of a manifest that is not what it should be."""
-    batches, rows = content.get("batches_per_unit", 0), content.get(LEAST_ROWS)
-    is_well = {
-        "codec": isinstance(content.get("codec"), str) and content["codec"] in CODECS,
-        "fingerprint": isinstance(content.get("fingerprint"), dict),
-        "batches_per_unit": batches is None or (type(batches) is int and batches > 0),
-        LEAST_ROWS: rows is None or (type(rows) is int and rows > 0),
-        "columns": _are_columns(content.get("columns"), ("layer", "reducer")),
-        "keep": _are_columns(content.get("keep"), ("name",)) and all(map(_is_kept, content["keep"])),
-        "ids": content.get("ids", 0) in ("str", "int", None),
-    }
-    return next((name for name, well in is_well.items() if not well), None)
+def _parts(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("no JSON object")
+    return dict(value)
 
 
-def _are_columns(columns: Any, names: tuple[str, ...]) -> bool:
-    return isinstance(columns, list) and all(_is_column(column, names) for column in columns)
+def _size(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise ValueError("no positive number")
+    return value
 
 
-def _is_column(column: Any, names: tuple[str, ...]) -> bool:
-    if not isinstance(column, dict) or not all(isinstance(column.get(name), str) for name in names):
-        return False
-    dtype, shape = column.get("dtype"), column.get("row_shape")
-    return isinstance(dtype, str) and dtype in DTYPES and _is_shape(shape) and isinstance(column.get("ragged"), bool)
-
-
-def _is_kept(column: Mapping[str, Any]) -> bool:
-    """Whether a kept column that is ragged is the bytes of text: nothing else of its kind is kept."""
-    return not column["ragged"] or (column["dtype"] == "uint8" and not column["row_shape"])
-
-
-def _is_shape(shape: Any) -> bool:
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        return False
-    return bool(math.prod(max(size, 1) for size in shape) < _MOST_VALUES)
+def _fields(value: Any, *, is_kept: bool) -> tuple[Field, ...]:
+    if not isinstance(value, list):
+        raise TypeError("no JSON array")
+    return tuple(Field.from_json(column, is_kept=is_kept) for column in value)

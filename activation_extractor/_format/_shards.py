@@ -18,6 +18,7 @@ import torch
 from activation_extractor._files import TruncatedError, draft, publish
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._entries import IDS, OFFSETS, ROWS, column_key, is_index, kept_name
+from activation_extractor._format._fields import Field
 from activation_extractor._format._headers import SEAL, Contents, Entries, Extent
 from activation_extractor.errors import StoreError
 
@@ -55,6 +56,11 @@ class Shard:
         if entry + OFFSETS in self.extents:
             return self.extents[entry + OFFSETS].shape[0] - 1
         return self.extents[entry].shape[0]
+
+    def field(self, entry: str) -> Field:
+        """What a column is here; its key is the entry itself where no writer gives such names."""
+        dtype, shape = self.extents[entry].dtype, self.extents[entry].shape[1:]
+        return Field(column_key(entry) or kept_name(entry) or entry, dtype, shape, entry + OFFSETS in self.extents)
 
     def record(self, nbytes: int, regular: frozenset[str]) -> Record:
         """What a journal says of this shard.

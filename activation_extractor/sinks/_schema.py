@@ -1,137 +1,117 @@
-"""What the columns of a store are."""
+"""The schema of a store: what its columns and ids are."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from activation_extractor._format._codecs import Codec
-from activation_extractor._format._entries import entry_name, keep_entry
+from activation_extractor._format._fields import Field
+from activation_extractor._format._manifest import Manifest
 from activation_extractor._format._rows import Ragged, as_bytes
 from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.sinks._steps import Step
 
-Described = dict[str, Any]
 
-
-class Layout:
+@dataclasses.dataclass(frozen=True)
+class Schema:
     """What the columns and ids of a store are: fixed by the steps that came first.
 
     Attributes:
-        ids: the type of the row ids, ``"str"`` or ``"int"``, None when steps have none; unknown before the first row.
+        codec: the format of the store.
+        fields: the columns and kept columns, by entry.
+        ids: the type of the row ids, ``"str"`` or ``"int"``; None where steps have none, and before the first row.
+        has_rows: whether a step had rows, so that `ids` is fixed.
     """
 
-    def __init__(self, codec: Codec) -> None:
-        self.codec = codec
-        self.ids: str | None = None
-        self._knows_ids = False
-        self._columns: dict[str, Described] = {}
-        self._keep: dict[str, Described] = {}
+    codec: Codec
+    fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+    ids: str | None = None
+    has_rows: bool = False
 
     @classmethod
-    def of(cls, codec: Codec, content: Mapping[str, Any]) -> Layout:
-        """The layout that a manifest tells."""
-        layout = cls(codec)
-        layout.ids, layout._knows_ids = content["ids"], True
-        layout._columns = {entry_name(one["layer"], one["reducer"]): one for one in content["columns"]}
-        layout._keep = {keep_entry(one["name"]): one for one in content["keep"]}
-        return layout
+    def of(cls, manifest: Manifest) -> Schema:
+        """The schema of the store that a manifest describes."""
+        fields = {field.entry: field for field in (*manifest.columns, *manifest.keep)}
+        return cls(manifest.codec, fields, manifest.ids, has_rows=True)
 
     @property
-    def columns(self) -> list[Described]:
-        """Each column: layer, reducer, dtype, row shape, raggedness, and the dtype that it was converted from."""
-        return list(self._columns.values())
+    def columns(self) -> list[Field]:
+        """The columns, in the order in which they came."""
+        return [field for field in self.fields.values() if isinstance(field.key, tuple)]
 
     @property
-    def keep(self) -> list[Described]:
-        """The same of the kept columns."""
-        return list(self._keep.values())
+    def keep(self) -> list[Field]:
+        """The kept columns, in the order in which they came."""
+        return [field for field in self.fields.values() if isinstance(field.key, str)]
 
-    def fit(self, step: Step) -> dict[str, Tensor | Ragged]:
-        """The columns of a step as they are stored, by entry, each on its device still.
+    def fit(self, step: Step) -> tuple[Schema, dict[str, Tensor | Ragged]]:
+        """Fit a step in.
+
+        Returns:
+            The schema with the columns that the step adds; and the columns of the step as they are stored, by entry,
+            each on its device still.
 
         Raises:
             StoreError: a column changed its dtype or row shape, or the ids their type.
-            ArgumentError: a dtype that the format lacks, or a name that is no text.
+            ArgumentError: a dtype that the format lacks, or a name that is not UTF-8 text.
         """
-        kind = self._id_type(step)
-        found: dict[str, Tensor | Ragged] = {}
-        columns, keep = dict(self._columns), dict(self._keep)
-        for (layer, reducer), value in step.values.items():
-            entry = entry_name(layer, reducer)
-            found[entry], described = _stored(self.codec, value)
-            _fix(columns, entry, {"layer": layer, "reducer": reducer, **described})
-        for name, kept in step.keep.items():
-            entry = keep_entry(name)
-            found[entry], described = _stored(self.codec, as_bytes(kept) if isinstance(kept, list) else kept)
-            _fix(keep, entry, {"name": name, **described})
-        self._columns, self._keep = columns, keep  # only now that all of them fit
-        self.ids, self._knows_ids = kind, self._knows_ids or step.rows > 0
-        return found
+        kept = {name: as_bytes(value) if isinstance(value, list) else value for name, value in step.keep.items()}
+        values: list[tuple[tuple[str, str] | str, Tensor | Ragged]] = [*step.values.items(), *kept.items()]
+        columns: dict[str, Tensor | Ragged] = {}
+        fields = dict(self.fields)
+        for key, value in values:
+            column, field = _stored(self.codec, key, value)
+            columns[_add(fields, field)] = column
+        if not step.rows:
+            return Schema(self.codec, fields, self.ids, self.has_rows), columns
+        ids = type(step.ids[0]).__name__ if step.ids else None
+        if self.has_rows:
+            self._check_id_type(ids)
+        return Schema(self.codec, fields, ids, has_rows=True), columns
 
-    def check(self, other: Layout) -> None:
-        """Make sure that the columns and ids of another layout fit this one.
+    def check(self, other: Schema) -> None:
+        """Make sure that the columns and ids of another schema fit this one.
 
         Raises:
             StoreError: a column has another dtype or row shape, or ids are of another type.
         """
-        for entry, described in (other._columns | other._keep).items():
-            _fix(self._columns | self._keep, entry, described)
+        fields = dict(self.fields)
+        for field in other.fields.values():
+            _add(fields, field)
         self._check_id_type(other.ids)
 
-    def _id_type(self, step: Step) -> str | None:
-        """The type of the ids: one in the whole store, or there are none in all of it."""
-        kind = type(step.ids[0]).__name__ if step.ids else None
-        if not step.rows:
-            return self.ids
-        if self._knows_ids:
-            self._check_id_type(kind)
-        return kind
-
-    def _check_id_type(self, kind: str | None) -> None:
-        if kind != self.ids and None in (kind, self.ids):
+    def _check_id_type(self, ids: str | None) -> None:
+        if ids != self.ids and None in (ids, self.ids):
             raise StoreError("ids", "be given for every step or for none", "some", "Give each step its ids.")
-        if kind != self.ids:
-            raise StoreError("ids", "be of one type in a store", f"{kind} after {self.ids}", "Convert one of them.")
+        if ids != self.ids:
+            raise StoreError("ids", "be of one type in a store", f"{ids} after {self.ids}", "Convert one of them.")
 
 
-def _chunk(value: Tensor | Ragged) -> Tensor:
-    return value.values if isinstance(value, Ragged) else value
+def _stored(codec: Codec, key: tuple[str, str] | str, value: Tensor | Ragged) -> tuple[Tensor | Ragged, Field]:
+    """A column's rows as they are stored, and its field."""
+    computed = value.values if isinstance(value, Ragged) else value
+    stored = codec.convert(computed)
+    is_converted = stored.dtype != computed.dtype
+    converted_from = str(computed.dtype).removeprefix("torch.") if is_converted else None
+    field = Field(key, stored.dtype, tuple(stored.shape[1:]), isinstance(value, Ragged), converted_from)
+    return (Ragged(stored, value.lengths) if isinstance(value, Ragged) else stored), field
 
 
-def _stored(codec: Codec, value: Tensor | Ragged) -> tuple[Tensor | Ragged, Described]:
-    """A column's rows as they are stored, and their description."""
-    given = _chunk(value)
-    chunk = codec.convert(given)
-    described: Described = {
-        "dtype": str(chunk.dtype).removeprefix("torch."),
-        "row_shape": list(chunk.shape[1:]),
-        "ragged": isinstance(value, Ragged),
-    }
-    if chunk.dtype != given.dtype:
-        described["converted_from"] = str(given.dtype).removeprefix("torch.")
-    return (Ragged(chunk, value.lengths) if isinstance(value, Ragged) else chunk), described
-
-
-def _fix(known: dict[str, Described], entry: str, described: Described) -> None:
-    if entry not in known:
-        _check_text(entry)
-    before = known.setdefault(entry, described)
-    if before != described:
+def _add(fields: dict[str, Field], field: Field) -> str:
+    """Add a field to those of a store, or make sure that it is the one that the store has; returns its entry."""
+    entry = field.entry
+    known = fields.get(entry)
+    if known is None:
+        try:
+            entry.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair
+            advice = "Give the layer another name."
+            raise ArgumentError("the name of a column", "be UTF-8 text", entry, advice) from None
+        fields[entry] = field
+    elif known != field:
         advice = "Reduce it, or capture with batches of one shape."
-        got, was = map(_shown, (described, before))
-        raise StoreError(entry, "keep one dtype and row shape in a store", f"{got} after {was}", advice)
-
-
-def _shown(described: Described) -> str:
-    dtype = described.get("converted_from", described["dtype"])
-    return f"{dtype} {tuple(described['row_shape'])}{' ragged' * described['ragged']}"
-
-
-def _check_text(entry: str) -> None:
-    try:
-        entry.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        raise ArgumentError("the name of a column", "be UTF-8 text", entry, "Give the layer another name.") from None
+        raise StoreError(entry, "keep one dtype and row shape in a store", f"{field} after {known}", advice)
+    return entry

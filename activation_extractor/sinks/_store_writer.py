@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from activation_extractor._format._seen_ids import SeenIds
 from activation_extractor._format._shards import SHARDS, read_shard, shard_path, write_shard
 from activation_extractor.errors import OtherRunError, StoreError
 from activation_extractor.sinks._background import Background
-from activation_extractor.sinks._schema import Layout
+from activation_extractor.sinks._schema import Schema
 from activation_extractor.sinks._steps import Step
 from activation_extractor.sinks._transfer import Transfer
 from activation_extractor.sinks._units import Unit
@@ -90,7 +89,7 @@ class StoreWriter:
         self._run: dict[str, Any] = {}
         self._manifest: Manifest | None = None
         self._transfer = Transfer()
-        self._layout, self._unit = Layout(codec), Unit(self._transfer)
+        self._schema, self._unit = Schema(codec), Unit(self._transfer)
         self._seen = SeenIds()
         self._is_ready = False
         self._published: Manifest | None = None
@@ -121,7 +120,7 @@ class StoreWriter:
         """
         manifest = self.check_run()
         self._manifest = self._published = manifest
-        self._layout = Layout.of(self.codec, manifest.content)
+        self._schema = Schema.of(manifest)
 
     def see(self, ids: Iterable[RowId] | None) -> None:
         """Note ids that the store holds or is to hold.
@@ -145,10 +144,9 @@ class StoreWriter:
         self._background.check()
         if not self._is_ready:
             self._make_ready()
-        layout = copy(self._layout)
-        columns = layout.fit(step)
+        schema, columns = self._schema.fit(step)
         self.see(step.ids)
-        self._layout = layout  # only now that nothing refuses the step
+        self._schema = schema  # only now that nothing refuses the step
         nbytes = self._unit.add(columns, step)
         self.rows += step.rows
         self.nbytes += nbytes
@@ -167,8 +165,8 @@ class StoreWriter:
         """
         unit, self._unit = self._unit, Unit(self._transfer)
         if self._manifest is None:
-            layout = self._layout
-            self._manifest = make_manifest(self.codec, self._run, layout.columns, layout.keep, layout.ids)
+            schema = self._schema
+            self._manifest = make_manifest(self.codec, self._run, schema.columns, schema.keep, schema.ids)
         noted = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(about or {})}
         job = partial(self._write, self._manifest, name, unit, noted, order)
         self._background.submit(job, unit.nbytes, reserved_bytes=unit.nbytes)  # the next unit will be as large
@@ -206,7 +204,7 @@ class StoreWriter:
             got = "one that another writer began"
             raise StoreError(self.folder, "be this writer's own store", got, "Use a new folder, or append=True.")
         found = check_same(self.folder, manifest)
-        Layout.of(self.codec, found.content).check(Layout.of(self.codec, manifest.content))
+        Schema.of(found).check(Schema.of(manifest))
         return found
 
 

@@ -12,7 +12,6 @@ from activation_extractor._format._rows import Ragged, RowId, as_bytes, offsets
 from activation_extractor.errors import MaskError, add_note
 from activation_extractor.reducers._mask_fit import MaskCheck
 from activation_extractor.sinks._arena import Arena
-from activation_extractor.sinks._schema import _chunk
 from activation_extractor.sinks._steps import Step
 from activation_extractor.sinks._transfer import Arrival, Transfer
 
@@ -42,7 +41,7 @@ class Unit:
         """Add the columns of a step, without waiting for their device; returns their size in bytes."""
         before = self.nbytes
         verdicts = {str(number): check.verdict for number, check in enumerate(step._checks)}
-        chunks = {name: _chunk(value) for name, value in columns.items()}
+        chunks = {name: value.values if isinstance(value, Ragged) else value for name, value in columns.items()}
         hosts = self._transfer.to_host(chunks | verdicts, self._arrival)
         self._checks += [
             (step.index, check, hosts[number]) for number, check in zip(verdicts, step._checks, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activation_extractor._format._entries import OFFSETS
+from activation_extractor._format._fields import Field
 from activation_extractor._format._reader import Reader, Values
 from activation_extractor._format._shards import Shard
 from activation_extractor._tensors import numpy_has, to_numpy
@@ -37,15 +37,6 @@ class Part:
     first_row: int
 
 
-@dataclass(frozen=True)
-class Form:
-    """What a column's rows are like: their dtype on disk, their shape (that of a position, when ragged)."""
-
-    dtype: torch.dtype
-    row_shape: tuple[int, ...]
-    is_ragged: bool
-
-
 class Column:
     """A column of a store, one row for each sample; nothing is read before it is asked for.
 
@@ -60,14 +51,15 @@ class Column:
         is_ragged: whether rows differ in length.
     """
 
-    def __init__(self, name: Any, entry: str, reader: Reader, parts: Sequence[Part], form: Form) -> None:
-        self.name, self._entry, self._reader, self._parts, self._form = name, entry, reader, tuple(parts), form
-        self.dtype, self.row_shape, self.is_ragged = form.dtype, form.row_shape, form.is_ragged
+    def __init__(self, field: Field, reader: Reader, parts: Sequence[Part]) -> None:
+        self.name: Any = field.key
+        self._field, self._entry, self._reader, self._parts = field, field.entry, reader, tuple(parts)
+        self.dtype, self.row_shape, self.is_ragged = field.dtype, field.row_shape, field.is_ragged
         self._starts = [0, *accumulate(part.count for part in parts)]
         self._fitting: set[int] = set()  # parts whose header was seen to fit
 
     def __reduce__(self) -> Any:
-        return Column, (self.name, self._entry, self._reader, self._parts, self._form)
+        return Column, (self._field, self._reader, self._parts)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -196,7 +188,7 @@ class Column:
     def _values(self, number: int) -> Values:
         """The values of a part, once its header has been seen to fit what the store was told."""
         if number not in self._fitting:
-            _check(self._reader.shard(self._parts[number].path), self._entry, self._form)
+            _check(self._reader.shard(self._parts[number].path), self._field)
             self._fitting.add(number)
         return self._reader.open(self._parts[number].path, self._entry)
 
@@ -248,11 +240,11 @@ class Column:
             first, number = max(first, end), number + 1
 
 
-def _check(shard: Shard, entry: str, form: Form) -> None:
-    found = Form(shard.extents[entry].dtype, shard.extents[entry].shape[1:], entry + OFFSETS in shard.extents)
-    if found != form:
-        got = f"{found.dtype} {found.row_shape} after {form.dtype} {form.row_shape}"
-        raise StoreError(shard.path, f"hold {entry!r} like the other shards", got, "Restore it from a copy.")
+def _check(shard: Shard, field: Field) -> None:
+    found = shard.field(field.entry)
+    if found != replace(field, converted_from=None):
+        got = f"{found.dtype} {found.row_shape} after {field.dtype} {field.row_shape}"
+        raise StoreError(shard.path, f"hold {field.entry!r} like the other shards", got, "Restore it from a copy.")
 
 
 def _runs(indices: range | np.ndarray[Any, Any]) -> Iterator[tuple[int, int]]:

@@ -13,15 +13,16 @@ from typing import Any
 
 from activation_extractor import _display
 from activation_extractor._display import examples
-from activation_extractor._format._entries import OFFSETS, column_key, entry_name, keep_entry, kept_name
+from activation_extractor._format._entries import column_key, entry_name, kept_name
+from activation_extractor._format._fields import Field
 from activation_extractor._format._journal import read_records
-from activation_extractor._format._manifest import DTYPES, Manifest, read_manifest, store_name
+from activation_extractor._format._manifest import Manifest, read_manifest, store_name
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._rows import RowId
 from activation_extractor._format._shards import SHARDS, Record, is_shard, list_units, shard_path, size_of
 from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, StoreError
 from activation_extractor.reducers._keys import EntryKey, entry_keys, pairs_of, resolve_key
-from activation_extractor.store._columns import Column, Form, Part
+from activation_extractor.store._columns import Column, Part
 from activation_extractor.store._dataset import StoreDataset
 from activation_extractor.store._text_columns import TextColumn
 from activation_extractor.store._verify import Verification, verify_store
@@ -93,14 +94,15 @@ class Store(Mapping[Any, Column]):
         self.path = path
         manifest = read_manifest(path)
         self.manifest, self.fingerprint = manifest.content, manifest.fingerprint
-        self._forms = _forms(manifest)
+        self._is_of_data = manifest.unit_size is not None
+        self._fields = {field.entry: field for field in (*manifest.columns, *manifest.keep)}
         records = read_records(path)  # before the listing, which can only grow meanwhile
         self._units = _units(path, manifest, records)
         self._reader = Reader(manifest.codec, store_name(manifest.fingerprint), records, manifest.entries)
         self._starts: list[int] = [0, *accumulate([record["rows"] for _, record in self._units])]
         counts = [record["counts"] for _, record in self._units if "counts" in record]
         extra = [entry for one in counts for entry, count in one.items() if count]
-        self._entries = list(dict.fromkeys([*self._forms, *extra]))
+        self._entries = list(dict.fromkeys([*self._fields, *extra]))
         self._keys = [key for entry in self._entries if (key := column_key(entry))]
 
     def __reduce__(self) -> Any:
@@ -160,7 +162,7 @@ class Store(Mapping[Any, Column]):
     @property
     def keep(self) -> dict[str, Column | TextColumn]:
         """The kept columns, by name."""
-        return {name: self._kept(entry, name) for entry in self._entries if (name := kept_name(entry)) is not None}
+        return {name: self._kept(entry) for entry in self._entries if (name := kept_name(entry)) is not None}
 
     @property
     def nbytes(self) -> int:
@@ -235,7 +237,7 @@ class Store(Mapping[Any, Column]):
         resolved = resolve_key(key, self.names, self.reducers)
         if resolved not in self._keys:
             raise ActivationNotFoundError(key, f"The store must hold {resolved!r} to read it, got no such column.")
-        return self._column(entry_name(*resolved), resolved)
+        return self._column(entry_name(*resolved))
 
     def __iter__(self) -> Iterator[EntryKey]:
         return (key for key in entry_keys(self.names, self.reducers) if isinstance(key, str) or key in self._keys)
@@ -262,41 +264,34 @@ class Store(Mapping[Any, Column]):
         return {row_id: row for row, row_id in enumerate(self.ids)}
 
     def _check_numbering(self) -> None:
-        if Manifest(self.manifest).unit_size is not None:
+        if self._is_of_data:
             last = int(Path(self._units[-1][0]).stem) if self._units else -1
             if last != len(self._units) - 1:
                 advice = "Run extract again with the same arguments to complete it."
                 raise StoreError(self.path, "have all units up to its last for rows to be numbered", "gaps", advice)
 
-    def _kept(self, entry: str, name: str) -> Column | TextColumn:
-        column = self._column(entry, name)
+    def _kept(self, entry: str) -> Column | TextColumn:
+        column = self._column(entry)
         return TextColumn(column) if column.is_ragged else column  # nothing else of its kind is kept
 
-    def _column(self, entry: str, name: Any) -> Column:
+    def _column(self, entry: str) -> Column:
         parts = []
         for (path, record), first in zip(self._units, self._starts, strict=False):
-            usual = record["rows"] if entry in self._forms else 0
+            usual = record["rows"] if entry in self._fields else 0
             count = record["counts"].get(entry, 0) if "counts" in record else usual
             if count:
                 parts.append(Part(path, count, first))
-        form = self._forms.get(entry) or _form_in(self._reader, parts[0].path, entry)
-        return Column(name, entry, self._reader, parts, form)
+        field = self._fields.get(entry) or _field_in(self._reader, parts[0].path, entry)
+        return Column(field, self._reader, parts)
 
 
-def _forms(manifest: Manifest) -> dict[str, Form]:
-    """The columns that the manifest lists, by entry."""
-    listed = [(entry_name(one["layer"], one["reducer"]), one) for one in manifest.content["columns"]]
-    listed += [(keep_entry(one["name"]), one) for one in manifest.content["keep"]]
-    return {entry: Form(DTYPES[one["dtype"]], tuple(one["row_shape"]), one["ragged"]) for entry, one in listed}
-
-
-def _form_in(reader: Reader, path: str, entry: str) -> Form:
-    """A column's form as a shard tells it: of one that first came after the first unit."""
-    extents = reader.shard(path).extents
-    if entry not in extents:
+def _field_in(reader: Reader, path: str, entry: str) -> Field:
+    """What a column is that first came after the first unit: as its first shard says."""
+    shard = reader.shard(path)
+    if entry not in shard.extents:
         advice = "Remove the folder 'journal', which is made from shards."
         raise StoreError(path, f"hold the column {entry!r} that the journal tells", "none", advice)
-    return Form(extents[entry].dtype, extents[entry].shape[1:], entry + OFFSETS in extents)
+    return shard.field(entry)
 
 
 def _units(folder: Path, manifest: Manifest, records: Mapping[str, Record]) -> list[tuple[str, Record]]:

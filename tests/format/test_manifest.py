@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activation_extractor._format._codecs import CODECS
+from activation_extractor._format._fields import Field
 from activation_extractor._format._manifest import (
     Manifest,
     has_manifest,
@@ -31,7 +32,8 @@ LABEL = {"name": "a#label", "dtype": "int64", "row_shape": [], "ragged": False}
 
 def manifest(codec: str = "safetensors", **run) -> Manifest:
     run = {"fingerprint": {"model": "Tiny", "ß": [1, None]}, "batches_per_unit": 3, "model": "Tiny", **run}
-    return make_manifest(CODECS[codec], run, [FULL, MEAN], [LABEL], "str")
+    columns = [Field.from_json(column, is_kept=False) for column in (FULL, MEAN)]
+    return make_manifest(CODECS[codec], run, columns, [Field.from_json(LABEL, is_kept=True)], "str")
 
 
 def content(**changes) -> dict[str, Any]:
@@ -71,7 +73,8 @@ def test_what_was_written_is_read(tmp_path, codec, batches):
     assert found.codec is CODECS[codec]
     assert found.batches_per_unit == batches
     assert found.fingerprint == {"model": "Tiny", "ß": [1, None]}
-    assert found.columns == [("h:0", "full"), ("é", "mean")]
+    assert [field.key for field in found.columns] == [("h:0", "full"), ("é", "mean")]
+    assert [field.to_json() for field in (*found.columns, *found.keep)] == [FULL, MEAN, LABEL]
     assert found.entries == {"h%3A0:full", "é:mean", "#keep:a%23label"}
 
 
@@ -133,7 +136,7 @@ FAULTS = [
 @pytest.mark.parametrize(("member", "value"), FAULTS, ids=str)
 def test_a_faulty_member_is_named(tmp_path, member, value):
     (tmp_path / "manifest.json").write_text(json.dumps(content(**{member: value})))
-    text = f"must tell what the store is, got no usable '{member}'. Restore it from a copy."
+    text = f"must hold a valid '{member}', got none. Restore it from a copy."
     with pytest.raises(StoreError, match=text) as caught:
         read_manifest(tmp_path)
     assert caught.value.path == tmp_path / "manifest.json"
@@ -142,7 +145,7 @@ def test_a_faulty_member_is_named(tmp_path, member, value):
 @pytest.mark.parametrize("member", ["codec", "fingerprint", "batches_per_unit", "columns", "keep", "ids"])
 def test_a_missing_member_is_named(tmp_path, member):
     (tmp_path / "manifest.json").write_text(json.dumps({k: v for k, v in content().items() if k != member}))
-    with pytest.raises(StoreError, match=f"got no usable '{member}'"):
+    with pytest.raises(StoreError, match=f"must hold a valid '{member}', got none"):
         read_manifest(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Units: steps gathered into the entries of one shard, in the layout that the first ones fix."""
+"""Units: steps gathered into the entries of one shard, in the schema that the first ones fix."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from activation_extractor._format._codecs import CODECS, NPY, NPZ, SAFETENSORS, Codec
+from activation_extractor._format._manifest import make_manifest
 from activation_extractor._format._rows import Ragged
 from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.sinks import Step
-from activation_extractor.sinks._schema import Layout
+from activation_extractor.sinks._schema import Schema
 from activation_extractor.sinks._transfer import Transfer
 from activation_extractor.sinks._units import Unit
+
+RUN = {"fingerprint": {}, "batches_per_unit": None}
 
 
 def step(values: dict[tuple[str, str], Any], ids=None, keep=None) -> Step:
@@ -37,9 +40,10 @@ def ragged(lengths: list[int], start: int = 0) -> Ragged:
 
 def entries(*steps: Step, codec: Codec = SAFETENSORS) -> dict[str, Tensor]:
     """What goes into the shard of these steps, each entry as one tensor."""
-    layout, unit = Layout(codec), Unit(Transfer())
+    schema, unit = Schema(codec), Unit(Transfer())
     for one in steps:
-        unit.add(layout.fit(one), one)
+        schema, columns = schema.fit(one)
+        unit.add(columns, one)
     return {name: torch.cat(list(chunks)) for name, chunks in unit.entries().items()}
 
 
@@ -56,9 +60,9 @@ def test_steps_of_a_unit_become_one_entry_for_each_column():
 
 
 def test_a_unit_counts_its_rows_and_the_bytes_of_its_columns():
-    layout, unit = Layout(SAFETENSORS), Unit(Transfer())
+    unit = Unit(Transfer())
     first = step(dense(2), ["a", "b"], {"label": torch.tensor([1, 0])})
-    assert unit.add(layout.fit(first), first) == 2 * 2 * 4 + 2 * 8
+    assert unit.add(Schema(SAFETENSORS).fit(first)[1], first) == 2 * 2 * 4 + 2 * 8
     assert unit.add({"h.0:full": ragged([3, 0])}, Step(1, 2, {}, ["c", "d"])) == 3 * 4 * 4
     assert (unit.rows, unit.nbytes) == (4, 32 + 48)
 
@@ -116,46 +120,45 @@ def test_names_are_escaped():
     assert set(found) == {"a%3Ab%2F%23:position(1)", "#keep:x%23offsets"}
 
 
-def test_a_layout_says_what_the_columns_are():
-    layout = Layout(SAFETENSORS)
+def test_a_schema_says_what_the_columns_are():
     full = Ragged(torch.zeros(3, 4, dtype=torch.bfloat16), torch.tensor([3]))
     values = {("h:0", "full"): full, ("é", "mean"): torch.zeros(1, 2, 3)}
-    layout.fit(step(values, ["a"], {"#": torch.tensor([True])}))
-    assert layout.columns == [
+    schema, _ = Schema(SAFETENSORS).fit(step(values, ["a"], {"#": torch.tensor([True])}))
+    assert [field.to_json() for field in schema.columns] == [
         {"layer": "h:0", "reducer": "full", "dtype": "bfloat16", "row_shape": [4], "ragged": True},
         {"layer": "é", "reducer": "mean", "dtype": "float32", "row_shape": [2, 3], "ragged": False},
     ]
-    assert layout.keep == [{"name": "#", "dtype": "bool", "row_shape": [], "ragged": False}]
-    assert layout.ids == "str"
+    assert [field.to_json() for field in schema.keep] == [
+        {"name": "#", "dtype": "bool", "row_shape": [], "ragged": False}
+    ]
+    assert schema.ids == "str"
 
 
 @pytest.mark.parametrize("codec", [NPY, NPZ], ids=lambda codec: codec.name)
-def test_a_layout_says_what_a_column_was_converted_from(codec):
-    layout = Layout(codec)
+def test_a_schema_says_what_a_column_was_converted_from(codec):
     value = torch.ones(2, 3, dtype=torch.bfloat16)
-    stored = layout.fit(step({("h", "mean"): value, ("g", "full"): Ragged(value, torch.tensor([2, 0]))}))
+    ragged = Ragged(value, torch.tensor([2, 0]))
+    schema, stored = Schema(codec).fit(step({("h", "mean"): value, ("g", "full"): ragged}))
     assert stored["h:mean"].dtype == torch.float32
-    assert [(one["dtype"], one["converted_from"]) for one in layout.columns] == [("float32", "bfloat16")] * 2
+    described = [field.to_json() for field in schema.columns]
+    assert [(field["dtype"], field["converted_from"]) for field in described] == [("float32", "bfloat16")] * 2
     with pytest.raises(StoreError, match=r"got float32 \(3,\) after bfloat16 \(3,\)"):
-        layout.fit(step({("h", "mean"): value.float()}))
+        schema.fit(step({("h", "mean"): value.float()}))
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
-def test_the_layout_that_a_manifest_tells_is_the_one_that_it_was_made_from(codec):
-    layout = Layout(codec)
+def test_the_schema_of_a_manifest_is_the_one_that_it_was_made_from(codec):
     values = {("h", "mean"): torch.ones(1, 3, dtype=torch.bfloat16), ("g:", "full"): ragged([2])}
-    told = step(values, [1], {"label": torch.tensor([1])})
-    layout.fit(told)
-    again = Layout.of(codec, {"columns": layout.columns, "keep": layout.keep, "ids": layout.ids})
-    assert again.fit(told).keys() == layout.fit(told).keys()
-    assert (again.columns, again.keep, again.ids) == (layout.columns, layout.keep, layout.ids)
+    schema, _ = Schema(codec).fit(step(values, [1], {"label": torch.tensor([1])}))
+    again = Schema.of(make_manifest(codec, RUN, schema.columns, schema.keep, schema.ids))
+    assert again == schema
     for other in (step({("h", "mean"): torch.ones(1, 4)}, [2]), step(values, ["a"]), step(values)):
         with pytest.raises(StoreError):
             again.fit(other)
 
 
 def test_a_store_without_ids_stays_without():
-    again = Layout.of(SAFETENSORS, {"columns": [], "keep": [], "ids": None})
+    again = Schema.of(make_manifest(SAFETENSORS, RUN, [], [], None))
     with pytest.raises(StoreError, match="'ids' must be given for every step or for none"):
         again.fit(step(dense(1), ["a"]))
 
@@ -171,61 +174,56 @@ def test_a_store_without_ids_stays_without():
 )
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_column_that_changes_is_an_error(value, got, kept):
-    layout, base = Layout(SAFETENSORS), dense(1)
+    base = dense(1)
     before, after = base[("h.0", "mean")], value
     made = [step(base, keep={"k": one}) if kept else step({("h.0", "mean"): one}) for one in (before, after)]
-    layout.fit(made[0])
+    schema, _ = Schema(SAFETENSORS).fit(made[0])
     name = "#keep:k" if kept else "h.0:mean"
     with pytest.raises(StoreError, match=f"'{name}' must keep one dtype and row shape in a store, got {got}. Reduce"):
-        layout.fit(made[1])
-    layout.fit(made[0])
+        schema.fit(made[1])
+    schema.fit(made[0])
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(2, 4), torch.zeros(2, 3, dtype=torch.complex128)])
-def test_a_step_that_is_refused_leaves_the_layout_as_it_was(wrong):
-    layout = Layout(SAFETENSORS)
-    layout.fit(step({("a", "mean"): torch.zeros(2, 3)}))
-    columns = layout.columns
+def test_a_step_that_is_refused_leaves_the_schema_as_it_was(wrong):
+    schema, _ = Schema(SAFETENSORS).fit(step({("a", "mean"): torch.zeros(2, 3)}))
+    columns = schema.columns
     new = {("new", "mean"): torch.zeros(2, 3), ("a", "mean"): wrong}
     with pytest.raises((StoreError, ArgumentError)):
-        layout.fit(step(new, keep={"k": torch.zeros(2)}))
-    assert (layout.columns, layout.keep, layout.ids) == (columns, [], None)
-    layout.fit(step({("new", "mean"): torch.zeros(2, 5)}))
+        schema.fit(step(new, keep={"k": torch.zeros(2)}))
+    assert (schema.columns, schema.keep, schema.ids) == (columns, [], None)
+    schema.fit(step({("new", "mean"): torch.zeros(2, 5)}))
 
 
 def test_a_refused_first_step_does_not_fix_the_type_of_the_ids():
-    layout = Layout(SAFETENSORS)
+    schema = Schema(SAFETENSORS)
     with pytest.raises(ArgumentError):
-        layout.fit(step({("a", "mean"): torch.zeros(1, 3, dtype=torch.complex128)}, ["a"]))
-    layout.fit(step(dense(1), [1]))
-    assert layout.ids == "int"
+        schema.fit(step({("a", "mean"): torch.zeros(1, 3, dtype=torch.complex128)}, ["a"]))
+    assert schema.fit(step(dense(1), [1]))[0].ids == "int"
 
 
 @pytest.mark.parametrize("ids", [(["a"], None), (None, ["a"]), ([1], None)])
 def test_ids_for_some_steps_only_are_an_error(ids):
-    layout = Layout(SAFETENSORS)
-    layout.fit(step(dense(1), ids[0]))
+    schema, _ = Schema(SAFETENSORS).fit(step(dense(1), ids[0]))
     text = r"'ids' must be given for every step or for none, got some. Give each step its ids."
     with pytest.raises(StoreError, match=text):
-        layout.fit(step(dense(1), ids[1]))
-    layout.fit(step(dense(1), ids[0]))
+        schema.fit(step(dense(1), ids[1]))
+    schema.fit(step(dense(1), ids[0]))
 
 
 @pytest.mark.parametrize(("ids", "got"), [((["a"], [1]), "int after str"), (([1], ["a"]), "str after int")])
 def test_ids_that_change_their_type_between_steps_are_an_error(ids, got):
-    layout = Layout(SAFETENSORS)
-    layout.fit(step(dense(1), ids[0]))
+    schema, _ = Schema(SAFETENSORS).fit(step(dense(1), ids[0]))
     with pytest.raises(StoreError, match=f"'ids' must be of one type in a store, got {got}. Convert one of them."):
-        layout.fit(step(dense(1), ids[1]))
+        schema.fit(step(dense(1), ids[1]))
 
 
 @pytest.mark.parametrize("empty", [None, []])
 def test_a_step_without_rows_says_nothing_about_ids(empty):
-    layout = Layout(SAFETENSORS)
-    layout.fit(step(dense(0), empty))
-    layout.fit(step(dense(1), ["a"]))
-    layout.fit(step(dense(0), empty))
-    assert layout.ids == "str"
+    schema = Schema(SAFETENSORS)
+    for ids in (empty, ["a"], empty):
+        schema, _ = schema.fit(step(dense(1 if ids else 0), ids))
+    assert schema.ids == "str"
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -233,9 +231,9 @@ def test_a_name_that_is_no_text_is_an_error(kept):
     keep = {"\ud800": torch.zeros(1)} if kept else {}
     values = dense(1) if kept else {("\ud800", "mean"): torch.zeros(1, 2)}
     with pytest.raises(ArgumentError, match="the name of a column must be UTF-8 text, got .*Give the layer another"):
-        Layout(SAFETENSORS).fit(step(values, keep=keep))
+        Schema(SAFETENSORS).fit(step(values, keep=keep))
 
 
 def test_a_dtype_that_the_format_lacks_is_an_error():
     with pytest.raises(ArgumentError, match="complex128"):
-        Layout(SAFETENSORS).fit(step({("a", "mean"): torch.zeros(1, 3, dtype=torch.complex128)}))
+        Schema(SAFETENSORS).fit(step({("a", "mean"): torch.zeros(1, 3, dtype=torch.complex128)}))

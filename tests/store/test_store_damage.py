@@ -79,7 +79,7 @@ def test_a_manifest_without_what_is_needed_is_an_error_that_names_it(store, memb
     if not is_there and member != "batches_per_unit":
         del content[member]
     path.write_text(json.dumps(content))
-    with pytest.raises(StoreError, match=f"must tell what the store is, got no usable '{member}'"):
+    with pytest.raises(StoreError, match=f"must hold a valid '{member}', got none"):
         open_store(store.path)
 
 

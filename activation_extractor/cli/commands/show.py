@@ -77,7 +77,7 @@ def _units(store: Store) -> tuple[int, list[Any]]:
     from activation_extractor._format._reader import Reader
     from activation_extractor._format._shards import list_units, shard_path
 
-    manifest = Manifest(store.manifest)
+    manifest = Manifest.from_json(store.manifest)
     units = list_units(store.path, manifest.codec)
     if not units:
         return 0, []

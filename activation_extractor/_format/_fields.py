@@ -1,0 +1,79 @@
+"""Fields: what the columns of a store are, as its manifest lists them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from activation_extractor._format._entries import entry_name, keep_entry
+from activation_extractor._format._safetensors import STORED_DTYPES
+
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*STORED_DTYPES, torch.complex128)}
+_MAX_ROW_VALUES = 2**58  # the bytes of a row can be counted in 64 bits
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a column of a store is.
+
+    Attributes:
+        key: the layer and reducer; the name alone, where the column is a kept one.
+        dtype: the dtype on disk.
+        row_shape: the shape of a row; that of a position, where the column is ragged.
+        is_ragged: whether rows differ in their number of positions; each is ``(positions, *row_shape)``.
+        converted_from: the name of the dtype that was computed, where the format lacks it.
+    """
+
+    key: tuple[str, str] | str
+    dtype: torch.dtype
+    row_shape: tuple[int, ...]
+    is_ragged: bool
+    converted_from: str | None = None
+
+    @property
+    def entry(self) -> str:
+        """The name of the column's entry in a shard."""
+        return keep_entry(self.key) if isinstance(self.key, str) else entry_name(*self.key)
+
+    def __str__(self) -> str:
+        dtype = self.converted_from or str(self.dtype).removeprefix("torch.")
+        return f"{dtype} {self.row_shape}{' ragged' * self.is_ragged}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The field as a manifest lists it."""
+        if isinstance(self.key, str):
+            described: dict[str, Any] = {"name": self.key}
+        else:
+            described = {"layer": self.key[0], "reducer": self.key[1]}
+        described["dtype"] = str(self.dtype).removeprefix("torch.")
+        described |= {"row_shape": list(self.row_shape), "ragged": self.is_ragged}
+        return described | ({"converted_from": self.converted_from} if self.converted_from else {})
+
+    @classmethod
+    def from_json(cls, content: Any, *, is_kept: bool) -> Field:
+        """The field that a manifest lists, each member checked.
+
+        Raises:
+            LookupError: a member is missing, or the dtype is unknown.
+            TypeError: a member that cannot be looked up.
+            ValueError: a member of another type or range.
+        """
+        key: Any = content["name"] if is_kept else (content["layer"], content["reducer"])
+        dtype, shape, is_ragged = _DTYPES[content["dtype"]], content["row_shape"], content["ragged"]
+        converted_from = content.get("converted_from")
+        if not all(isinstance(name, str) for name in ([key] if is_kept else key)):
+            raise ValueError("a name that is no text")
+        if not isinstance(converted_from, str | None):
+            raise ValueError("a former dtype that is no text")
+        if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError("a shape that is no list of sizes")
+        if math.prod(max(size, 1) for size in shape) >= _MAX_ROW_VALUES:
+            raise ValueError("a row of more values than 64 bits can count")
+        if not isinstance(is_ragged, bool):
+            raise ValueError("'ragged' that is neither true nor false")
+        if is_kept and is_ragged and (dtype != torch.uint8 or shape):
+            raise ValueError("a ragged kept column that is no text")
+        return cls(key, dtype, tuple(shape), is_ragged, converted_from)
