@@ -44,26 +44,31 @@ def blocks(model: nn.Module) -> list[str]:
     for stack in stacks:
         sizes[_parent(stack)] += 1 + sum(p.numel() for p in tree.modules[stack].parameters())
     smallest = _MAIN_SHARE * max(sizes.values())
-    kept = [stack for stack in stacks if sizes[_parent(stack)] >= smallest]
-    return [name for stack in kept for name in _children(tree, stack)]
-
-
-def _children(tree: ModuleTree, stack: str) -> list[str]:
-    children = children_of(tree.modules[stack]).items()
-    return [f"{stack}.{segment}" if stack else segment for segment, child in children if child is not None]
+    return [
+        f"{stack}.{segment}" if stack else segment
+        for stack in stacks
+        if sizes[_parent(stack)] >= smallest
+        for segment, child in children_of(tree.modules[stack]).items()
+        if child is not None
+    ]
 
 
 def _outermost(tree: ModuleTree, *, composite: bool) -> list[str]:
-    found: list[str] = []
+    stacks: list[str] = []
     for name, module in tree.modules.items():
-        inside = any(name.startswith(f"{stack}.") or stack == "" for stack in found)
-        if not inside and _is_stack(module, composite=composite):
-            found.append(name)
-    return found
+        is_inside = any(name.startswith(f"{stack}.") or stack == "" for stack in stacks)
+        if not is_inside and _is_stack(module, composite=composite):
+            stacks.append(name)
+    return stacks
 
 
 def _is_stack(module: nn.Module, *, composite: bool) -> bool:
-    """Whether a list or sequence repeats itself: a sequence needs every type twice on average, a list any one."""
+    """Whether a module is a list with a type of child twice, or a sequence with each type twice on average.
+
+    Args:
+        module: the module.
+        composite: whether its children must have children.
+    """
     children = [unwrap(child) for child in children_of(module).values() if child is not None]
     if not isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential) or len(children) < 2:
         return False

@@ -29,12 +29,29 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def check_model(model: object) -> nn.Module:
-    """`model` itself when hooks can be attached to it, else an error that says why not."""
+    """`model` itself.
+
+    Raises:
+        ArgumentTypeError: it is no module.
+        UnhookableLayerError: it is a DataParallel over several devices.
+    """
     if not isinstance(model, nn.Module):
         condition = "be a torch.nn.Module or a function that returns one"
         raise ArgumentTypeError("model", condition, model, "Load the model first.")
     ModuleTree(model).find("")  # which passes through its wrappers
     return model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in ``eval()``; afterwards each module's training flag as it was."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
 
 
 def check_hookable(name: str, module: nn.Module) -> None:
@@ -59,7 +76,7 @@ class ModuleTree:
         """The plain name and the plain module of a layer, or None.
 
         Args:
-            name: its plain name, or one with wrappers' segments, also of wrappers that are not there.
+            name: its plain name, or one with segments of wrappers, whether the model has these wrappers or not.
 
         Raises:
             UnhookableLayerError: it lies in a DataParallel over several devices, which calls replicas of it.
@@ -67,14 +84,14 @@ class ModuleTree:
         segments = name.split(".") if name else []
         if (module := self._at(self._model, segments)) is not None:
             return name, module
-        for plain in (self._plain(segments), [one for one in segments if one not in WRAPPER_SEGMENTS]):
+        for plain in (self._plain(segments), [segment for segment in segments if segment not in WRAPPER_SEGMENTS]):
             if plain not in (None, segments) and (module := self._at(self._model, plain)) is not None:
                 return ".".join(plain), module
-        # Nothing keeps a child's own name from holding a dot: only a look at all names tells.
+        # A child's own name may hold a dot: then its name is found only among all names.
         return (name, self.modules[name]) if name in self.modules else None
 
     def check(self, names: Iterable[str]) -> None:
-        """Refuse layers that `find` would refuse, of which only the names are known."""
+        """Raise for the first of these layers that `find` refuses."""
         if any(isinstance(module, DataParallel) for _, module in self._visited):
             for name in names:
                 self.find(name)
@@ -135,7 +152,7 @@ class ModuleTree:
 
     def _refuse_replicas(self, module: nn.Module) -> None:
         if isinstance(module, DataParallel) and len(module.device_ids) > 1:
-            name = next(name for name, one in self._model.named_modules() if one is module)
+            name = next(name for name, candidate in self._model.named_modules() if candidate is module)
             advice = "Capture its `.module` on one device, or use DistributedDataParallel with a capture per process."
             raise UnhookableLayerError(name, f"DataParallel over {len(module.device_ids)} devices", advice)
 
@@ -161,15 +178,3 @@ def _wrapped_segment(module: nn.Module, children: dict[str, nn.Module | None]) -
     if isinstance(module, _PARALLEL):
         return "module"
     return next((segment for segment in children if segment in WRAPPER_SEGMENTS), None)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in ``eval()``; afterwards each module's training flag as it was."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag

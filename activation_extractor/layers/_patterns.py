@@ -11,6 +11,7 @@ from activation_extractor.errors import ArgumentError
 _TOKEN = re.compile(
     r"(?P<lead>(?<![^.])\*\*\.)|(?P<any>\*\*)|(?P<star>\*)|(?P<one>\?)|\[(?P<set>!?[^\]]+)\]|(?P<char>.)"
 )
+_WILDCARDS = {"lead": r"((?:.+\.)?)", "any": "(.+)", "star": r"([^.]*)", "one": r"([^.])"}
 
 
 @lru_cache  # it takes as long as to hook two layers
@@ -19,21 +20,19 @@ def glob(pattern: str) -> re.Pattern[str]:
 
     A leading or inner ``**`` stands for any number of segments, none included; a trailing one for at least one. What
     each wildcard stands for is a group.
+
+    Raises:
+        ArgumentError: the pattern is not well formed.
     """
     parts = []
     for match in _TOKEN.finditer(pattern):
-        if match["lead"]:
-            parts.append(r"((?:.+\.)?)")
-        elif match["any"]:
-            parts.append("(.+)")
-        elif match["star"]:
-            parts.append(r"([^.]*)")
-        elif match["one"]:
-            parts.append(r"([^.])")
-        elif match["set"]:
-            parts.append(f"({_character_set(match['set'])})")
-        else:
+        if match["char"]:
             parts.append(re.escape(match["char"]))
+        elif characters := match["set"]:
+            escaped = re.sub(r"([\\\[\]^&~|])", r"\\\1", characters.removeprefix("!"))
+            parts.append(f"([^.{escaped}])" if characters.startswith("!") else f"([{escaped}])")
+        else:
+            parts.append(_WILDCARDS[str(match.lastgroup)])
     try:
         return re.compile("".join(parts))
     except re.error as error:
@@ -41,16 +40,11 @@ def glob(pattern: str) -> re.Pattern[str]:
 
 
 def fill(pattern: str, wildcards: Sequence[str]) -> str:
-    """A name of this pattern: its wildcards replaced, one by one, by at least as many texts."""
-    left = iter(wildcards)
-    return _TOKEN.sub(lambda match: match["char"] or next(left), pattern)
+    """A name of this pattern: its wildcards replaced, in their order, by the first of these texts."""
+    texts = iter(wildcards)
+    return _TOKEN.sub(lambda match: match["char"] or next(texts), pattern)
 
 
 def count_wildcards(pattern: str) -> int:
     """How many wildcards a pattern has."""
     return sum(match["char"] is None for match in _TOKEN.finditer(pattern))
-
-
-def _character_set(inside: str) -> str:
-    escaped = re.sub(r"([\\\[\]^&~|])", r"\\\1", inside.removeprefix("!"))
-    return f"[^.{escaped}]" if inside.startswith("!") else f"[{escaped}]"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import partial
 from typing import Any, Literal
 
 from torch import nn
@@ -121,8 +120,8 @@ def _expand(tree: ModuleTree, layers: Any, side: Side, select: Any) -> Iterator[
     if isinstance(layers, Selection):
         yield from _expand(tree, layers.layers, layers.side, layers.select)
     elif isinstance(layers, _SINGLE) or not isinstance(layers, Iterable):
-        found, is_literal = _match(tree, layers)
-        for layer, module in found:
+        matches, is_literal = _match(tree, layers)
+        for layer, module in matches:
             check_hookable(layer, module)
             name = layer if side == "output" else f"{layer}:{side}"
             yield Target(name, layer, module, side, select), is_literal
@@ -137,12 +136,12 @@ def _expand(tree: ModuleTree, layers: Any, side: Side, select: Any) -> Iterator[
 def _renamed(tree: ModuleTree, name: Any, selection: Any, side: Side, select: Any) -> Target:
     if not isinstance(name, str):
         raise ArgumentTypeError("a new name in layers", "be a string", name)
-    found = [target for target, _ in _expand(tree, selection, side, select)]
-    if len(found) != 1:
-        reason = f"for {len(found)} layers selected by {shown(selection)}"
+    targets = [target for target, _ in _expand(tree, selection, side, select)]
+    if len(targets) != 1:
+        reason = f"for {len(targets)} layers selected by {shown(selection)}"
         raise DuplicateLayerError(name, reason, "Give each layer a name of its own.")
     suffix = "" if side == "output" else f":{side}"
-    return replace(found[0], name=name + suffix)
+    return replace(targets[0], name=name + suffix)
 
 
 def _match(tree: ModuleTree, selection: Any) -> tuple[list[tuple[str, nn.Module]], bool]:
@@ -151,62 +150,51 @@ def _match(tree: ModuleTree, selection: Any) -> tuple[list[tuple[str, nn.Module]
         if (layer := tree.find(selection)) is not None:
             return [layer], True
         if not any(character in selection for character in "*?["):
-            raise LayerNotFoundError(selection, _close_matches(tree, selection))
+            raise LayerNotFoundError(selection, _close_matches(selection, tree))
     is_literal = isinstance(selection, nn.Module)
-    names = _names_of(tree, selection) if is_literal else _described(tree, selection)
+    names = tree.names_of(selection) if is_literal else _described(tree, selection)
+    if not names and is_literal:
+        raise LayerNotFoundError(type(selection).__name__, advice="The module given is not part of the model.")
+    if not names:
+        text = _text(selection)
+        raise LayerNotFoundError(getattr(selection, "__qualname__", selection), _close_matches(text, tree))
     tree.check(names)
     return [(name, tree.modules[name]) for name in names], is_literal
 
 
-def _names_of(tree: ModuleTree, module: nn.Module) -> list[str]:
-    names = tree.names_of(module)
-    if not names:
-        raise LayerNotFoundError(type(module).__name__, advice="The module given is not part of the model.")
-    return names
-
-
 def _described(tree: ModuleTree, selection: Any) -> list[str]:
     """The names of the layers that fit a description; neither the root nor bare containers."""
-    fits = _fits(selection)
-    names = [name for name in fits(tree.modules) if name and has_forward(tree.modules[name])]
-    if not names and _names_wrappers(selection):
-        plain = tree.full_names
-        by_full_name = {full_name: tree.modules[name] for full_name, name in plain.items() if name}
-        names = list(dict.fromkeys(plain[one] for one in fits(by_full_name) if has_forward(by_full_name[one])))
-    if not names:
-        raise LayerNotFoundError(_shown(selection), _close_matches(tree, selection))
+    names = [name for name in _fitting(selection, tree.modules) if name and has_forward(tree.modules[name])]
+    if not names and any(segment in _text(selection) for segment in ("module", *WRAPPER_SEGMENTS)):
+        modules = {full_name: tree.modules[name] for full_name, name in tree.full_names.items() if name}
+        full_names = [full_name for full_name in _fitting(selection, modules) if has_forward(modules[full_name])]
+        names = list(dict.fromkeys(tree.full_names[full_name] for full_name in full_names))
     return names
 
 
-def _names_wrappers(selection: Any) -> bool:
-    """Whether a pattern or regex speaks of the segments that wrappers add."""
-    text = selection.pattern if isinstance(selection, re.Pattern) else selection
-    return isinstance(text, str) and any(word in text for word in ("module", *WRAPPER_SEGMENTS))
-
-
-def _fits(selection: Any) -> Callable[[Mapping[str, nn.Module]], Iterable[str]]:
-    """What finds the names that fit a description."""
+def _fitting(selection: Any, modules: Mapping[str, nn.Module]) -> Iterable[str]:
+    """The names in `modules` that fit a description."""
     if isinstance(selection, str):
         segments = (segment for segment in selection.split(".") if segment not in WRAPPER_SEGMENTS)
         selection = glob(".".join(segments))
     if isinstance(selection, re.Pattern):
-        return partial(filter, selection.fullmatch)
+        return filter(selection.fullmatch, modules)
     if isinstance(selection, type):
         if not issubclass(selection, nn.Module):
             raise ArgumentTypeError("a type in layers", "be a subclass of torch.nn.Module", selection)
-        return lambda modules: (name for name, module in modules.items() if isinstance(module, selection))
+        return [name for name, module in modules.items() if isinstance(module, selection)]
     if callable(selection):
-        return lambda modules: (
-            one for one in modules if one and has_forward(modules[one]) and selection(one, modules[one])
-        )
+        named = [(name, module) for name, module in modules.items() if name and has_forward(module)]
+        return [name for name, module in named if selection(name, module)]
     condition = "be a name, pattern, regex, module, module type, predicate, or an iterable or dict of these"
     raise ArgumentTypeError("layers", condition, selection)
 
 
-def _close_matches(tree: ModuleTree, selection: Any) -> list[str]:
+def _close_matches(text: str, tree: ModuleTree) -> list[str]:
+    return get_close_matches(text, filter(None, tree.modules), n=3)
+
+
+def _text(selection: Any) -> str:
+    """What a user wrote as a pattern or regex; "" for other selections."""
     text = selection.pattern if isinstance(selection, re.Pattern) else selection
-    return get_close_matches(text, filter(None, tree.modules), n=3) if isinstance(text, str) else []
-
-
-def _shown(selection: Any) -> Any:
-    return getattr(selection, "__qualname__", selection)
+    return text if isinstance(text, str) else ""

@@ -19,7 +19,8 @@ def signature_of(module: nn.Module) -> inspect.Signature | None:
 def bind(signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call by name, in the signature's order; empty when they do not fit it.
 
-    ``*args`` stay one tuple under their name, ``**kwargs`` are spread out.
+    ``*args`` stay one tuple under their name, ``**kwargs`` are spread out. Without a signature the positional
+    arguments are named by their numbers.
     """
     if signature is None:
         return {**{str(index): value for index, value in enumerate(args)}, **kwargs}
@@ -37,7 +38,7 @@ def bind(signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: dic
 
 
 def positions_of(signature: inspect.Signature | None) -> dict[str, int]:
-    """Where in a call the arguments of these names stand that may be given without them."""
+    """The positions of the parameters that may be passed by position."""
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
-    parameters = signature.parameters.values() if signature else ()
-    return {one.name: index for index, one in enumerate(parameters) if one.kind not in named}
+    parameters = signature.parameters.items() if signature else ()
+    return {name: index for index, (name, parameter) in enumerate(parameters) if parameter.kind not in named}

@@ -18,20 +18,6 @@ def main_tensor(value: Any) -> Tensor | None:
     return next(_tensors(value), None)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for member in value.values():
-            yield from _tensors(member)
-    elif isinstance(value, tuple | list):
-        for member in value:
-            yield from _tensors(member)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _tensors(getattr(value, field.name))
-
-
 def select_part(value: Any, select: int | str | Callable[[Any], Any]) -> Any:
     """The part of a structured value that a user's ``select=`` means; None when there is no such part."""
     if callable(select):
@@ -49,7 +35,7 @@ def select_part(value: Any, select: int | str | Callable[[Any], Any]) -> Any:
 
 
 def copied(value: Any) -> Any:
-    """The same structure with each tensor copied; members that are no tensors are shared."""
+    """The same structure with each tensor copied and free of its graph; members that are no tensors are shared."""
     if isinstance(value, Tensor):
         return ordinary(snapshot(value))
     if isinstance(value, Mapping):
@@ -67,3 +53,17 @@ def copied(value: Any) -> Any:
             object.__setattr__(twin, field.name, copied(getattr(value, field.name)))
         return twin
     return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for member in value.values():
+            yield from _tensors(member)
+    elif isinstance(value, tuple | list):
+        for member in value:
+            yield from _tensors(member)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _tensors(getattr(value, field.name))
