@@ -17,7 +17,7 @@ def resolve_key(key: Any, names: Sequence[str], reducers: Sequence[str]) -> tupl
     """The ``(name, reducer)`` that a user's key means.
 
     Raises:
-        ActivationNotFoundError: there is none, or the reducer has to be said.
+        ActivationNotFoundError: it names what is not recorded, or no reducer where there are several.
     """
     name, reducer = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
     if name not in names:
@@ -50,5 +50,5 @@ def _unknown_name(name: Any, names: Sequence[str]) -> str:
     close = get_close_matches(name, names, n=3) if isinstance(name, str) else []
     if close:
         return f"Nothing is recorded under {name!r}. Close matches: {examples(close)}."
-    there = f"There is {examples(names)}." if names else "Nothing has been recorded yet, or it was cleared."
-    return f"Nothing is recorded under {name!r}. {there}"
+    recorded = f"There is {examples(names)}." if names else "Nothing has been recorded yet, or it was cleared."
+    return f"Nothing is recorded under {name!r}. {recorded}"

@@ -11,11 +11,11 @@ from activation_extractor.errors import MaskError
 
 
 class MaskCheck:
-    """What is to be seen of a mask's values, for which an accelerator would have to be waited for.
+    """A check of a mask's values, computed on its device: to read them at once makes an accelerator wait.
 
     Attributes:
-        verdict: ``(3,)`` int64 on the mask's device: whether it is additive, whether every row has a real position, and
-            the first row that may have none.
+        verdict: ``(3,)`` int64 on the mask's device: whether the mask is additive, whether every row has a real
+            position, and the first row that has none, if there is one.
     """
 
     def __init__(self, layer: str, mask: Tensor, is_real: Tensor) -> None:
@@ -24,7 +24,7 @@ class MaskCheck:
         self.verdict = torch.stack([is_additive(mask), has_real.all(), has_real.int().argmin()])
 
     def settle(self, verdict: Tensor) -> None:
-        """Raise for what the verdict says; it may be given as it came to the CPU.
+        """Raise what the verdict, here or copied to the CPU, says.
 
         Raises:
             MaskError: the mask is additive, or has a row without a real position.
@@ -38,7 +38,7 @@ class MaskCheck:
 
 
 def check_form(mask: Any) -> None:
-    """Refuse what can be no mask, whatever the activation.
+    """Refuse what can be a mask of no activation.
 
     Raises:
         MaskError: it is no tensor ``(batch, seq)``, or additive.
@@ -54,8 +54,8 @@ def fit(
     """A mask as ``(batch, seq)`` bool on the activation's device.
 
     Args:
-        layer: for the error.
-        mask: what was given as a mask.
+        layer: the layer's name, for errors.
+        mask: a layer's mask as it came.
         activation: ``(batch, seq, *features)``.
         is_cached: whether the activation may be of the last positions alone, in a cached decoding step.
         checks: where to put what is still to be checked of a mask on an accelerator; None checks it at once.
@@ -65,15 +65,14 @@ def fit(
             position.
     """
     _check_shape(mask, layer)
-    whole, (batch, seq) = mask, activation.shape[:2]
-    if is_cached and mask.shape[1] > seq:
-        mask = mask[:, -seq:]
-    if tuple(mask.shape) != (batch, seq):
+    batch, seq = activation.shape[:2]
+    fitted = mask[:, -seq:] if is_cached and mask.shape[1] > seq else mask
+    if tuple(fitted.shape) != (batch, seq):
         advice = "For layers that change the sequence length pass mask=callable(layer, activation, mask) or mask=None."
-        raise MaskError(f"have shape {(batch, seq)}", f"shape {tuple(mask.shape)}", advice, layer)
-    is_real: Tensor = mask != 0
+        raise MaskError(f"have shape {(batch, seq)}", f"shape {tuple(fitted.shape)}", advice, layer)
+    is_real: Tensor = fitted != 0
     if batch:
-        check = MaskCheck(layer, whole, is_real)
+        check = MaskCheck(layer, mask, is_real)
         if checks is None or mask.device.type == "cpu":
             check.settle(check.verdict)
         else:
@@ -82,7 +81,7 @@ def fit(
 
 
 def is_additive(mask: Tensor) -> Tensor:
-    """Whether a mask says more than yes and no: one bool, on its device."""
+    """Whether a mask holds other values than yes and no: a bool tensor on its device."""
     if mask.dtype.is_floating_point:
         return ((mask != 0) & (mask != 1)).any()
     return (mask < 0).any() if mask.dtype.is_signed else mask.new_zeros((), dtype=torch.bool)

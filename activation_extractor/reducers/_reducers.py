@@ -33,16 +33,18 @@ def mean(activation: Tensor, mask: Tensor | None) -> Tensor:
     """The mean over the real positions, ``(batch, *features)``.
 
     Accumulated in at least float32 and returned in the activation's dtype; integers and bools give float32.
-    Whatever stands in a padded slot, NaN included, changes nothing.
+    Values in padded slots, NaN included, change nothing.
     """
-    if mask is None and activation.dtype in _SUMMED_AS_THEY_ARE:
+    dtype = activation.dtype
+    if mask is None and dtype in (torch.float32, torch.float64):
         return activation.mean(1)
-    dtype = _sum_dtype(activation.dtype)
-    result_dtype = activation.dtype if _is_inexact(activation.dtype) else dtype
+    is_inexact = dtype.is_floating_point or dtype.is_complex
+    sum_dtype = torch.promote_types(dtype, torch.float32) if is_inexact else torch.float32
+    result_dtype = dtype if is_inexact else sum_dtype
     if mask is None:
-        return activation.mean(1, dtype=dtype).to(result_dtype)
+        return activation.mean(1, dtype=sum_dtype).to(result_dtype)
     mask = _expand(mask, activation)
-    total = torch.where(mask, activation, 0).sum(1, dtype=dtype)
+    total = torch.where(mask, activation, 0).sum(1, dtype=sum_dtype)
     return (total / mask.sum(1)).to(result_dtype)
 
 
@@ -101,20 +103,23 @@ def position(k: int) -> Reducer:
     return at_position
 
 
-_SUMMED_AS_THEY_ARE = frozenset({torch.float32, torch.float64})
+def _expand(mask: Tensor, activation: Tensor) -> Tensor:
+    return mask.reshape(*mask.shape, *[1] * (activation.dim() - 2))  # (batch, seq, 1, ...)
+
+
+def _take(activation: Tensor, index: Tensor) -> Tensor:
+    rows = torch.arange(len(index), device=activation.device)
+    return activation[rows, index]
+
+
+def _lowest(dtype: torch.dtype) -> float | int | bool:
+    if dtype == torch.bool:
+        return False
+    return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min
+
 
 _BUILT_IN: dict[str, Reducer] = {"full": full, "mean": mean, "first": first, "last": last, "max": max}
 _ALIASES = {"FT": "first", "LT": "last"}  # the words of the original system
-
-
-def canonical_name(name: object) -> object:
-    """A reducer's own name for an alias (``FT``, ``LT``); anything else as it is."""
-    return _ALIASES.get(name, name) if isinstance(name, str) else name
-
-
-def owns_result(reducer: Reducer) -> bool:
-    """Whether the reducer is known to return memory of its own rather than a view of the activation."""
-    return reducer in _BUILT_IN.values() or getattr(reducer, "__module__", None) == __name__
 
 
 def resolve_reducers(reduce: Any) -> dict[str, Reducer]:
@@ -125,11 +130,14 @@ def resolve_reducers(reduce: Any) -> dict[str, Reducer]:
         DuplicateLayerError: two reducers of one name.
     """
     if isinstance(reduce, Mapping) and reduce:
-        return {_checked_name(name): _resolve_one(reducer)[1] for name, reducer in reduce.items()}
+        for name in reduce:
+            if not isinstance(name, str) or not name:
+                raise ArgumentTypeError("a name in reduce", "be a string that is not empty", name)
+        return {name: _with_name(reducer)[1] for name, reducer in reduce.items()}
     several = isinstance(reduce, Iterable) and not isinstance(reduce, str)
     reducers: dict[str, Reducer] = {}
     for item in reduce if several else [reduce]:
-        name, reducer = _resolve_one(item)
+        name, reducer = _with_name(item)
         if name in reducers:
             advice = "Leave one of them out, or name them: reduce={'name': reducer}."
             raise DuplicateLayerError(name, "for two reducers", advice)
@@ -139,7 +147,7 @@ def resolve_reducers(reduce: Any) -> dict[str, Reducer]:
     return reducers
 
 
-def _resolve_one(reducer: Any) -> tuple[str, Reducer]:
+def _with_name(reducer: Any) -> tuple[str, Reducer]:
     if isinstance(reducer, str):
         name = str(canonical_name(reducer))
         if name not in _BUILT_IN:
@@ -151,40 +159,16 @@ def _resolve_one(reducer: Any) -> tuple[str, Reducer]:
     return getattr(reducer, "__name__", type(reducer).__name__), reducer
 
 
-def _checked_name(name: Any) -> str:
-    if not isinstance(name, str) or not name:
-        raise ArgumentTypeError("a name in reduce", "be a string that is not empty", name)
-    return name
-
-
-def _expand(mask: Tensor, activation: Tensor) -> Tensor:
-    return mask.reshape(*mask.shape, *[1] * (activation.dim() - 2))  # (batch, seq, 1, ...)
-
-
-def _take(activation: Tensor, index: Tensor) -> Tensor:
-    rows = torch.arange(len(index), device=activation.device)
-    return activation[rows, index]
-
-
-def _is_inexact(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point or dtype.is_complex
-
-
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32) if _is_inexact(dtype) else torch.float32
-
-
-def _lowest(dtype: torch.dtype) -> float | int | bool:
-    if dtype == torch.bool:
-        return False
-    return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min
+def canonical_name(name: object) -> object:
+    """A reducer's own name for an alias (``FT``, ``LT``); anything else as it is."""
+    return _ALIASES.get(name, name) if isinstance(name, str) else name
 
 
 def reduce_sequence(layer: str, name: str, reducer: Reducer, sequence: Tensor, mask: Tensor | None) -> Tensor:
     """Reduce ``(batch, seq, *features)``; the result owns its memory.
 
     Raises:
-        ReducerError: the reducer returned something else than a tensor with `batch` rows.
+        ReducerError: the reducer returned no tensor with `batch` rows.
     """
     try:
         result = reducer(sequence, mask)
@@ -194,23 +178,25 @@ def reduce_sequence(layer: str, name: str, reducer: Reducer, sequence: Tensor, m
     return result if owns_result(reducer) else own_result(layer, name, sequence, result)
 
 
-def note_reduction(error: Exception, layer: str, name: str, sequence: Tensor) -> None:
-    """Say in an error that a reducer raised what it was reducing."""
-    shape = "nested" if sequence.is_nested else tuple(sequence.shape)
-    add_note(error, f"while reducing layer {layer!r} with {name!r}, activation {shape}")
-
-
 def own_result(layer: str, name: str, sequence: Tensor, result: Tensor) -> Tensor:
-    """What a user's reducer made of an activation, checked and in memory of its own.
+    """What a user's reducer returned: itself, or a copy where it shares memory with the activation.
 
     Raises:
-        ReducerError: it is something else than a tensor with a row for each of the batch.
+        ReducerError: it is no tensor with a row for each row of the batch.
     """
     if not isinstance(result, Tensor):
         raise ReducerError(name, layer, f"a {type(result).__name__}")
     if result.dim() == 0 or result.shape[0] != sequence.shape[0]:
-        got = f"shape {tuple(result.shape)} for {sequence.shape[0]} rows"
-        raise ReducerError(name, layer, got)
-    if storage_bytes(result)[0] == storage_bytes(sequence)[0]:
-        return result.clone()
-    return result
+        raise ReducerError(name, layer, f"shape {tuple(result.shape)} for {sequence.shape[0]} rows")
+    return result.clone() if storage_bytes(result)[0] == storage_bytes(sequence)[0] else result
+
+
+def note_reduction(error: Exception, layer: str, name: str, sequence: Tensor) -> None:
+    """Add to an error that a reducer raised what it was reducing."""
+    shape = "nested" if sequence.is_nested else tuple(sequence.shape)
+    add_note(error, f"while reducing layer {layer!r} with {name!r}, activation {shape}")
+
+
+def owns_result(reducer: Reducer) -> bool:
+    """Whether the reducer is known to return memory of its own rather than a view of the activation."""
+    return reducer in _BUILT_IN.values() or getattr(reducer, "__module__", None) == __name__

@@ -12,16 +12,20 @@ SequenceAxis = int | tuple[int, ...] | None
 
 
 def check_sequence_axis(axis: Any) -> SequenceAxis:
-    """`axis` itself when it can be a sequence axis: None, an integer, or a tuple of different integers."""
-    if axis is None or (isinstance(axis, int) and not isinstance(axis, bool)):
-        return axis
-    if not isinstance(axis, tuple | list) or not all(
-        isinstance(one, int) and not isinstance(one, bool) for one in axis
-    ):
+    """`axis`, a list of integers as a tuple.
+
+    Raises:
+        ArgumentTypeError: it is no integer, no tuple or list of integers, and not None.
+        ArgumentError: it names no axis, or one twice.
+    """
+    if axis is None:
+        return None
+    indices = axis if isinstance(axis, tuple | list) else (axis,)
+    if not all(isinstance(index, int) and not isinstance(index, bool) for index in indices):
         raise ArgumentTypeError("sequence_axis", "be an integer or a tuple of integers", axis)
-    if not axis or len(set(axis)) != len(axis):
+    if not indices or len(set(indices)) != len(indices):
         raise ArgumentError("sequence_axis", "name different axes", axis, "For images it is (2, 3).")
-    return tuple(axis)
+    return axis if isinstance(axis, int) else tuple(axis)
 
 
 def has_sequence(activation: Tensor, axis: SequenceAxis) -> bool:
@@ -54,9 +58,9 @@ def _axes(layer: str, activation: Tensor, axis: SequenceAxis) -> tuple[int, ...]
             advice = "Pass sequence_axis= (for images (2, 3)), or reduce='full'."
             raise SequenceAxisError(layer, activation.shape, "have shape (batch, seq, features)", advice)
         return (1,)
-    given = axis if isinstance(axis, tuple) else (axis,)
-    axes = tuple(one + dim if one < 0 else one for one in given)
-    if any(not 0 <= one < dim for one in axes) or len(set(axes)) != len(axes) or dim <= len(axes):
+    indices = axis if isinstance(axis, tuple) else (axis,)
+    axes = tuple(index + dim if index < 0 else index for index in indices)
+    if any(not 0 <= index < dim for index in axes) or len(set(axes)) != len(axes) or dim <= len(axes):
         condition = f"have the axes sequence_axis={axis!r} and one for the batch"
         raise SequenceAxisError(layer, activation.shape, condition, "Name axes that it has.")
     return axes
