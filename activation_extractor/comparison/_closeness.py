@@ -9,8 +9,6 @@ from torch import Tensor
 
 from activation_extractor.comparison._tolerances import Tolerance
 
-_CHUNK_VALUES = 1 << 18  # 2 MiB as float64, which stays in a processor's cache
-
 _LOWEST = -(2**63)
 
 
@@ -39,13 +37,32 @@ class Closeness:
         self._dot = self._reference_square = self._square = 0.0
 
     def add(self, reference: Tensor, values: Tensor) -> None:
-        """Take in a piece: equally many numbers on both sides, of any real or complex dtype, on any device."""
+        """Take in a piece: equally many numbers on both sides, of any real or complex dtype, on any device.
+
+        It is copied to the CPU and compared there; beside it a few float64 tensors of its size are held.
+        """
         is_complex = reference.is_complex() or values.is_complex()
-        one_flat, other_flat = _flat(reference, is_complex), _flat(values, is_complex)
-        for one, other in zip(
-            torch.split(one_flat, _CHUNK_VALUES), torch.split(other_flat, _CHUNK_VALUES), strict=True
-        ):
-            self._add(one.cpu(), other.cpu())
+        reference, values = _flat(reference, is_complex).cpu(), _flat(values, is_complex).cpu()
+        one, other = reference.double(), values.double()
+        distance = _distance(reference, values, one, other)
+        squares = float(one @ one), float(other @ other)
+        if not math.isfinite(sum(squares)):
+            self._count(one, other)
+            finite = one.isfinite() & other.isfinite()
+            one, other, distance = one[finite], other[finite], distance[finite]
+            squares = float(one @ one), float(other @ other)
+        self._finite += len(one)
+        self._dot += float(one @ other)
+        self._reference_square += squares[0]
+        self._square += squares[1]
+        if distance.any():
+            size = one.abs()
+            self.max_abs = max(self.max_abs, float(distance.max()))
+            self.max_rel = max(self.max_rel, float(torch.where(size > 0, distance / size, 0.0).max()))
+            if self._tolerance.atol is None:
+                self._excess = max(self._excess, float(distance.sub(size, alpha=self.rtol).max()))
+            else:
+                self._is_outside |= bool((distance > self._tolerance.atol + self.rtol * size).any())
 
     @property
     def cosine(self) -> float:
@@ -70,28 +87,6 @@ class Closeness:
     def is_close(self) -> bool:
         """Whether all finite values are within the tolerance."""
         return not self._is_outside and self._excess <= self.atol
-
-    def _add(self, reference: Tensor, values: Tensor) -> None:
-        one, other = reference.double(), values.double()
-        distance = _distance(reference, values, one, other)
-        squares = float(one @ one), float(other @ other)
-        if not math.isfinite(sum(squares)):
-            self._count(one, other)
-            finite = one.isfinite() & other.isfinite()
-            one, other, distance = one[finite], other[finite], distance[finite]
-            squares = float(one @ one), float(other @ other)
-        self._finite += len(one)
-        self._dot += float(one @ other)
-        self._reference_square += squares[0]
-        self._square += squares[1]
-        if distance.any():
-            size = one.abs()
-            self.max_abs = max(self.max_abs, float(distance.max()))
-            self.max_rel = max(self.max_rel, float(torch.where(size > 0, distance / size, 0.0).max()))
-            if self._tolerance.atol is None:
-                self._excess = max(self._excess, float(distance.sub(size, alpha=self.rtol).max()))
-            else:
-                self._is_outside |= bool((distance > self._tolerance.atol + self.rtol * size).any())
 
     def _count(self, one: Tensor, other: Tensor) -> None:
         nans, other_nans = one.isnan(), other.isnan()

@@ -14,7 +14,7 @@ from activation_extractor.activations import Activations
 from activation_extractor.comparison._closeness import Closeness
 from activation_extractor.comparison._comparison import Comparison, LayerComparison
 from activation_extractor.comparison._match import Match, matched_rows, paired, row_order
-from activation_extractor.comparison._sides import Side, paired_blocks
+from activation_extractor.comparison._sides import Side, paired_pieces
 from activation_extractor.comparison._tolerances import GivenTolerance, Tolerances
 from activation_extractor.errors import ArgumentTypeError
 from activation_extractor.store import Store
@@ -101,11 +101,11 @@ def _compared(
         except LookupError:
             return replace(row, differences=("rows",))
         two = right.value(other, rows)
-    blocks = paired_blocks(one, two)
-    if blocks is None:
+    pieces = paired_pieces(one, two)
+    if pieces is None:
         return replace(row, differences=("shape",))
     closeness = Closeness(tolerances.of(key[0], (one.dtype, two.dtype)))
-    for piece, piece_of_other in blocks:
+    for piece, piece_of_other in pieces:
         closeness.add(piece, piece_of_other)
     return _measured(row, closeness)
 

@@ -1,10 +1,11 @@
-"""The two sides of a comparison: what each holds, in order, and its values a few rows at a time."""
+"""The two sides of a comparison: what each holds, in order, and its numbers piece by piece."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, pairwise
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from activation_extractor.activations._saved import SavedActivations
 from activation_extractor.errors import ArgumentTypeError
 from activation_extractor.store import Column, Store
 
-_BLOCK_VALUES = 1 << 20  # that are read at once, or a row where that has more
+_PIECE_VALUES = 1 << 18  # 2 MiB as float64, which stays in a processor's cache
 
 
 class Value(Protocol):
@@ -36,8 +37,8 @@ class Value(Protocol):
         """How many positions each row has, where rows can differ in that."""
         ...
 
-    def read(self, start: int, stop: int) -> Tensor:
-        """All numbers of some rows, flat."""
+    def blocks(self) -> Iterable[Tensor]:
+        """All numbers in order, in tensors of any shape and about a MiB, or a row where that has more."""
         ...
 
 
@@ -87,8 +88,8 @@ class _TensorValue:
     def lengths(self) -> list[int] | None:
         return None
 
-    def read(self, start: int, stop: int) -> Tensor:
-        return self._rows[start:stop].reshape(-1)
+    def blocks(self) -> Iterable[Tensor]:
+        return torch.split(self._rows, max(1, _PIECE_VALUES // max(1, math.prod(self._rows.shape[1:]))))
 
 
 class _NestedValue:
@@ -105,8 +106,8 @@ class _NestedValue:
     def lengths(self) -> list[int] | None:
         return [row.shape[0] if row.dim() else 1 for row in self._rows]
 
-    def read(self, start: int, stop: int) -> Tensor:
-        return _joined(self._rows[start:stop], self.dtype)
+    def blocks(self) -> Iterable[Tensor]:
+        return self._rows
 
 
 class _ColumnValue:
@@ -120,24 +121,21 @@ class _ColumnValue:
         if not self._column.is_ragged:
             return None
         lengths = self._column.lengths()
-        found: list[int] = (lengths if self._rows is None else lengths[self._rows]).tolist()
-        return found
+        return list((lengths if self._rows is None else lengths[self._rows]).tolist())
 
-    def read(self, start: int, stop: int) -> Tensor:
-        rows = self._column[start:stop] if self._rows is None else self._column[self._rows[start:stop]]
-        return _joined(rows, self.dtype) if self._column.is_ragged else rows.reshape(-1)
-
-
-def _joined(rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat([torch.empty(0, dtype=dtype, device=rows[0].device if rows else None), *map(torch.flatten, rows)])
+    def blocks(self) -> Iterable[Tensor]:
+        blocks = self._column.blocks(indices=self._rows)
+        return chain.from_iterable(blocks) if self._column.is_ragged else blocks
 
 
-def paired_blocks(left: Value, right: Value) -> Iterator[tuple[Tensor, Tensor]] | None:
-    """The numbers of both, flat, a few rows at a time; None when their shapes differ.
+def paired_pieces(left: Value, right: Value) -> Iterator[tuple[Tensor, Tensor]] | None:
+    """The numbers of both, flat and equally many at a time; None when their shapes differ.
 
     Ragged rows that are all equally long have the shape of a tensor with a sequence axis.
     """
-    if len(left.shape) != len(right.shape) or not all(map(_fit, left.shape, right.shape)):
+    if len(left.shape) != len(right.shape):
+        return None
+    if any(None not in sizes and sizes[0] != sizes[1] for sizes in zip(left.shape, right.shape, strict=True)):
         return None
     lengths, others = left.lengths(), right.lengths()
     if lengths is not None or others is not None:
@@ -145,32 +143,21 @@ def paired_blocks(left: Value, right: Value) -> Iterator[tuple[Tensor, Tensor]] 
         others = others or [right.shape[1] or 0] * (right.shape[0] or 0)
         if lengths != others:
             return None
-    return _read_both(left, right, lengths)
+    return zip(_pieces(left), _pieces(right), strict=True)
 
 
-def _fit(one: int | None, other: int | None) -> bool:
-    return one is None or other is None or one == other
-
-
-def _read_both(left: Value, right: Value, lengths: list[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
-    rows = left.shape[0] if left.shape else 1
-    width = math.prod(size for size in left.shape[2 if lengths else 1 :] if size is not None)
-    most = max(1, _BLOCK_VALUES // max(1, width))
-    bounds = _bounds(lengths, most) if lengths else chain(range(0, rows or 1, most), [rows or 0])
-    for start, stop in pairwise(bounds):
-        yield left.read(start, stop), right.read(start, stop)
-
-
-def _bounds(sizes: list[int], most: int) -> Iterator[int]:
-    """Where blocks of rows begin, and where the last one ends: of at most so much together, or of one row."""
-    yield 0
-    held = 0
-    for row, size in enumerate(sizes):
-        if held and held + size > most:
-            yield row
-            held = 0
-        held += size
-    yield len(sizes)
+def _pieces(value: Value) -> Iterator[Tensor]:
+    """All numbers of a value, flat, `_PIECE_VALUES` at a time, however it is cut into blocks."""
+    held, count = [], 0
+    for block in value.blocks():
+        held.append(block.reshape(-1))
+        count += block.numel()
+        if count >= _PIECE_VALUES:
+            *pieces, rest = torch.split(torch.cat(held), _PIECE_VALUES)
+            yield from pieces
+            held, count = [rest], len(rest)
+    if count:
+        yield torch.cat(held)
 
 
 def _tensors(source: Mapping[Any, Any], argument: str) -> Iterator[tuple[Key, Tensor]]:
@@ -188,17 +175,10 @@ def _tensors(source: Mapping[Any, Any], argument: str) -> Iterator[tuple[Key, Te
 
 def _tensor(value: Any, argument: str) -> Tensor:
     if isinstance(value, np.ndarray):
-        value = _from_array(value)
+        native = value.astype(value.dtype.newbyteorder("="), copy=False)
+        with suppress(TypeError):  # torch has no such numbers: the array is refused below
+            value = torch.from_numpy(np.require(native, requirements=["C", "W"]))
     if not isinstance(value, Tensor) or value.is_meta or value.is_quantized:
         raise ArgumentTypeError(f"a value in {argument}", "be a tensor, or an array of numbers", value)
     tensor = ordinary(value.detach())
     return tensor if tensor.is_nested or tensor.layout is torch.strided else tensor.to_dense()
-
-
-def _from_array(array: np.ndarray[Any, Any]) -> Any:
-    """The tensor of an array, or the array itself where torch has no such numbers."""
-    native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    try:
-        return torch.from_numpy(np.require(native, requirements=["C", "W"]))
-    except TypeError:
-        return array

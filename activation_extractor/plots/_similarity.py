@@ -13,8 +13,6 @@ from activation_extractor.errors import ArgumentError
 from activation_extractor.store import Column
 
 _MOST_BYTES = 1 << 30  # of rows that are held at once
-_BLOCK_BYTES = 1 << 26
-_RAGGED_ROWS = 64
 _ROUNDING = 1e-13  # what centring leaves of a constant, as a part of it
 
 
@@ -189,10 +187,7 @@ def _blocks(column: Column, indices: Tensor) -> Iterator[Tensor]:
 
     Ragged rows come one by one.
     """
-    row_bytes = column.dtype.itemsize * max(1, int(np.prod(column.row_shape)))
-    size = _RAGGED_ROWS if column.is_ragged else max(1, _BLOCK_BYTES // row_bytes)
-    for start in range(0, len(indices), size):
-        block = column[indices[start : start + size]]
+    for block in column.blocks(indices=indices):
         for rows in (row[None] for row in block) if column.is_ragged else (block,):
             values = (torch.view_as_real(rows) if rows.is_complex() else rows).double()
             yield values if has_positions(column) or values.ndim > 1 else values[:, None]

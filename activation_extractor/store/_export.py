@@ -10,6 +10,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,9 @@ from activation_extractor._format._rows import as_bytes, offsets
 from activation_extractor._format._safetensors import arranged, check_dtype
 from activation_extractor._tensors import to_numpy
 from activation_extractor.errors import ArgumentError, StoreError
-from activation_extractor.store._columns import Column
+from activation_extractor.store._columns import BLOCK_BYTES, Column
 from activation_extractor.store._parquet import ID, write_parquet
-from activation_extractor.store._statistics import value_blocks
 from activation_extractor.store._store import Store
-
-_TEXT_BLOCK = 4096  # rows of text at a time
 
 _Array = np.ndarray[Any, Any]
 _Source = Any  # a column, an index tensor, or a sequence of text
@@ -172,11 +170,7 @@ def _shape(source: Column | Tensor) -> tuple[int, ...]:
 
 
 def _blocks(source: Column | Tensor) -> Iterator[Tensor]:
-    return iter([source]) if isinstance(source, Tensor) else value_blocks(source)
-
-
-def _text_blocks(source: Sequence[str]) -> Iterator[list[str]]:
-    return (source[start : start + _TEXT_BLOCK] for start in range(0, len(source), _TEXT_BLOCK))  # type: ignore[misc]
+    return iter([source]) if isinstance(source, Tensor) else source.blocks(flat=True)
 
 
 # numpy
@@ -207,7 +201,8 @@ def _write_array(file: Any, name: str, source: _Source) -> None:
     arrays: Iterable[_Array]
     if _is_text(source):
         dtype, shape = _text_dtype(name, source), (len(source),)
-        arrays = (np.array(block, dtype) for block in _text_blocks(source))
+        texts, count = iter(source), max(1, BLOCK_BYTES // dtype.itemsize)
+        arrays = (np.array(list(islice(texts, count)), dtype) for _ in range(0, len(source), count))
     else:
         dtype, shape = to_numpy(torch.empty(0, dtype=source.dtype)).dtype, _shape(source)
         arrays = map(to_numpy, _blocks(source))
@@ -220,12 +215,11 @@ def _write_array(file: Any, name: str, source: _Source) -> None:
 def _text_dtype(name: str, texts: Sequence[str]) -> np.dtype[Any]:
     """The type that numpy has for text, as wide as the longest."""
     longest = 1
-    for block in _text_blocks(texts):
-        longest = max(longest, *map(len, block))
-        cut = [text for text in block if text.endswith("\0")]
-        if cut:
+    for text in texts:
+        longest = max(longest, len(text))
+        if text.endswith("\0"):
             advice = "numpy leaves such an end out; export it to safetensors."
-            raise ArgumentError(f"text in {name!r}", "end in something else than NUL", cut[0], advice)
+            raise ArgumentError(f"text in {name!r}", "end in something else than NUL", text, advice)
     return np.dtype(f"U{longest}")
 
 
@@ -236,7 +230,7 @@ def _write_safetensors(store: Store, path: Path) -> None:
     sources: dict[str, _Source] = {}
     for name, source in _entries(store).items():
         if _is_text(source):
-            texts = as_bytes(text for block in _text_blocks(source) for text in block)
+            texts = as_bytes(source)
             sources[name], sources[name + OFFSETS] = texts.values, offsets(texts.lengths)
         else:
             check_dtype(source.dtype)

@@ -18,6 +18,7 @@ from activation_extractor._format._rows import RowId
 from activation_extractor._tensors import to_numpy
 from activation_extractor.errors import ArgumentError, MissingExtraError
 from activation_extractor.store._columns import Column
+from activation_extractor.store._parts import bounds
 
 ID = "id"
 _GROUP_BYTES = 1 << 25  # of a row group, of which there are a few in memory at a time, encoded and not
@@ -155,11 +156,6 @@ def _parquet_number(pa: Any, name: str, column: Column) -> Any:
 def _groups(rows: int, fields: Sequence[_Field]) -> Iterator[tuple[int, int]]:
     """Where row groups of bounded size begin and end; each has a row at least."""
     totals = np.zeros(rows, dtype=np.int64)
-    for one in fields:
-        one.add_bytes(totals)
-    ends, start, before = totals.cumsum(), 0, 0
-    while start < rows:
-        most = int(np.searchsorted(ends, before + _GROUP_BYTES, side="right"))
-        stop = min(max(most, start + 1), start + _MOST_GROUP_ROWS, rows)
-        yield start, stop
-        start, before = stop, int(ends[stop - 1])
+    for field in fields:
+        field.add_bytes(totals)
+    return bounds(np.maximum(totals, _GROUP_BYTES // _MOST_GROUP_ROWS), _GROUP_BYTES)

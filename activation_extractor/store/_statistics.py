@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from activation_extractor._tensors import to_numpy
 from activation_extractor.errors import ArgumentTypeError
@@ -78,34 +75,14 @@ def statistics(column: Column) -> Statistics:
         >>> found.mean_norm, found.dead_features
         (3.5, 1)
     """
-    _check(column)
-    running = _Running(math.prod(column.row_shape))
-    for block in value_blocks(column):
-        running.add(to_numpy(block).reshape(len(block), -1))
-    return running.result()
-
-
-def value_blocks(column: Column) -> Iterator[Tensor]:
-    """The values of a column in blocks of rows, or positions, of about a MiB; ``(some rows, *row_shape)`` each.
-
-    Blocks of a ragged column are views of mapped files, so that a long row need not be in memory whole.
-
-    Raises:
-        StoreError: a shard is damaged or gone.
-    """
-    rows = max(1, _BLOCK_VALUES // max(1, math.prod(column.row_shape)))
-    if column.is_ragged:
-        for part in column.mapped():
-            yield from (block for block in torch.split(part, rows) if len(block))
-    else:
-        yield from (column[start : start + rows] for start in range(0, len(column), rows))
-
-
-def _check(column: Any) -> None:
     if not isinstance(column, Column):
         raise ArgumentTypeError("column", "be a column of numbers, as store[layer, reducer] is", column)
     if column.dtype.is_complex:
         raise ArgumentTypeError("column", "hold real numbers", column, "Store the absolute values, with a reducer.")
+    running = _Running(math.prod(column.row_shape))
+    for block in column.blocks(_BLOCK_VALUES * column.dtype.itemsize, flat=True):
+        running.add(to_numpy(block).reshape(len(block), -1))
+    return running.result()
 
 
 class _Running:

@@ -22,8 +22,9 @@ from activation_extractor._format._rows import RowId
 from activation_extractor._format._shards import SHARDS, Record, is_shard, list_units, shard_path, size_of
 from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, StoreError
 from activation_extractor.reducers._keys import EntryKey, entry_keys, pairs_of, resolve_key
-from activation_extractor.store._columns import Column, Part
+from activation_extractor.store._columns import Column
 from activation_extractor.store._dataset import StoreDataset
+from activation_extractor.store._parts import Part, Parts
 from activation_extractor.store._text_columns import TextColumn
 from activation_extractor.store._verify import Verification, verify_store
 
@@ -76,7 +77,7 @@ class ShardInfo:
     nbytes: int
 
 
-class Store(Mapping[Any, Column]):
+class Store(Mapping[EntryKey, Column]):
     """A store: lazy columns by layer and reducer, the row ids, and kept columns.
 
     ``store[layer, reducer]`` always works; ``store[layer]`` is short for the only reducer. Iteration gives names when
@@ -282,7 +283,7 @@ class Store(Mapping[Any, Column]):
             if count:
                 parts.append(Part(path, count, first))
         field = self._fields.get(entry) or _field_in(self._reader, parts[0].path, entry)
-        return Column(field, self._reader, parts)
+        return Column(Parts(field, self._reader, parts))
 
 
 def _field_in(reader: Reader, path: str, entry: str) -> Field:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from torch import Tensor
 
 from activation_extractor.errors import StoreError
-from activation_extractor.store._columns import Column
+from activation_extractor.store._columns import BLOCK_BYTES, Column
 
 
 class TextColumn:
@@ -35,7 +35,13 @@ class TextColumn:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._bytes.name!r}, ({len(self)},), str)"
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int | np.integer[Any]) -> str: ...
+
+    @overload
+    def __getitem__(self, index: Any) -> list[str]: ...
+
+    def __getitem__(self, index: Any) -> str | list[str]:
         """A string for an integer; a list of strings for whatever else a `Column` takes.
 
         Raises:
@@ -43,10 +49,24 @@ class TextColumn:
             StoreError: a shard is damaged or gone.
         """
         found = self._bytes[index]
-        return [self._text(one) for one in found] if isinstance(found, list) else self._text(found)
+        return [self._text(row) for row in found] if isinstance(found, list) else self._text(found)
 
     def __iter__(self) -> Iterator[str]:
         return map(self._text, self._bytes)
+
+    def blocks(self, nbytes: int = BLOCK_BYTES, *, indices: Any = None) -> Iterator[list[str]]:
+        """The column piece by piece, lists of strings; see `Column.blocks`.
+
+        Args:
+            nbytes: the most bytes of UTF-8 in a piece, unless a single string has more; each counts 512 bytes more.
+            indices: which rows, in which order; by default all of them.
+
+        Raises:
+            IndexError: there is no such row.
+            ArgumentTypeError: `indices` is something else than a slice, integers, or a boolean for each row.
+            StoreError: a shard is damaged or gone; raised when the iterator comes to it.
+        """
+        return ([self._text(row) for row in block] for block in self._bytes.blocks(nbytes, indices=indices))
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """The whole column as an array of strings, ``(rows,)``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from activation_extractor import SafetensorsSink, capture, open_store
 from activation_extractor._format._rows import Ragged
 from activation_extractor.comparison import _sides as module
 from activation_extractor.comparison._match import matched_rows, row_order
-from activation_extractor.comparison._sides import Side, paired_blocks
+from activation_extractor.comparison._sides import Side, paired_pieces
 from activation_extractor.errors import ArgumentTypeError, MatchError
 from activation_extractor.sinks import Step
 
@@ -53,9 +52,16 @@ def nested(rows):
 
 
 def read(left, right):
-    """All numbers of both, and how many blocks there were."""
-    blocks = list(paired_blocks(left, right))
-    return torch.cat([one for one, _ in blocks]), torch.cat([other for _, other in blocks]), len(blocks)
+    """All numbers of both, and the sizes of the pieces."""
+    pieces = list(paired_pieces(left, right))
+    sizes = [piece.numel() for piece, _ in pieces]
+    none = torch.empty(0, dtype=left.dtype), torch.empty(0, dtype=right.dtype)
+    return *(torch.cat([none[side], *(pair[side] for pair in pieces)]) for side in (0, 1)), sizes
+
+
+def numbers(value):
+    """All numbers of one side."""
+    return read(value, value)[0]
 
 
 def test_a_mapping_may_be_keyed_by_names_or_by_names_and_reducers():
@@ -76,7 +82,7 @@ def test_each_call_is_a_value_by_itself():
         model(x)
     side = Side(acts, "left")
     assert side.keys == [(f"layer#{call}", "full") for call in range(3)]
-    assert torch.equal(side.value(side.keys[1]).read(0, 2), acts["layer"][1].reshape(-1))
+    assert torch.equal(numbers(side.value(side.keys[1])), acts["layer"][1].reshape(-1))
 
 
 @pytest.mark.parametrize("source", [3, "folder", [("a", torch.ones(1))], torch.ones(1), nn.Linear(1, 1)], ids=str)
@@ -116,15 +122,15 @@ def test_a_tensor_or_array_is_read_flat(tensor):
     plain = torch.as_tensor(tensor).detach().resolve_conj()
     plain = plain.to_dense() if plain.is_sparse else plain
     assert (found.dtype, found.shape, found.lengths()) == (plain.dtype, tuple(plain.shape), None)
-    assert torch.equal(found.read(0, 1_000), plain.reshape(-1))
-    assert not found.read(0, 1_000).requires_grad
-    assert not found.read(0, 1_000).is_conj()
+    assert torch.equal(numbers(found), plain.reshape(-1))
+    assert not numbers(found).requires_grad
+    assert not numbers(found).is_conj()
 
 
 def test_what_inference_mode_made_can_be_compared():
     with torch.inference_mode():
         tensor = torch.ones(3)
-    assert torch.equal(value(tensor).read(0, 3), torch.ones(3))
+    assert torch.equal(numbers(value(tensor)), torch.ones(3))
 
 
 @pytest.mark.parametrize("kind", ["read-only", "turned"])
@@ -132,7 +138,7 @@ def test_any_array_of_numbers_can_be_compared(kind):
     array = np.arange(3.0)
     array.flags.writeable = kind != "read-only"
     array = array[::-1] if kind == "turned" else array
-    assert value(array).read(0, 3).tolist() == array.tolist()
+    assert numbers(value(array)).tolist() == array.tolist()
 
 
 @pytest.mark.parametrize("array", [np.array([None]), np.array(["x"])], ids=str)
@@ -145,34 +151,32 @@ def test_a_nested_tensor_has_rows_of_different_lengths(tmp_path):
     rows = ragged([2, 0, 3])
     for found in (value(nested(rows)), Side(store(tmp_path / "s", rows), "left").value(KEY)):
         assert (found.shape, found.lengths()) == ((3, None, 2), [2, 0, 3])
-        assert found.read(1, 3).tolist() == torch.cat(rows[1:]).flatten().tolist()
+        assert numbers(found).tolist() == torch.cat(rows).flatten().tolist()
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=9).filter(sum), st.integers(1, 12), st.integers(1, 4))
-def test_ragged_rows_are_read_in_blocks_of_the_same_rows_on_both_sides(lengths, block_values, rows_per_unit):
+def test_ragged_rows_are_read_in_pieces_of_one_size_on_both_sides(lengths, piece_values, rows_per_unit):
     rows = ragged(lengths)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK_VALUES", block_values)
+        patch.setattr(module, "_PIECE_VALUES", piece_values)
         left, right = value(nested(rows)), Side(store(folder, rows, rows_per_unit=rows_per_unit), "right").value(KEY)
-        blocks = list(paired_blocks(left, right))
-    assert torch.equal(torch.cat([one for one, _ in blocks]), torch.cat(rows).flatten())
-    assert all(torch.equal(one, other) for one, other in blocks)
-    assert max(one.numel() for one, _ in blocks) <= max(block_values, max(lengths) * 2)
-    fewest = math.ceil(sum(lengths) * 2 / max(block_values, max(lengths) * 2))
-    assert fewest <= len(blocks) <= len(lengths)
+        one, other, sizes = read(left, right)
+    assert torch.equal(one, torch.cat(rows).flatten())
+    assert torch.equal(one, other)
+    assert sizes == [len(part) for part in torch.split(one, piece_values)]
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 9), st.integers(1, 3), st.integers(1, 12))
-def test_dense_rows_are_read_in_blocks_too(rows, features, block_values):
+def test_dense_rows_are_read_in_such_pieces_too(rows, features, piece_values):
     tensor = torch.randn(rows, features)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK_VALUES", block_values)
-        one, other, count = read(value(tensor), value(tensor.double()))
+        patch.setattr(module, "_PIECE_VALUES", piece_values)
+        one, other, sizes = read(value(tensor), value(tensor.double()))
     assert torch.equal(one, tensor.reshape(-1))
     assert torch.equal(other, tensor.double().reshape(-1))
-    assert count == max(1, math.ceil(rows / max(1, block_values // features)))
+    assert sizes == [len(part) for part in torch.split(one, piece_values) if len(part)]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +194,7 @@ def test_dense_rows_are_read_in_blocks_too(rows, features, block_values):
     ],
 )
 def test_values_of_other_shapes_have_no_blocks(left, right):
-    assert paired_blocks(value(left), value(right)) is None
+    assert paired_pieces(value(left), value(right)) is None
 
 
 def test_ragged_rows_of_one_length_have_the_shape_of_a_tensor():
@@ -228,7 +232,7 @@ def test_rows_are_found_by_their_ids(ids, others, rows_per_unit):
         )
         order = row_order(left, right)
         rows = matched_rows(left, right, KEY, KEY, order)
-        found = Side(right, "right").value(KEY, rows).read(0, 6).tolist()
+        found = numbers(Side(right, "right").value(KEY, rows)).tolist()
     assert (order is None) == (ids == others)
     assert found == list(ids)
 

@@ -11,6 +11,7 @@ import random
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,6 @@ from activation_extractor._format import _reader
 from activation_extractor._format._rows import Ragged
 from activation_extractor.errors import StoreError
 from activation_extractor.sinks import Step
-from activation_extractor.store import _columns
 
 SINKS = [SafetensorsSink, NpySink, NpzSink]
 ROW_BYTES = 12  # of "dense", three float32
@@ -104,25 +104,23 @@ def test_a_column_tells_what_it_is_without_reading(store, reads):
     assert reads == []
 
 
-def test_walking_through_a_column_reads_it_in_blocks_and_no_block_too_early(store, reads, monkeypatch):
+def test_walking_through_a_column_reads_it_in_blocks_and_no_block_too_early(store, reads):
     assert [row[0].item() for row in store["dense"]] == list(range(12))
     assert reads == [4 * ROW_BYTES] * 3
     reads.clear()
-    monkeypatch.setattr(_columns, "_BLOCK_BYTES", 2 * ROW_BYTES)
-    rows = iter(store["dense"])
+    rows = chain.from_iterable(store["dense"].blocks(2 * ROW_BYTES))
     assert next(rows)[0] == next(rows)[0] - 1 == 0
     assert reads == [2 * ROW_BYTES]
     assert len(list(rows)) == 10
     assert reads == [2 * ROW_BYTES] * 6
 
 
-def test_walking_through_a_ragged_column_reads_it_in_blocks_too(store, reads, monkeypatch):
-    monkeypatch.setattr(_columns, "_RAGGED_BLOCK", 4)
-    rows = iter(store["ragged"])
+def test_walking_through_a_ragged_column_reads_it_in_blocks_too(store, reads):
+    rows = chain.from_iterable(store["ragged"].blocks(3 * 520))
     assert len(next(rows)) == 1
-    assert len(reads) == 2
-    assert [1, *map(len, rows)] == [1 + one % 3 for one in range(12)]
-    assert len(reads) == 6
+    assert len(reads) == 3 + 2  # offsets of all shards, then those of the first block and its values
+    assert [1, *map(len, rows)] == [1 + row % 3 for row in range(12)]
+    assert list(map(len, store["ragged"])) == [1 + row % 3 for row in range(12)]
 
 
 def test_a_column_and_a_store_can_be_pickled(store):

@@ -38,7 +38,7 @@ def with_texts(store, texts, monkeypatch):
 @pytest.mark.parametrize("to", FORMATS)
 def test_text_columns_stay_text(store, tmp_path, monkeypatch, to):
     texts = Texts(["", "zwölf", "a\nb", "x" * 300, "🐈"])
-    monkeypatch.setattr(module, "_TEXT_BLOCK", 2)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 2 * 4 * 300)
     export(with_texts(store, texts, monkeypatch), tmp_path / "out", to)
     if to == "parquet":
         found = pq.read_table(tmp_path / "out")["text"].to_pylist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from activation_extractor import (
 from activation_extractor.pytest_plugin import ActivationSnapshot, CaptureFixture
 from activation_extractor.reducers import Reducer
 from activation_extractor.sinks import Step
-from activation_extractor.store import Damage, ShardInfo, StoreDataset, Verification
+from activation_extractor.store import Damage, ShardInfo, StoreDataset, TextColumn, Verification
 from activation_extractor.testing import SinkTests, Written, assert_activations_close, assert_no_hooks
 
 model = nn.Linear(2, 2)
@@ -83,6 +84,18 @@ assert_type(open_store("out"), Store)
 assert_type(store["h"], Column)
 assert_type(store["h"].torch(), Tensor)
 assert_type(store["h"].numpy(), np.ndarray[Any, Any])
+assert_type(store["h"][0], Tensor)
+assert_type(store["h"][0:2], Tensor | Any)  # a list of tensors when ragged
+assert_type(list(store["h"]), list[Tensor])
+assert_type(store["h"].blocks(1 << 20, indices=[2, 0], flat=True), Iterator[Tensor | Any])
+assert_type(store.keep["label"], Column | TextColumn)
+if isinstance(text := store.keep["text"], TextColumn):
+    assert_type(text[0], str)
+    assert_type(text[0:2], list[str])
+    assert_type(text.blocks(), Iterator[list[str]])
+for key, column in store.items():
+    assert_type(key, str | tuple[str, str])
+    assert_type(column, Column)
 assert_type(store.ids, list[int | str])
 assert_type(store.row_of("a"), int)
 assert_type(store["h"].mapped(), list[Tensor])

@@ -1,0 +1,175 @@
+"""Where the rows of a column lie, and reading them from there."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from activation_extractor._format._fields import Field
+from activation_extractor._format._reader import Reader, Values
+from activation_extractor.errors import StoreError
+
+_TENSOR_BYTES = 1 << 9  # about what a tensor object takes
+_OFFSETS_AT_ONCE = 1 << 12
+
+Rows = range | np.ndarray[Any, Any]  # indices into a column: a range of step 1, or int64
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one shard holds of a column.
+
+    Attributes:
+        path: the shard.
+        count: how many rows of the column it has.
+        first_row: the row of the store that is the shard's first one.
+    """
+
+    path: str
+    count: int
+    first_row: int
+
+
+class Parts:
+    """A column's rows in the shards that hold them. Everything that is read is new memory on the CPU.
+
+    Args:
+        field: what the column is; a shard that holds it otherwise is refused when it is first read.
+        reader: reads the shards.
+        parts: what each shard holds, in order.
+    """
+
+    def __init__(self, field: Field, reader: Reader, parts: Sequence[Part]) -> None:
+        self.field, self._entry, self._reader, self._parts = field, field.entry, reader, tuple(parts)
+        self._starts = [0, *accumulate(part.count for part in parts)]
+        self._row_bytes = field.dtype.itemsize * math.prod(field.row_shape)  # of a position, when ragged
+        self._checked: set[int] = set()  # the parts whose shard holds the column as `field` says
+
+    def __reduce__(self) -> Any:
+        return Parts, (self.field, self._reader, self._parts)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def row_numbers(self) -> Tensor:
+        """The rows of the store that the column has, ``(rows,)`` int64."""
+        numbers = [self._reader.row_numbers(part.path, self._entry) + part.first_row for part in self._parts]
+        return torch.cat([torch.empty(0, dtype=torch.int64), *numbers])
+
+    def lengths(self) -> Tensor:
+        """How many positions each row of a ragged column has, ``(rows,)`` int64."""
+        lengths = [self._offsets(number, 0, part.count).diff() for number, part in enumerate(self._parts)]
+        return torch.cat([torch.empty(0, dtype=torch.int64), *lengths])
+
+    def mapped(self) -> list[Tensor]:
+        """For each shard a tensor over the mapped file, flat when ragged."""
+        return [self._values(number).mapped() for number in range(len(self._parts))]
+
+    def flat(self) -> Tensor:
+        """The positions of all rows of a ragged column, ``(positions, *features)``."""
+        numbers = range(len(self._parts))
+        counts = [
+            self._values(number).extent.shape[0] for number in numbers
+        ]  # no list of Values: each holds a file open
+        out = torch.empty((sum(counts), *self.field.row_shape), dtype=self.field.dtype)
+        for number, part in zip(numbers, torch.split(out, counts), strict=True):
+            self._values(number).read_into(part, 0)
+        return out
+
+    def row(self, index: int) -> Tensor:
+        """A row; the index must be one of the column's."""
+        number = bisect_right(self._starts, index) - 1
+        row = index - self._starts[number]
+        if not self.field.is_ragged:
+            return self._values(number).row(row)
+        first, last = self._offsets(number, row, row + 1).tolist()
+        return self._values(number).rows(first, last)
+
+    def gather(self, rows: Rows) -> Any:
+        """Rows, of which consecutive ones are read at once: a tensor, or a list of tensors when ragged."""
+        spans = list(self._spans(rows))
+        if self.field.is_ragged:
+            return [row for span in spans for row in self._ragged_rows(*span)]
+        for number in {number for number, _, _ in spans}:
+            self._values(number)  # a damaged shard is an error before memory is taken
+        out, place = torch.empty((len(rows), *self.field.row_shape), dtype=self.field.dtype), 0
+        for number, start, stop in spans:
+            self._values(number).read_into(out[place : place + stop - start], start)
+            place += stop - start
+        return out
+
+    def blocks(self, rows: Rows, nbytes: int, flat: bool) -> Iterator[Any]:
+        """Rows piece by piece; see `Column.blocks`."""
+        count = max(1, nbytes // max(1, self._row_bytes))
+        if not self.field.is_ragged:
+            return (self.gather(rows[start : start + count]) for start in range(0, len(rows), count))
+        return self._flat_blocks(rows, count) if flat else self._ragged_blocks(rows, nbytes)
+
+    def _ragged_blocks(self, rows: Rows, nbytes: int) -> Iterator[list[Tensor]]:
+        for start in range(0, len(rows), _OFFSETS_AT_ONCE):
+            group = rows[start : start + _OFFSETS_AT_ONCE]
+            lengths = torch.cat([self._offsets(*span).diff() for span in self._spans(group)])
+            sizes = lengths.numpy() * self._row_bytes + _TENSOR_BYTES
+            yield from (self.gather(group[first:stop]) for first, stop in bounds(sizes, nbytes))
+
+    def _flat_blocks(self, rows: Rows, count: int) -> Iterator[Tensor]:
+        for number, start, stop in self._spans(rows):
+            first, last = self._offsets(number, start, stop)[[0, -1]].tolist()
+            for position in range(first, last, count):
+                yield self._values(number).rows(position, min(position + count, last))
+
+    def _ragged_rows(self, number: int, start: int, stop: int) -> Sequence[Tensor]:
+        offsets = self._offsets(number, start, stop)
+        positions = self._values(number).rows(int(offsets[0]), int(offsets[-1]))
+        return torch.split(positions, offsets.diff().tolist())
+
+    def _values(self, number: int) -> Values:
+        path, entry = self._parts[number].path, self._entry
+        if number not in self._checked:
+            field, found = self.field, self._reader.shard(path).field(entry)
+            if found != replace(field, converted_from=None):
+                got = f"{found.dtype} {found.row_shape} after {field.dtype} {field.row_shape}"
+                raise StoreError(path, f"hold {entry!r} like the other shards", got, "Restore it from a copy.")
+            self._checked.add(number)
+        return self._reader.open(path, entry)
+
+    def _offsets(self, number: int, start: int, stop: int) -> Tensor:
+        """Where rows of a part begin, and where the last of them ends, ``(rows + 1,)`` int64."""
+        self._values(number)  # refuses a shard that has no offsets
+        return self._reader.offsets(self._parts[number].path, self._entry, start, stop)
+
+    def _spans(self, rows: Rows) -> Iterator[tuple[int, int, int]]:
+        """The parts that hold rows, and where in them runs of consecutive rows begin and end."""
+        for first, stop in _runs(rows):
+            number = bisect_right(self._starts, first) - 1
+            while first < stop:
+                start, end = self._starts[number], min(stop, self._starts[number + 1])
+                if first < end:
+                    yield number, first - start, end - start
+                first, number = max(first, end), number + 1
+
+
+def bounds(sizes: np.ndarray[Any, Any], most: int) -> Iterator[tuple[int, int]]:
+    """Where groups of consecutive elements begin and end whose sizes add up to at most `most`, or of one element."""
+    ends, start, before = sizes.cumsum(), 0, 0
+    while start < len(ends):
+        stop = max(int(np.searchsorted(ends, before + most, side="right")), start + 1)
+        yield start, stop
+        start, before = stop, int(ends[stop - 1])
+
+
+def _runs(rows: Rows) -> Iterator[tuple[int, int]]:
+    """Where runs of consecutive rows begin and end."""
+    if isinstance(rows, range):
+        yield rows.start, rows.stop
+        return
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    yield from ((int(run[0]), int(run[-1]) + 1) for run in np.split(rows, breaks) if len(run))
