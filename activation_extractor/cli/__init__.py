@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-from activation_extractor.errors import ActivationError
-
 _NEEDED = ("typer", "rich")
 
 
@@ -18,11 +16,7 @@ def main() -> None:
         raise SystemExit(2)
     from activation_extractor.cli._app import app
 
-    try:
-        app(prog_name="activation-extractor")
-    except ActivationError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
+    app(prog_name="activation-extractor")
 
 
 def _is_there(name: str) -> bool:

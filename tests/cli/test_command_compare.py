@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,13 +12,12 @@ import torch
 
 pytest.importorskip("typer", reason="the extra 'cli' is not installed")
 
+from commands import app, mistake, run
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from activation_extractor import SafetensorsSink, capture
 from activation_extractor._format._rows import Ragged
-from activation_extractor.cli._app import app
-from activation_extractor.errors import ActivationError, ArgumentError, MatchError, StoreError
 from activation_extractor.sinks import Step
 
 NAMES = ("embed", "h.0", "h.1", "norm")
@@ -32,14 +28,8 @@ FIELDS = [
 ]
 
 
-def run(*arguments: object):
-    return CliRunner().invoke(app, ["compare", *map(str, arguments)])
-
-
 def printed(*arguments: object, code: int = 0) -> str:
-    done = run(*arguments)
-    assert done.exit_code == code, done.exception
-    return done.stdout
+    return run("compare", *arguments, code=code).stdout
 
 
 def told(*arguments: object, code: int = 0) -> dict:
@@ -52,12 +42,6 @@ def rows_of(text: str) -> dict[str, list[str]]:
     lines = text.splitlines()[2:]
     cells = [[line[2:3].strip(), *line[3:].split()] for line in lines]
     return {one[1]: [one[0], *one[2:]] for one in cells}
-
-
-def process(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "activation_extractor", "compare", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **variables}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def values(names=NAMES, **changes: Tensor) -> dict[tuple[str, str], Tensor]:
@@ -151,30 +135,28 @@ def test_a_folder_may_have_a_suffix(tmp_path, good):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "text"),
+    ("name", "text"),
     [
-        ("nowhere", StoreError, "nowhere' must be a store, got no such folder"),
-        ("nowhere.npz", StoreError, "must be a file of activations that can be read, got No such file or directory"),
-        ("nowhere.safetensors", StoreError, "must be a file of activations that can be read, got No such file"),
-        ("empty", StoreError, "empty' must be a store, got a folder without manifest.json"),
-        ("notes", ArgumentError, "path must end in .safetensors or .npz, or be a store, got "),
-        ("notes.txt", ArgumentError, "path must end in .safetensors or .npz, or be a store, got "),
-        ("junk.npz", StoreError, "must be a file of activations that can be read"),
-        ("junk.safetensors", StoreError, "must be a file of activations that can be read"),
+        ("nowhere", "nowhere' must be a store, got no such folder"),
+        ("nowhere.npz", "must be a file of activations that can be read, got No such file or directory"),
+        ("nowhere.safetensors", "must be a file of activations that can be read, got No such file"),
+        ("empty", "empty' must be a store, got a folder without manifest.json"),
+        ("notes", "path must end in .safetensors or .npz, or be a store, got "),
+        ("notes.txt", "path must end in .safetensors or .npz, or be a store, got "),
+        ("junk.npz", "must be a file of activations that can be read"),
+        ("junk.safetensors", "must be a file of activations that can be read"),
     ],
 )
 @pytest.mark.parametrize("side", [0, 1])
-def test_what_is_neither_a_store_nor_such_a_file_is_an_error(tmp_path, good, name, kind, text, side):
+def test_what_is_neither_a_store_nor_such_a_file_is_an_error(tmp_path, good, name, text, side):
     (tmp_path / "empty").mkdir()
     for file in ("notes", "notes.txt", "junk.npz", "junk.safetensors"):
         (tmp_path / file).write_text("something else")
     paths = [good, good]
     paths[side] = tmp_path / name
-    done = run(*paths)
-    assert type(done.exception) is kind
-    assert text in str(done.exception)
-    assert str(tmp_path / name) in str(done.exception)
-    assert done.stdout == ""
+    line = mistake("compare", *paths)
+    assert text in line
+    assert str(tmp_path / name) in line
 
 
 def test_rows_are_matched_by_their_ids(tmp_path, good):
@@ -184,10 +166,8 @@ def test_rows_are_matched_by_their_ids(tmp_path, good):
 
 
 def test_stores_of_other_rows_are_an_error(tmp_path, good):
-    done = run(good, make_store(tmp_path / "other", values(), "abcx"))
-    assert isinstance(done.exception, MatchError)
-    assert "be the same rows, got 'd', which right lacks" in str(done.exception)
-    assert done.stdout == ""
+    line = mistake("compare", good, make_store(tmp_path / "other", values(), "abcx"))
+    assert "be the same rows, got 'd', which right lacks" in line
 
 
 @pytest.mark.parametrize(
@@ -202,7 +182,7 @@ def test_layers_of_other_names_belong_together_when_that_is_said(tmp_path, good,
     others = dict(zip(NAMES, ("wte", "layers.0", "layers.1", "ln_f"), strict=True))
     renamed = {(others[name], "mean"): one for (name, _), one in values(h_1=torch.tensor(1.0)).items()}
     right = make_store(tmp_path / "right", renamed)
-    assert isinstance(run(good, right).exception, MatchError)
+    assert "say with --match which belong together" in mistake("compare", good, right)
     found = told(good, right, *options, code=1)
     assert {row["layer"]: row["other"] for row in found["layers"]} == others
     assert [row["layer"] for row in found["layers"] if row["differences"]] == ["h.1"]
@@ -240,25 +220,21 @@ def test_what_no_match_names_is_left_out_and_the_model_itself_is_an_empty_name(t
     ],
 )
 def test_a_mistyped_option_is_an_error_before_anything_is_opened(options, text):
-    done = run("nowhere", "nowhere", *options)
-    assert isinstance(done.exception, ArgumentError)
-    assert str(done.exception).startswith(text)
+    assert mistake("compare", "nowhere", "nowhere", *options).startswith(text)
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--rtol", "-1"], "rtol must be finite and not negative, got -1.0."),
-        (["--atol", "h.*=nan"], "atol must be finite and not negative, got nan."),
-        (["--rtol", "1", "--rtol", "blocks.*=1"], "a pattern in rtol must fit a layer of left, got 'blocks.*'."),
-        (["--match", "blocks.*=h.*"], "match must name layers of left, got 'blocks.*'."),
+        (["--rtol", "-1"], "--rtol must be finite and not negative, got -1.0."),
+        (["--atol", "h.*=nan"], "--atol must be finite and not negative, got nan."),
+        (["--rtol", "1", "--rtol", "blocks.*=1"], "a pattern in --rtol must fit a layer of left, got 'blocks.*'."),
+        (["--match", "blocks.*=h.*"], "--match must name layers of left, got 'blocks.*'."),
         (["--match", "h.*=norm"], "What is compared must be matched one to one, got 'h.0' and 'h.1' for 'norm'."),
     ],
 )
 def test_what_does_not_fit_the_layers_is_an_error(good, options, text):
-    done = run(good, good, *options)
-    assert isinstance(done.exception, ActivationError)
-    assert str(done.exception).startswith(text)
+    assert mistake("compare", good, good, *options).startswith(text)
 
 
 def test_the_tolerance_says_what_differs(tmp_path):
@@ -270,7 +246,7 @@ def test_the_tolerance_says_what_differs(tmp_path):
         (["--rtol", "0", "--atol", "1.01"], 0),
         (["--rtol", "0", "--atol", "0.99"], 1),
     ):
-        assert run(left, right, *options).exit_code == code
+        run("compare", left, right, *options, code=code)
 
 
 @pytest.mark.parametrize("name", ["rtol", "atol"])
@@ -313,7 +289,7 @@ def test_whether_another_dtype_is_a_difference_can_be_said(tmp_path, good):
         (every, ["--no-check-dtype"], 0),
         (every, ["--check-dtype"], 1),
     ):
-        assert run(good, right, *option).exit_code == code
+        run("compare", good, right, *option, code=code)
     found = told(good, one, code=1)
     assert found["first_difference"] == "h.0"
     assert found["layers"][1]["dtypes"] == ["float32", "bfloat16"]
@@ -391,27 +367,6 @@ def test_names_cannot_steer_a_terminal_or_add_a_line(tmp_path):
         assert text.replace("\n", "").isprintable()
 
 
-def test_the_exit_codes_reach_the_shell_and_a_mistake_is_one_line(tmp_path, good, bad):
-    done = process(good, good)
-    assert (done.returncode, done.stderr) == (0, "")
-    done = process(good, bad)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert "first 'h.1'" in done.stdout
-    done = process(good, tmp_path / "nowhere")
-    assert (done.returncode, done.stdout) == (2, "")
-    advice = "Give the folder that was given as out= or sink=."
-    assert done.stderr == f"{str(tmp_path / 'nowhere')!r} must be a store, got no such folder. {advice}\n"
-
-
-def test_piped_it_has_neither_colours_nor_wrapped_lines(tmp_path):
-    names = [f"a_rather_long_name_of_a_layer.{index}.with_more_behind_it" for index in range(3)]
-    left = make_store(tmp_path / "left", values(names))
-    right = make_store(tmp_path / "right", {key: one + 1 for key, one in values(names).items()})
-    done = process(left, right, COLUMNS="40", FORCE_COLOR="1")
-    assert done.stdout == printed(left, right, code=1)
-    assert "\x1b" not in done.stdout
-
-
 def test_help_tells_the_exit_codes_and_keeps_the_examples_as_they_are():
     text = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["compare", "--help"]).stdout
     words = " ".join(text.split())
@@ -427,9 +382,3 @@ def test_help_tells_the_exit_codes_and_keeps_the_examples_as_they_are():
     ):
         assert f"\n  {option}" in text
     assert "\n      activation-extractor compare before after --rtol 1e-3 --rtol 'h.*=1e-2'\n" in text
-
-
-def test_importing_the_command_imports_no_torch():
-    code = "import sys; from activation_extractor.cli._app import compare; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import get_args
 
 import pytest
@@ -11,13 +9,11 @@ import torch
 
 pytest.importorskip("typer", reason="the extra 'cli' is not installed")
 
+from commands import mistake, run
 from stores import mean_step
-from typer.testing import CliRunner
 
 from activation_extractor import SafetensorsSink
-from activation_extractor.cli._app import app
 from activation_extractor.cli.commands.export import Target
-from activation_extractor.errors import StoreError
 from activation_extractor.store import _export as module
 
 
@@ -29,17 +25,12 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
-def run(*arguments: object):
-    return CliRunner().invoke(app, ["export", *map(str, arguments)])
-
-
 @pytest.mark.parametrize("to", get_args(Target))
 def test_it_says_what_was_written_and_the_line_that_opens_it_does(tmp_path, out, to):
     if to == "parquet":
         pytest.importorskip("pyarrow", reason="the extra 'parquet' is not installed")
     path = tmp_path / ("a rather long name of a folder or file for a terminal of eighty columns, with 'quotes' in it")
-    done = run(out, "--to", to, "--out", path)
-    assert done.exit_code == 0, done.exception
+    done = run("export", out, "--to", to, "--out", path)
     wrote, opens = done.stdout.splitlines()
     files = [path] if path.is_file() else list(path.iterdir())
     nbytes = sum(one.stat().st_size for one in files)
@@ -64,25 +55,19 @@ def test_the_command_takes_every_format_that_there_is():
 
 def test_what_is_there_already_is_an_error_and_stays(tmp_path, out):
     (tmp_path / "mine").write_text("mine")
-    done = run(out, "--to", "npz", "--out", tmp_path / "mine")
-    assert isinstance(done.exception, StoreError)
-    assert "must be a new file" in str(done.exception)
+    assert "must be a new file" in mistake("export", out, "--to", "npz", "--out", tmp_path / "mine")
     assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_another_format_and_a_missing_option_are_exit_code_2(tmp_path, out):
-    done = run(out, "--to", "csv", "--out", tmp_path / "x")
-    assert done.exit_code == 2
-    assert "'csv' is not one of" in done.output
-    assert run(out, "--to", "npz").exit_code == 2
-    assert run("--to", "npz", "--out", tmp_path / "x").exit_code == 2
+    assert "'csv' is not one of" in run("export", out, "--to", "csv", "--out", tmp_path / "x", code=2).output
+    run("export", out, "--to", "npz", code=2)
+    run("export", "--to", "npz", "--out", tmp_path / "x", code=2)
 
 
-def test_a_users_mistake_is_one_sentence_on_stderr_and_exit_code_2(tmp_path, out):
-    command = [sys.executable, "-m", "activation_extractor", "export", tmp_path / "not", "--to", "npz", "--out", "x"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"'{tmp_path / 'not'}' must be a store, got no such folder.")
+def test_a_folder_that_is_no_store_is_one_sentence(tmp_path, out):
+    line = mistake("export", tmp_path / "not", "--to", "npz", "--out", tmp_path / "x")
+    assert line == f"'{tmp_path / 'not'}' must be a store, got no such folder. Give the folder that extract wrote."
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -92,6 +77,6 @@ def test_numbers_that_parquet_does_not_have_are_a_sentence(tmp_path):
     step = mean_step(2)
     sink.write(type(step)(0, 2, {("h.0", "mean"): torch.ones(2, 3, dtype=torch.complex64)}))
     sink.close()
-    done = run(tmp_path / "out", "--to", "parquet", "--out", tmp_path / "x")
-    assert str(done.exception).startswith("column 'h.0' of a Parquet file must hold real numbers")
+    line = mistake("export", tmp_path / "out", "--to", "parquet", "--out", tmp_path / "x")
+    assert line.startswith("column 'h.0' of a Parquet file must hold real numbers")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,10 +10,7 @@ import pytest
 
 pytest.importorskip("typer", reason="the command line needs it")
 
-from typer.testing import CliRunner
-
-from activation_extractor.cli._app import app
-from activation_extractor.errors import ArgumentError, LayerNotFoundError
+from commands import mistake, run
 
 MODELS = """
 import torch
@@ -62,20 +58,14 @@ def scripted():
 def name(tmp_path, monkeypatch):
     """The name of a module of factories in the current directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     name = f"layers_{tmp_path.name}"
     Path(f"{name}.py").write_text(MODELS)
     yield name
     sys.modules.pop(name, None)
 
 
-def run(*arguments: str):
-    return CliRunner().invoke(app, ["layers", *arguments])
-
-
 def test_a_small_model_is_shown_whole(name):
-    done = run(f"{name}:small")
-    assert done.exit_code == 0, done.exception
+    done = run("layers", f"{name}:small")
     assert done.stderr == ""
     assert done.stdout == (
         f"{name}:small: Example, 648 parameters, 8 layers\n"
@@ -92,17 +82,17 @@ def test_a_small_model_is_shown_whole(name):
 
 
 def test_repeated_blocks_of_a_large_model_are_one_line(name):
-    lines = run(f"{name}:large").stdout.splitlines()
+    lines = run("layers", f"{name}:large").stdout.splitlines()
     assert lines[0].endswith(", 61 layers")
     assert [line.split("  ")[1] for line in lines[2:]] == [
         "embed", "h.0", "h.0.norm", "h.0.mlp", "... 19 more like h.0: 1 to 19"
     ]  # fmt: skip
-    assert len(run(f"{name}:large", "--all").stdout.splitlines()) == 63
+    assert len(run("layers", f"{name}:large", "--all").stdout.splitlines()) == 63
 
 
 def test_blocks_that_differ_are_shown(name, monkeypatch):
     monkeypatch.setattr(sys.modules["activation_extractor.cli.commands.layers"], "_MOST_LINES", 10)
-    lines = run(f"{name}:uneven").stdout.splitlines()
+    lines = run("layers", f"{name}:uneven").stdout.splitlines()
     assert [line.split("  ")[1] for line in lines[2:]] == [
         "embed", "h.0", "h.0.norm", "h.0.mlp", "... 6 more like h.0: 1 to 6", "h.7",
         "h.8", "h.8.norm", "h.8.mlp", "... 10 more like h.8: 9 to 18", "h.19",
@@ -111,24 +101,23 @@ def test_blocks_that_differ_are_shown(name, monkeypatch):
 
 def test_a_line_is_not_replaced_by_another_line(name, monkeypatch):
     monkeypatch.setattr(sys.modules["activation_extractor.cli.commands.layers"], "_MOST_LINES", 1)
-    assert [line.split()[0] for line in run(f"{name}:pair").stdout.splitlines()[2:]] == ["0", "1"]
+    assert [line.split()[0] for line in run("layers", f"{name}:pair").stdout.splitlines()[2:]] == ["0", "1"]
 
 
 def test_a_pattern_shows_what_it_selects(name):
-    done = run(f"{name}:small", "--layers", "h.*", "--layers", "spare")
+    done = run("layers", f"{name}:small", "--layers", "h.*", "--layers", "spare")
     assert done.stdout.splitlines()[0].endswith("3 layers selected by 'h.*', 'spare'")
     assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == ["h.0", "h.1", "spare"]
-    assert "1 layer selected by 'h.1'" in run(f"{name}:small", "--layers", "h.1").stdout
+    assert "1 layer selected by 'h.1'" in run("layers", f"{name}:small", "--layers", "h.1").stdout
 
 
 def test_a_pattern_that_selects_nothing_is_the_librarys_own_error(name):
-    error = run(f"{name}:small", "--layers", "h.00").exception
-    assert isinstance(error, LayerNotFoundError)
-    assert str(error) == "No layer matches 'h.00'. Close matches: 'h.0'."
+    line = mistake("layers", f"{name}:small", "--layers", "h.00")
+    assert line == "No layer matches 'h.00'. Close matches: 'h.0'."
 
 
 def test_json_holds_every_layer(name):
-    done = run(f"{name}:large", "--json")
+    done = run("layers", f"{name}:large", "--json")
     content = json.loads(done.stdout)
     assert {key: content[key] for key in ("model", "class", "parameters", "count", "notes")} == {
         "model": f"{name}:large", "class": "Example", "parameters": 2160, "count": 61, "notes": []
@@ -138,7 +127,7 @@ def test_json_holds_every_layer(name):
         "name": "h.0", "type": "Block", "parameters": 88, "calls": 1, "shape": [2, 5, 8], "dtype": "float32",
         "bytes": 320, "bytes_per_row": 160,
     }  # fmt: skip
-    spare = json.loads(run(f"{name}:small", "--json", "--layers", "spare").stdout)["layers"][0]
+    spare = json.loads(run("layers", f"{name}:small", "--json", "--layers", "spare").stdout)["layers"][0]
     assert (spare["calls"], spare["shape"], spare["dtype"], spare["bytes"]) == (0, None, None, None)
 
 
@@ -150,26 +139,25 @@ def test_json_holds_every_layer(name):
     ],
 )
 def test_without_an_example_the_names_are_shown_and_a_sentence_says_why(name, factory, reason):
-    done = run(f"{name}:{factory}")
-    assert done.exit_code == 0
+    done = run("layers", f"{name}:{factory}")
     assert done.stderr == reason + "\n"
     assert done.stdout.splitlines()[1:3] == [
         "  name      type       parameters",
         "  embed     Embedding         400",
     ]
-    content = json.loads(run(f"{name}:{factory}", "--json").stdout)
+    content = json.loads(run("layers", f"{name}:{factory}", "--json").stdout)
     assert content["notes"] == [reason]
     assert content["layers"][0]["calls"] is content["layers"][0]["shape"] is None
 
 
 def test_a_model_of_one_layer_is_shown_as_itself():
-    done = run("torch.nn:ReLU")
+    done = run("layers", "torch.nn:ReLU")
     assert done.stdout.splitlines()[2].split() == ["(the", "model)", "ReLU", "0"]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_parts_that_take_no_hooks_are_left_out(name):
-    done = run(f"{name}:scripted")
+    done = run("layers", f"{name}:scripted")
     assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == ["0"]
 
 
@@ -178,7 +166,7 @@ def test_a_folder_with_a_tokenizer_is_run_on_texts_and_random_weights_are_told(t
     from bert import bert_config, save, tokenizer
 
     folder = str(save(transformers.BertForMaskedLM(bert_config()), tmp_path / "bert", tokenizer(pad_token="[PAD]")))
-    done = run(folder, "--layers", "encoder.layer.*")
+    done = run("layers", folder, "--layers", "encoder.layer.*")
     line = " ".join(done.stdout.splitlines()[2].split())
     assert line == "encoder.layer.0 BertLayer 600 (2, 3, 8) float32 96 1"
     assert done.stderr == (
@@ -187,32 +175,17 @@ def test_a_folder_with_a_tokenizer_is_run_on_texts_and_random_weights_are_told(t
 
 
 def test_an_unknown_model_is_an_error_of_ours(tmp_path):
-    assert isinstance(run(str(tmp_path)).exception, ArgumentError)
+    assert mistake("layers", tmp_path).startswith("MODEL must be a folder with a config.json")
 
 
-def command(*arguments: str, cwd: Path, before: str = "") -> subprocess.CompletedProcess:
-    code = f"import sys\n{before}\nsys.argv = ['activation-extractor', *{arguments!r}]\n"
-    code += "from activation_extractor.cli import main\nmain()"
-    tests = str(Path(__file__).parents[1])
-    code = f"import sys; sys.path.append({tests!r})\n{code}"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=cwd)
-
-
-def test_in_a_pipe_no_line_is_cut_or_wrapped_and_a_mistake_is_exit_code_2(name, tmp_path):
+def test_no_line_is_cut_or_wrapped_and_a_mistyped_factory_is_one_sentence(name):
     Path("wide.py").write_text(
         "from torch import nn\ndef build():\n    return nn.ModuleDict({'a' * 150: nn.Sequential(nn.ReLU())})\n"
     )
-    done = command("layers", "wide:build", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[2].split() == ["a" * 150, "Sequential", "0"]
-    wrong = command("layers", "wide:biuld", cwd=tmp_path)
-    assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr == ("model must name something that 'wide' holds, got 'wide:biuld'. Close matches: 'build'.\n")
+    assert run("layers", "wide:build").stdout.splitlines()[2].split() == ["a" * 150, "Sequential", "0"]
+    line = mistake("layers", "wide:biuld")
+    assert line == "MODEL must name something that 'wide' holds, got 'wide:biuld'. Close matches: 'build'."
 
 
-def test_help_imports_no_torch(tmp_path):
-    check = "import atexit\natexit.register(lambda: print('torch' in sys.modules))\n"
-    done = command("layers", "--help", cwd=tmp_path, before=check)
-    assert done.returncode == 0, done.stderr
-    assert "\n      activation-extractor layers gpt2\n" in done.stdout
-    assert done.stdout.splitlines()[-1] == "False"
+def test_help_has_examples_on_lines_of_their_own():
+    assert "\n      activation-extractor layers gpt2\n" in run("layers", "--help").stdout

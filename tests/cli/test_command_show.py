@@ -6,8 +6,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,24 +13,16 @@ import torch
 
 pytest.importorskip("typer", reason="the extra 'cli' is not installed")
 
+from commands import mistake, run
 from torch import nn
-from typer.testing import CliRunner
 
 from activation_extractor import SafetensorsSink, extract
 from activation_extractor._format._rows import Ragged
-from activation_extractor.cli._app import app
-from activation_extractor.errors import StoreError
 from activation_extractor.sinks import Step
 
 
-def run(*arguments: object):
-    return CliRunner().invoke(app, ["show", *map(str, arguments)])
-
-
 def shown(*arguments: object) -> str:
-    done = run(*arguments)
-    assert done.exit_code == 0, done.exception
-    return done.stdout
+    return run("show", *arguments).stdout
 
 
 def told(*arguments: object) -> dict:
@@ -165,24 +155,16 @@ def test_names_cannot_steer_a_terminal(tmp_path):
 
 
 def test_a_folder_that_is_no_store_is_an_error(tmp_path):
-    done = run(tmp_path)
-    assert isinstance(done.exception, StoreError)
-    assert "must be a store, got a folder without manifest.json" in str(done.exception)
+    assert "must be a store, got a folder without manifest.json" in mistake("show", tmp_path)
 
 
-def test_piped_it_has_neither_colours_nor_wrapped_lines(tmp_path):
+def test_piped_it_has_neither_colours_nor_wrapped_lines(tmp_path, monkeypatch):
     out = make_store(tmp_path, [f"a_rather_long_name_of_a_layer.{index}.with_more_behind_it" for index in range(3)])
-    command = [sys.executable, "-m", "activation_extractor", "show"]
-    environment = {**os.environ, "COLUMNS": "40", "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run([*command, out, "--stats"], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout == shown(out, "--stats")
-    assert "\x1b" not in done.stdout
-
-
-def test_importing_the_commands_imports_no_torch():
-    code = "import sys; from activation_extractor.cli._app import show, verify, export; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    text = shown(out, "--stats")
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert shown(out, "--stats") == text
+    assert "\x1b" not in text
 
 
 def test_a_store_without_a_complete_unit_is_shown_too(tmp_path):

@@ -11,18 +11,12 @@ import pytest
 
 pytest.importorskip("typer", reason="the extra 'cli' is not installed")
 
+from commands import mistake, run
 from stores import mean_step
-from typer.testing import CliRunner
 
 from activation_extractor import NpySink, SafetensorsSink
 from activation_extractor._display import human_bytes
 from activation_extractor.cli import main
-from activation_extractor.cli._app import app
-from activation_extractor.errors import StoreError
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(app, ["verify", *map(str, arguments)])
 
 
 def make_store(folder: Path, make_sink: type = SafetensorsSink, units: int = 2) -> Path:
@@ -41,11 +35,13 @@ def files(out: Path) -> list[Path]:
 def test_a_whole_store_is_one_line_with_what_was_read(tmp_path, make_sink):
     out = make_store(tmp_path, make_sink)
     nbytes = sum(path.stat().st_size for path in files(out))
-    done = run(out)
-    assert (done.exit_code, done.stdout) == (0, f"All well: 2 units, {human_bytes(nbytes)} read\n")
-    done = run(out, "--json")
-    assert done.exit_code == 0
-    assert json.loads(done.stdout) == {"path": str(out), "units": 2, "bytes": nbytes, "damages": []}
+    assert run("verify", out).stdout == f"All well: 2 units, {human_bytes(nbytes)} read\n"
+    assert json.loads(run("verify", out, "--json").stdout) == {
+        "path": str(out),
+        "units": 2,
+        "bytes": nbytes,
+        "damages": [],
+    }
 
 
 def test_every_damage_is_a_line_and_the_exit_code_is_1(tmp_path):
@@ -56,9 +52,7 @@ def test_every_damage_is_a_line_and_the_exit_code_is_1(tmp_path):
     first.write_bytes(content)
     os.truncate(second, second.stat().st_size - 4)
     (out / "mine.txt").touch()
-    done = run(out)
-    assert done.exit_code == 1
-    lines = done.stdout.splitlines()
+    lines = run("verify", out, code=1).stdout.splitlines()
     assert len(lines) == 4
     assert lines[0].startswith(f"{out / 'mine.txt'}: foreign, ")
     assert lines[1].startswith(f"{first}: altered, ")
@@ -69,8 +63,7 @@ def test_every_damage_is_a_line_and_the_exit_code_is_1(tmp_path):
 def test_damages_in_json_have_path_kind_and_detail(tmp_path):
     out = make_store(tmp_path, units=1)
     (out / "mine.txt").touch()
-    done = run(out, "--json")
-    assert done.exit_code == 1
+    done = run("verify", out, "--json", code=1)
     detail = "not written by this library"
     assert json.loads(done.stdout)["damages"] == [{"path": str(out / "mine.txt"), "kind": "foreign", "detail": detail}]
 
@@ -80,8 +73,7 @@ def test_a_link_among_the_shards_is_a_damage_and_no_crash(tmp_path):
     (shard,) = files(out)
     shard.rename(tmp_path / "moved")
     shard.symlink_to(tmp_path / "moved")
-    done = run(out)
-    assert done.exit_code == 1
+    done = run("verify", out, code=1)
     assert f"{shard}: foreign" in done.stdout
     assert "0 units" in done.stdout
 
@@ -89,15 +81,13 @@ def test_a_link_among_the_shards_is_a_damage_and_no_crash(tmp_path):
 def test_a_file_name_cannot_add_a_line(tmp_path):
     out = make_store(tmp_path, units=1)
     (out / "x\nAll well\x1b[2J").touch()
-    done = run(out)
+    done = run("verify", out, code=1)
     assert len(done.stdout.splitlines()) == 2
     assert "\x1b" not in done.stdout
 
 
 def test_a_folder_that_is_no_store_is_an_error(tmp_path):
-    done = run(tmp_path / "not")
-    assert isinstance(done.exception, StoreError)
-    assert "must be a store, got no such folder" in str(done.exception)
+    assert "must be a store, got no such folder" in mistake("verify", tmp_path / "not")
 
 
 def test_the_exit_codes_reach_the_shell(tmp_path, monkeypatch, capsys):
