@@ -1,28 +1,75 @@
-"""A journal of the shards that a writer has published: a cache that spares a reader from opening each of them.
+"""The journal of a store: what its writers say of the shards that they have published.
 
-One file for each writer, ``journal/<writer>.jsonl``, with a line for each shard. What is torn or missing is read from
-the shards instead.
+It is a cache, which spares a reader from opening each shard. Each writer has a file of its own,
+``journal/<writer>.jsonl``, with a line for each shard. A shard whose line is torn or missing is opened instead.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from activation_extractor._files import read_whole, sync_folder
 from activation_extractor._format._headers import SEAL
-from activation_extractor._format._shards import Record
 from activation_extractor.errors import StoreError
 
 JOURNAL = "journal"
-_MOST = 2**46  # of a shard, 64 TiB: what a hundred thousand shards hold together can be counted in 64 bits
-_TYPES = (str, int, int, str)  # of a record's unit, rows, bytes and seal
+_MAX_COUNT = 2**46  # of rows, or bytes (64 TiB), of a shard: the sum over 100,000 shards can be counted in 64 bits
 
 
-def append_record(folder: Path, writer: str, record: Record) -> None:
+@dataclass(slots=True)  # not frozen, which would take four times as long to make
+class JournalRecord:
+    """What a journal says of a shard.
+
+    Attributes:
+        unit: the unit's name.
+        rows: how many rows the shard has.
+        nbytes: its size on disk.
+        seal: the checksum over its header.
+        counts: the rows of each column, by entry; None where the shard has the columns that the manifest lists, and
+            each of them has all rows.
+    """
+
+    unit: str
+    rows: int
+    nbytes: int
+    seal: str
+    counts: Mapping[str, int] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as a line of the journal has it."""
+        record: dict[str, Any] = {"unit": self.unit, "rows": self.rows, "bytes": self.nbytes, SEAL: self.seal}
+        return record if self.counts is None else {**record, "counts": self.counts}
+
+    @classmethod
+    def from_json(cls, content: Any) -> JournalRecord:
+        """The record that a line of a journal holds, each member checked.
+
+        Raises:
+            LookupError: a member is missing.
+            TypeError: the line is no JSON object.
+            ValueError: a member has another type, or is out of range.
+        """
+        unit, rows, nbytes, seal = content["unit"], content["rows"], content["bytes"], content[SEAL]
+        is_valid = type(unit) is type(seal) is str and type(rows) is type(nbytes) is int
+        if not is_valid or not (0 <= rows < _MAX_COUNT and 0 <= nbytes < _MAX_COUNT):
+            raise ValueError("a member of another type, or out of range")
+        if "counts" not in content:
+            return cls(unit, rows, nbytes, seal)
+        counts = content["counts"]
+        if type(counts) is not dict or not all(
+            type(count) is int and 0 <= count < _MAX_COUNT for count in counts.values()
+        ):
+            raise ValueError("counts that are no numbers of rows")
+        return cls(unit, rows, nbytes, seal, counts)
+
+
+def append_record(folder: Path, writer: str, record: JournalRecord) -> None:
     """Add a line to a writer's journal, and bring it to the disk.
 
     Raises:
@@ -31,70 +78,42 @@ def append_record(folder: Path, writer: str, record: Record) -> None:
     path = folder / JOURNAL / f"{writer}.jsonl"
     try:
         path.parent.mkdir(exist_ok=True)
-        _append(path, json.dumps(record).encode() + b"\n")
+        is_new = not path.exists()
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            os.write(descriptor, json.dumps(record.to_json()).encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if is_new:
+            sync_folder(path.parent)
     except OSError as error:
         advice = "The shard is complete; make room, and go on."
         raise StoreError(path, "be writable", error.strerror or str(error), advice) from error
 
 
-def _append(path: Path, line: bytes) -> None:
-    is_new = not path.exists()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    try:
-        os.write(descriptor, line)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    if is_new:
-        sync_folder(path.parent)
+def read_records(folder: Path) -> dict[str, JournalRecord]:
+    """The records in the journals of a store, by unit; a line that is no record is passed over."""
+    records: dict[str, JournalRecord] = {}
+    paths = () if (folder / JOURNAL).is_symlink() else sorted((folder / JOURNAL).glob("*.jsonl"))
+    for path in paths:
+        with suppress(OSError, ValueError):  # a journal that cannot be read: its shards are opened instead
+            for content in _parsed(read_whole(path)):
+                try:
+                    record = JournalRecord.from_json(content)
+                except (LookupError, TypeError, ValueError):
+                    continue
+                records[record.unit] = record
+    return records
 
 
-def read_records(folder: Path) -> dict[str, Record]:
-    """What the journals of a store say, by unit; lines that are no record are passed over."""
-    lines: list[bytes] = []
-    is_link = (folder / JOURNAL).is_symlink()
-    for path in () if is_link else sorted((folder / JOURNAL).glob("*.jsonl")):
-        with suppress(OSError, ValueError):  # what cannot be read is read from the shards
-            lines += read_whole(path).splitlines()
-    found = _parsed(lines)
-    return {record["unit"]: record for record in (found if _are_records(found) else filter(_is_record, found))}
-
-
-def _parsed(lines: list[bytes]) -> list[Any]:
-    try:
-        found: list[Any] = json.loads(b"[" + b",".join(lines) + b"]")  # six times as fast as one by one
+def _parsed(journal: bytes) -> list[Any]:
+    """The JSON values of a journal's lines; a line that is not JSON is passed over."""
+    try:  # all lines as one array: a quarter of the time that line by line takes
+        return list(json.loads(b"[" + journal.rstrip().replace(b"\n", b",") + b"]"))
     except (ValueError, RecursionError):
-        return [one for line in lines for one in _parsed_line(line)]
-    return found
-
-
-def _parsed_line(line: bytes) -> list[Any]:
-    try:
-        return [json.loads(line)]
-    except (ValueError, RecursionError):
-        return []
-
-
-def _are_records(found: list[Any]) -> bool:
-    """Whether all are plain records: asked at once, which takes a third of the time of asking one by one."""
-    try:
-        numbers = [record["rows"] for record in found] + [record["bytes"] for record in found]
-        texts = [record["unit"] for record in found] + [record[SEAL] for record in found]
-    except (TypeError, LookupError):
-        return False
-    is_plain = set(map(type, numbers)) == {int} and set(map(type, texts)) == {str}
-    return is_plain and min(numbers) >= 0 and max(numbers) < _MOST and not [one for one in found if "counts" in one]
-
-
-def _is_record(record: Any) -> bool:
-    try:
-        types = type(record["unit"]), type(record["rows"]), type(record["bytes"]), type(record[SEAL])
-    except (TypeError, LookupError):
-        return False
-    if types != _TYPES or not 0 <= record["rows"] < _MOST or not 0 <= record["bytes"] < _MOST:
-        return False
-    return "counts" not in record or _are_counts(record["counts"])
-
-
-def _are_counts(counts: Any) -> bool:
-    return type(counts) is dict and all(type(count) is int and 0 <= count < _MOST for count in counts.values())
+        values = []
+        for line in journal.splitlines():
+            with suppress(ValueError, RecursionError):
+                values.append(json.loads(line))
+        return values

@@ -21,8 +21,9 @@ from activation_extractor._files import open_regular
 from activation_extractor._format._codecs import CODECS, Codec
 from activation_extractor._format._entries import IDS, OFFSETS, ROWS
 from activation_extractor._format._headers import Extent
+from activation_extractor._format._journal import JournalRecord
 from activation_extractor._format._rows import RowId
-from activation_extractor._format._shards import REPAIR, Record, Shard, read_shard, unreadable
+from activation_extractor._format._shards import REPAIR, Shard, read_shard, unreadable
 from activation_extractor.errors import StoreError
 
 _MOST_OPEN = 64
@@ -43,7 +44,7 @@ class Reader:
         self,
         codec: Codec,
         store: str,
-        told: Mapping[str, Record] | None = None,
+        told: Mapping[str, JournalRecord] | None = None,
         regular: frozenset[str] = frozenset(),
     ) -> None:
         self._arguments = codec.name, store, told or {}, regular
@@ -200,10 +201,12 @@ class _File:
             os.close(self.descriptor)
 
 
-def _read_shard(codec: Codec, store: str, told: Mapping[str, Record], regular: frozenset[str], path: str) -> Shard:
+def _read_shard(
+    codec: Codec, store: str, told: Mapping[str, JournalRecord], regular: frozenset[str], path: str
+) -> Shard:
     shard = read_shard(Path(path), codec)
     record = told.get(shard.about["unit"])
-    if record is not None and record != shard.record(record["bytes"], regular):
+    if record is not None and record != shard.record(record.nbytes, regular):
         advice = "Remove the folder 'journal', which is made from shards."
         raise StoreError(path, "hold what the journal tells", "other rows or columns", advice)
     if shard.about.get("store") != store:

@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,12 +19,11 @@ from activation_extractor._format._codecs import Codec
 from activation_extractor._format._entries import IDS, OFFSETS, ROWS, column_key, is_index, kept_name
 from activation_extractor._format._fields import Field
 from activation_extractor._format._headers import SEAL, Contents, Entries, Extent
+from activation_extractor._format._journal import JournalRecord
 from activation_extractor.errors import StoreError
 
 SHARDS = "shards"
-Record = dict[str, Any]  # what a journal says of a shard
 _MOST_BARE_ROWS = 2**20  # of a shard whose rows have no bytes that could bear witness to their number
-_UNIT = r"(?:[0-9]{8}T[0-9]{12}-[0-9a-f]{8}-)?[0-9]{8}"  # sorted as text, they are in order
 REPAIR = "Restore it from a copy, or delete it and extract again."
 _NO_LINK = "Copy what it points to in its place."
 
@@ -62,7 +60,7 @@ class Shard:
         dtype, shape = self.extents[entry].dtype, self.extents[entry].shape[1:]
         return Field(column_key(entry) or kept_name(entry) or entry, dtype, shape, entry + OFFSETS in self.extents)
 
-    def record(self, nbytes: int, regular: frozenset[str]) -> Record:
+    def record(self, nbytes: int, regular: frozenset[str]) -> JournalRecord:
         """What a journal says of this shard.
 
         Args:
@@ -70,11 +68,10 @@ class Shard:
             regular: the entries of the columns that a shard of this store normally has; where this one differs, its
                 columns are listed with their rows.
         """
-        record: Record = {"unit": self.about["unit"], "rows": self.rows, "bytes": nbytes, SEAL: self.about[SEAL]}
         counts = {entry: self.count(entry) for entry in self.columns}
-        if counts.keys() != regular or set(counts.values()) != {self.rows}:
-            record["counts"] = counts
-        return record
+        is_regular = counts.keys() == regular and set(counts.values()) == {self.rows}
+        unit, seal = self.about["unit"], self.about[SEAL]
+        return JournalRecord(unit, self.rows, nbytes, seal, None if is_regular else counts)
 
 
 def shard_path(folder: Path, unit: str, codec: Codec) -> Path:
@@ -93,17 +90,20 @@ def list_units(folder: Path, codec: Codec) -> list[str]:
     Raises:
         StoreError: something there, or the folder of shards, is a link.
     """
-    found = scan_shards(folder)
-    links = [one.path for one in found if one.is_symlink()]
-    if links:
-        raise StoreError(links[0], "be a file of the store's own", "a link", _NO_LINK)
-    names = "\0".join([one.name for one in found])  # thousands of names are told apart at once
-    return sorted(re.findall(rf"(?:\A|(?<=\0))({_UNIT}){re.escape(codec.suffix)}(?=\0|\Z)", names))
+    entries = scan_shards(folder)
+    for link in filter(os.DirEntry.is_symlink, entries):
+        raise StoreError(link.path, "be a file of the store's own", "a link", _NO_LINK)
+    matches = map(_pattern(codec).fullmatch, [entry.name for entry in entries])
+    return sorted([match[1] for match in matches if match])
 
 
 def is_shard(name: str, codec: Codec) -> bool:
     """Whether a file of this name is a shard of a store of this codec."""
-    return re.fullmatch(_UNIT + re.escape(codec.suffix), name) is not None
+    return _pattern(codec).fullmatch(name) is not None
+
+
+def _pattern(codec: Codec) -> re.Pattern[str]:
+    return re.compile(rf"((?:[0-9]{{8}}T[0-9]{{12}}-[0-9a-f]{{8}}-)?[0-9]{{8}}){re.escape(codec.suffix)}")
 
 
 def scan_shards(folder: Path) -> list[os.DirEntry[str]]:

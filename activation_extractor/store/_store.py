@@ -15,11 +15,11 @@ from activation_extractor import _display
 from activation_extractor._display import examples
 from activation_extractor._format._entries import column_key, entry_name, kept_name
 from activation_extractor._format._fields import Field
-from activation_extractor._format._journal import read_records
+from activation_extractor._format._journal import JournalRecord, read_records
 from activation_extractor._format._manifest import Manifest, read_manifest, store_name
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._rows import RowId
-from activation_extractor._format._shards import SHARDS, Record, is_shard, list_units, shard_path, size_of
+from activation_extractor._format._shards import SHARDS, is_shard, list_units, shard_path, size_of
 from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, StoreError
 from activation_extractor.reducers._keys import EntryKey, entry_keys, pairs_of, resolve_key
 from activation_extractor.store._columns import Column
@@ -100,9 +100,9 @@ class Store(Mapping[EntryKey, Column]):
         records = read_records(path)  # before the listing, which can only grow meanwhile
         self._units = _units(path, manifest, records)
         self._reader = Reader(manifest.codec, store_name(manifest.fingerprint), records, manifest.entries)
-        self._starts: list[int] = [0, *accumulate([record["rows"] for _, record in self._units])]
-        counts = [record["counts"] for _, record in self._units if "counts" in record]
-        extra = [entry for one in counts for entry, count in one.items() if count]
+        self._starts: list[int] = [0, *accumulate([record.rows for _, record in self._units])]
+        counts = [record.counts for _, record in self._units if record.counts]
+        extra = [entry for rows in counts for entry, count in rows.items() if count]
         self._entries = list(dict.fromkeys([*self._fields, *extra]))
         self._keys = [key for entry in self._entries if (key := column_key(entry))]
 
@@ -158,7 +158,7 @@ class Store(Mapping[EntryKey, Column]):
     @property
     def shards(self) -> list[ShardInfo]:
         """The files that hold the rows, in the order of the rows; none of them is opened."""
-        return [ShardInfo(Path(path), record["rows"], record["bytes"]) for path, record in self._units]
+        return [ShardInfo(Path(path), record.rows, record.nbytes) for path, record in self._units]
 
     @property
     def keep(self) -> dict[str, Column | TextColumn]:
@@ -168,7 +168,7 @@ class Store(Mapping[EntryKey, Column]):
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
-        return sum(int(record["bytes"]) for _, record in self._units)
+        return sum(record.nbytes for _, record in self._units)
 
     def row_of(self, row_id: RowId) -> int:
         """The row that has this id.
@@ -278,8 +278,8 @@ class Store(Mapping[EntryKey, Column]):
     def _column(self, entry: str) -> Column:
         parts = []
         for (path, record), first in zip(self._units, self._starts, strict=False):
-            usual = record["rows"] if entry in self._fields else 0
-            count = record["counts"].get(entry, 0) if "counts" in record else usual
+            usual = record.rows if entry in self._fields else 0
+            count = usual if record.counts is None else record.counts.get(entry, 0)
             if count:
                 parts.append(Part(path, count, first))
         field = self._fields.get(entry) or _field_in(self._reader, parts[0].path, entry)
@@ -295,7 +295,7 @@ def _field_in(reader: Reader, path: str, entry: str) -> Field:
     return shard.field(entry)
 
 
-def _units(folder: Path, manifest: Manifest, records: Mapping[str, Record]) -> list[tuple[str, Record]]:
+def _units(folder: Path, manifest: Manifest, records: Mapping[str, JournalRecord]) -> list[tuple[str, JournalRecord]]:
     """The shard of each unit that is there, in order, and what it holds: from the journal, else from its header."""
     codec, is_of_data = manifest.codec, manifest.unit_size is not None
     there = list_units(folder, codec)

@@ -12,12 +12,12 @@ from typing import Literal
 from activation_extractor._files import TruncatedError, is_draft, open_regular, read_at
 from activation_extractor._format._entries import OFFSETS
 from activation_extractor._format._headers import Extent
-from activation_extractor._format._journal import JOURNAL, read_records
+from activation_extractor._format._journal import JOURNAL, JournalRecord, read_records
 from activation_extractor._format._manifest import MANIFEST, Manifest, read_manifest, store_name
 from activation_extractor._format._numpy import ABOUT
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._seen_ids import SeenIds
-from activation_extractor._format._shards import SHARDS, Record, Shard, is_shard, scan_shards, shard_path, size_of
+from activation_extractor._format._shards import SHARDS, Shard, is_shard, scan_shards, shard_path, size_of
 
 Kind = Literal["altered", "foreign", "missing", "repeated id", "truncated", "unfinished", "unreadable"]
 _CHUNK_BYTES = 1 << 22
@@ -106,7 +106,7 @@ def _stray(entry: os.DirEntry[str]) -> Damage:
     return Damage(Path(entry.path), "foreign", "not written by this library")
 
 
-def _damages(shards: Mapping[str, Path], manifest: Manifest, records: Mapping[str, Record]) -> Iterator[Damage]:
+def _damages(shards: Mapping[str, Path], manifest: Manifest, records: Mapping[str, JournalRecord]) -> Iterator[Damage]:
     """What is wrong within shards, by unit."""
     reader, seen_ids = Reader(manifest.codec, store_name(manifest.fingerprint)), SeenIds()
     for unit, path in shards.items():
@@ -126,11 +126,11 @@ def _damages(shards: Mapping[str, Path], manifest: Manifest, records: Mapping[st
             yield Damage(path, "repeated id", f"{repeated!r} is the id of another row too")
 
 
-def _altered(shard: Shard, record: Record | None, regular: frozenset[str]) -> Iterator[Damage]:
+def _altered(shard: Shard, record: JournalRecord | None, regular: frozenset[str]) -> Iterator[Damage]:
     for entry, extent in shard.extents.items():
         if _crc32(extent) != extent.crc32:
             yield Damage(extent.path, "altered", f"other bytes in {entry!r} than were written")
-    if record is not None and record != shard.record(record["bytes"], regular):
+    if record is not None and record != shard.record(record.nbytes, regular):
         yield Damage(shard.path, "altered", "another shard than the journal knows")
     if shard.path.is_dir():
         known = {extent.path.name for extent in shard.extents.values()} | {ABOUT}

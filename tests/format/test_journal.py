@@ -8,8 +8,16 @@ import stat
 
 import pytest
 
-from activation_extractor._format._journal import append_record, read_records
+from activation_extractor._format._journal import JournalRecord, append_record, read_records
 from activation_extractor.errors import StoreError
+
+
+def append(folder, writer: str, record: dict) -> None:
+    append_record(folder, writer, JournalRecord.from_json(record))
+
+
+def read(folder) -> dict[str, dict]:
+    return {unit: record.to_json() for unit, record in read_records(folder).items()}
 
 
 def record(unit: str = "00000000", **others) -> dict:
@@ -29,26 +37,26 @@ def journal(tmp_path):
 def test_a_record_is_a_line_of_json(tmp_path):
     told = [record("00000000"), record("00000001", counts={"h.0:mean": 2, "é\n:mean": 3})]
     for one in told:
-        append_record(tmp_path, "w", one)
+        append(tmp_path, "w", one)
     (path,) = (tmp_path / "journal").iterdir()
     assert path.name == "w.jsonl"
     assert path.read_bytes().endswith(b"}\n")
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == told
-    assert read_records(tmp_path) == {one["unit"]: one for one in told}
+    assert read(tmp_path) == {one["unit"]: one for one in told}
 
 
 def test_each_writer_has_a_file_of_its_own_and_all_are_read(tmp_path):
     for writer in "ba":
         for number in range(3):
-            append_record(tmp_path, writer, record(f"{writer}-{number}"))
+            append(tmp_path, writer, record(f"{writer}-{number}"))
     assert sorted(path.name for path in (tmp_path / "journal").iterdir()) == ["a.jsonl", "b.jsonl"]
-    assert sorted(read_records(tmp_path)) == ["a-0", "a-1", "a-2", "b-0", "b-1", "b-2"]
+    assert sorted(read(tmp_path)) == ["a-0", "a-1", "a-2", "b-0", "b-1", "b-2"]
 
 
 def test_a_later_line_of_the_same_unit_wins(tmp_path):
     for rows in (1, 2, 5):
-        append_record(tmp_path, "w", record(rows=rows))
-    assert read_records(tmp_path) == {"00000000": record(rows=5)}
+        append(tmp_path, "w", record(rows=rows))
+    assert read(tmp_path) == {"00000000": record(rows=5)}
 
 
 def test_each_line_is_on_the_disk_when_it_is_said_to_be(tmp_path, monkeypatch):
@@ -60,22 +68,22 @@ def test_each_line_is_on_the_disk_when_it_is_said_to_be(tmp_path, monkeypatch):
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
-    append_record(tmp_path, "w", record())
+    append(tmp_path, "w", record())
     size = len(lines(record()))
     assert synced == [size, "folder"]
-    append_record(tmp_path, "w", record())
+    append(tmp_path, "w", record())
     assert synced == [size, "folder", 2 * size]
 
 
 @pytest.mark.parametrize("torn", [1, 20, -2])
 def test_a_torn_last_line_is_passed_over(journal, torn):
     journal.write_bytes(lines(record("0"), record("1")) + lines(record("2"))[:torn])
-    assert sorted(read_records(journal.parent.parent)) == ["0", "1"]
+    assert sorted(read(journal.parent.parent)) == ["0", "1"]
 
 
 def test_a_whole_last_line_without_its_end_is_read(journal):
     journal.write_bytes(lines(record("0"), record("1"))[:-1])
-    assert sorted(read_records(journal.parent.parent)) == ["0", "1"]
+    assert sorted(read(journal.parent.parent)) == ["0", "1"]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +108,7 @@ def test_a_whole_last_line_without_its_end_is_read(journal):
 )
 def test_a_line_that_is_no_record_is_passed_over(journal, garbage):
     journal.write_bytes(lines(record("0")) + garbage + b"\n" + lines(record("2")))
-    assert sorted(read_records(journal.parent.parent)) == ["0", "2"]
+    assert sorted(read(journal.parent.parent)) == ["0", "2"]
 
 
 @pytest.mark.parametrize(
@@ -129,35 +137,35 @@ def test_a_line_that_is_no_record_is_passed_over(journal, garbage):
 )
 def test_a_record_with_a_member_of_another_type_is_passed_over(journal, wrong):
     journal.write_bytes(lines({**record("1"), **wrong}, record("2")))
-    assert list(read_records(journal.parent.parent)) == ["2"]
+    assert list(read(journal.parent.parent)) == ["2"]
 
 
 @pytest.mark.parametrize("missing", ["unit", "rows", "bytes", "seal"])
 def test_a_record_without_a_member_is_passed_over(journal, missing):
     incomplete = {key: value for key, value in record("1").items() if key != missing}
     journal.write_bytes(lines(incomplete, record("2")))
-    assert list(read_records(journal.parent.parent)) == ["2"]
+    assert list(read(journal.parent.parent)) == ["2"]
 
 
 def test_garbage_in_one_journal_does_not_spoil_another(journal):
     journal.write_bytes(b"[[[\n" + lines(record("0")))
     (journal.parent / "x.jsonl").write_bytes(lines(record("1")))
     (journal.parent / "y.txt").write_bytes(lines(record("2")))
-    assert sorted(read_records(journal.parent.parent)) == ["0", "1"]
+    assert sorted(read(journal.parent.parent)) == ["0", "1"]
 
 
 def test_no_journal_and_an_empty_one_say_nothing(tmp_path, journal):
-    assert read_records(tmp_path / "missing") == {}
-    assert read_records(tmp_path) == {}
+    assert read(tmp_path / "missing") == {}
+    assert read(tmp_path) == {}
     journal.touch()
-    assert read_records(tmp_path) == {}
+    assert read(tmp_path) == {}
 
 
 def test_a_file_in_place_of_the_journals_says_nothing(tmp_path):
     (tmp_path / "journal").write_bytes(lines(record()))
-    assert read_records(tmp_path) == {}
+    assert read(tmp_path) == {}
     with pytest.raises(StoreError, match="must be writable, got File exists"):
-        append_record(tmp_path, "w", record())
+        append(tmp_path, "w", record())
 
 
 def test_a_link_a_folder_and_a_pipe_are_not_read(tmp_path, journal):
@@ -165,19 +173,19 @@ def test_a_link_a_folder_and_a_pipe_are_not_read(tmp_path, journal):
     journal.symlink_to(tmp_path / "elsewhere")
     (journal.parent / "x.jsonl").mkdir()
     os.mkfifo(journal.parent / "y.jsonl")
-    append_record(tmp_path, "z", record("0"))
-    assert list(read_records(tmp_path)) == ["0"]
+    append(tmp_path, "z", record("0"))
+    assert list(read(tmp_path)) == ["0"]
 
 
 def test_a_link_is_not_written_through(tmp_path, journal):
     (tmp_path / "elsewhere").touch()
     journal.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StoreError, match=r"w.jsonl' must be writable, got Too many.*\. The shard is complete; make"):
-        append_record(tmp_path, "w", record())
+        append(tmp_path, "w", record())
     assert (tmp_path / "elsewhere").read_bytes() == b""
 
 
 def test_many_records_are_read_as_they_were_written(journal):
     told = [record(f"{number:08d}", rows=number) for number in range(2000)]
     journal.write_bytes(lines(*told))
-    assert list(read_records(journal.parent.parent).values()) == told
+    assert list(read(journal.parent.parent).values()) == told

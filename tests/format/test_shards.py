@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from activation_extractor._format._codecs import CODECS, SAFETENSORS, Codec
 from activation_extractor._format._headers import Extent
+from activation_extractor._format._journal import JournalRecord
 from activation_extractor._format._shards import (
     Shard,
     is_shard,
@@ -274,7 +275,7 @@ def shard_of(columns: dict[str, int], rows: int) -> Shard:
 
 
 def test_a_record_of_a_regular_shard_has_no_counts():
-    record = {"unit": UNIT, "rows": 3, "bytes": 99, "seal": "0123abcd"}
+    record = JournalRecord(UNIT, 3, 99, "0123abcd")
     assert shard_of({"a:b": 3, "#keep:x": 3, "#ids": 3}, 3).record(99, frozenset({"a:b", "#keep:x"})) == record
 
 
@@ -282,11 +283,11 @@ def test_a_record_of_a_regular_shard_has_no_counts():
 def test_a_record_of_another_shard_counts_the_rows_of_each_column(columns, regular):
     counts = {f"{one[0]}:{one[1]}": int(one[3]) for one in columns.split()}
     record = shard_of({**counts, "#ids": 3}, 3).record(99, frozenset(f"{one[0]}:{one[1]}" for one in regular.split()))
-    assert record["counts"] == counts
+    assert record.counts == counts
 
 
 def test_a_record_counts_ragged_and_short_columns_by_their_rows(folder, codec):
     write_shard(folder, codec, UNIT, ENTRIES, ABOUT)
     record = read_shard(shard_path(folder, UNIT, codec), codec).record(5, frozenset(COLUMNS))
-    assert record["counts"] == dict(zip(COLUMNS, (3, 3, 1, 3, 3), strict=True))
-    assert json.loads(json.dumps(record)) == record
+    assert record.counts == dict(zip(COLUMNS, (3, 3, 1, 3, 3), strict=True))
+    assert JournalRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
