@@ -39,7 +39,7 @@ class Batch:
         return (self.arguments, self.keep, *([] if self.pooling_mask is None else [self.pooling_mask]))
 
 
-class BatchEntries:
+class BatchFields:
     """The entries to take out of batches; the meaning of each is in `extract`'s docstring.
 
     Raises:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from activation_extractor._arguments import check_flag, check_path, check_size
 from activation_extractor._format._codecs import CODECS
 from activation_extractor._format._fingerprints import structure_digest, weights_digest
 from activation_extractor.activations import capture
@@ -18,10 +19,10 @@ from activation_extractor.activations._recorded import Calls
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.layers._modules import evaluating, unwrap
 from activation_extractor.reducers._masks import BatchMask
-from activation_extractor.runs._batches import BatchEntries, Ids, call_model
+from activation_extractor.runs._batches import BatchFields, Ids, call_model
 from activation_extractor.runs._progress import Progress
 from activation_extractor.runs._run import Run
-from activation_extractor.sinks._store_sinks import check_path, check_size
+from activation_extractor.runs._run_policies import BatchPolicy, OrderPolicy
 from activation_extractor.sinks._store_writer import QUEUE_BYTES
 from activation_extractor.store import Store, open_store
 
@@ -113,31 +114,19 @@ def extract(
         >>> store["1"].shape
         (2, 8)
     """
-    entries = BatchEntries(ids, keep, order, pooling_mask)
-    _check_order(batches, ids, resume)
-    check_size("queue_bytes", queue_bytes)
-    check_size("rows_per_unit", 1 if rows_per_unit is None else rows_per_unit)
-    if format not in CODECS:
-        raise ArgumentError("format", f"be one of {', '.join(map(repr, CODECS))}", format)
+    fields = BatchFields(ids, keep, order, pooling_mask)
+    _check_arguments(batches, ids, format, resume, {"queue_bytes": queue_bytes, "rows_per_unit": rows_per_unit})
+    if pooling_mask and mask != "attention_mask":
+        raise ArgumentError("mask", "be left out with pooling_mask", mask)
 
     def fingerprint() -> dict[str, Any]:
         plain = unwrap(model)
         weights = {"weights": weights_digest(plain), "structure": structure_digest(plain)}
-        return {**weights, **entries.fingerprint, "rows_per_unit": rows_per_unit}
+        return {**weights, **fields.fingerprint, "rows_per_unit": rows_per_unit}
 
+    policy = OrderPolicy(rows_per_unit) if order else BatchPolicy(rows_per_unit)
+    run = Run(check_path("out", out), CODECS[format], fingerprint, policy, queue_bytes=queue_bytes, resume=resume)
     counted = BatchMask(pooling_mask or "")
-    if pooling_mask and mask != "attention_mask":
-        raise ArgumentError("mask", "be left out with pooling_mask", mask)
-
-    run = Run(
-        check_path("out", out),
-        CODECS[format],
-        fingerprint,
-        rows_per_unit=rows_per_unit,
-        queue_bytes=queue_bytes,
-        resume=resume,
-        is_ordered=order is not None,
-    )
     recorded = capture(
         model,
         layers,
@@ -153,37 +142,43 @@ def extract(
     if device is not None:
         model.to(device)
     with evaluating(model), torch.inference_mode(), recorded as acts:
-        for given in bar:
-            batch = entries.split(given)
-            if not run.skips(batch.ids, batch.inputs, batch.places):
+        for item in bar:
+            batch = fields.split(item)
+            if run.begin_batch(batch):
                 counted.now = batch.pooling_mask
                 with acts.step(ids=batch.ids, keep=batch.keep):
                     call_model(model, batch.arguments)
-            bar.show(run.known_rows, run.rows, run.nbytes)
+            bar.show(run.stored_rows, run.rows, run.nbytes)
         run.end()
-    if not run.rows + run.known_rows:
+    if not run.rows + run.stored_rows:
         raise ArgumentError("batches", "hold at least one row", batches)
     return open_store(out)
 
 
-def _check_order(batches: Any, ids: Ids, resume: Any) -> None:
-    """Refuse what cannot be gone on with: rows in an order that nobody will know again."""
+def _check_arguments(batches: Any, ids: Ids, format: Any, resume: Any, sizes: Mapping[str, Any]) -> None:  # noqa: A002
+    """Refuse arguments of the wrong kind, and a data set that cannot be resumed: in random order, without ids."""
     if not isinstance(batches, Iterable):
         raise ArgumentTypeError("batches", "be an iterable of batches", batches)
-    if not isinstance(resume, bool):
-        raise ArgumentTypeError("resume", "be True or False", resume)
-    random = next(
-        (one for one in _samplers(batches) if isinstance(one, _RANDOM) or getattr(one, "shuffle", False)), None
-    )
+    check_flag("resume", resume)
+    random = next(filter(_is_random, _samplers(batches)), None)
     if resume and ids is None and random is not None:
         advice = "Pass ids=, leave out shuffle=True, or pass resume=False."
         raise ArgumentError("batches", "come in a fixed order when rows have no ids", type(random).__name__, advice)
+    for name, size in sizes.items():
+        if size is not None:
+            check_size(name, size)
+    if format not in CODECS:
+        raise ArgumentError("format", f"be one of {', '.join(map(repr, CODECS))}", format)
 
 
 def _samplers(batches: Any) -> Iterator[Any]:
-    """What decides on the order of a DataLoader's rows, one sampler inside the other."""
+    """The samplers that decide on the order of a DataLoader's rows, the outer ones first."""
     for name in ("batch_sampler", "sampler"):
         sampler = getattr(batches, name, None)
         if sampler is not None:
             yield sampler
             yield from _samplers(sampler)
+
+
+def _is_random(sampler: Any) -> bool:
+    return isinstance(sampler, _RANDOM) or bool(getattr(sampler, "shuffle", False))

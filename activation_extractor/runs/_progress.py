@@ -31,7 +31,7 @@ class Progress:
         self._batches: Iterable[Any] = batches
         self._bar: Any = None
         self._is_shown = has_tqdm if is_shown is None else is_shown
-        self._start = time.monotonic()  # of what is computed
+        self._start = time.monotonic()  # later, when stored rows come first: the rate is of those computed
 
     def __iter__(self) -> Iterator[Any]:
         if not self._is_shown:
@@ -41,14 +41,14 @@ class Progress:
         self._bar = tqdm(self._batches, unit="batch", dynamic_ncols=True)
         return iter(self._bar)
 
-    def show(self, known_rows: int, rows: int, nbytes: int) -> None:
-        """Show the rows so far, how many of them were there already, rows computed per second, and their bytes."""
+    def show(self, stored_rows: int, rows: int, nbytes: int) -> None:
+        """Show the rows so far, how many of them an earlier run stored, rows computed per second, and their bytes."""
         if self._bar is None:
             return
         now = time.monotonic()
         if not rows:
             self._start = now
         seconds = now - self._start
-        known = f" ({known_rows} were there)" if known_rows else ""
+        earlier = f" ({stored_rows} from earlier)" if stored_rows else ""
         rate = f"{rows / seconds:.0f} rows/s, " if seconds > 0 else ""
-        self._bar.set_postfix_str(f"{known_rows + rows} rows{known}, {rate}{human_bytes(nbytes)}", refresh=False)
+        self._bar.set_postfix_str(f"{stored_rows + rows} rows{earlier}, {rate}{human_bytes(nbytes)}", refresh=False)

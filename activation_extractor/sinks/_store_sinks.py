@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 from collections.abc import Mapping
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any, ClassVar, final
 
+from activation_extractor._arguments import check_flag, check_path, check_size
 from activation_extractor._format._codecs import NPY, NPZ, SAFETENSORS, Codec
 from activation_extractor._format._manifest import has_manifest, read_manifest, store_name
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._shards import list_units, shard_path, unit_name
-from activation_extractor.errors import ArgumentError, ArgumentTypeError, StoreError
+from activation_extractor.errors import ArgumentTypeError, StoreError
 from activation_extractor.sinks._sinks import Sink
 from activation_extractor.sinks._steps import Step
-from activation_extractor.sinks._store_writer import QUEUE_BYTES, UNIT_BYTES, UNIT_ROWS, StoreWriter, check_free
+from activation_extractor.sinks._store_writer import QUEUE_BYTES, StoreWriter, check_free
+from activation_extractor.sinks._unit_policy import UNIT_BYTES, SizePolicy
 
 
 class StoreSink(Sink):
@@ -58,18 +57,18 @@ class StoreSink(Sink):
         queue_bytes: int = QUEUE_BYTES,
         append: bool = False,
     ) -> None:
-        sizes = {"unit_bytes": unit_bytes, "queue_bytes": queue_bytes}
-        for name, size in {**sizes, "rows_per_unit": 1 if rows_per_unit is None else rows_per_unit}.items():
-            check_size(name, size)
+        check_size("unit_bytes", unit_bytes)
+        check_size("queue_bytes", queue_bytes)
+        if rows_per_unit is not None:
+            check_size("rows_per_unit", rows_per_unit)
         self.path = check_path("path", path)
-        if not isinstance(append, bool):
-            raise ArgumentTypeError("append", "be True or False", append)
+        check_flag("append", append)
         self._appends = append and has_manifest(self.path)
         if not self._appends:
             check_free(self.path)
-        self._unit_bytes, self._rows_per_unit = unit_bytes, rows_per_unit
-        self._name, self._units = writer_name(), 0
-        self._writer = StoreWriter(self.path, self.codec, self._name, queue_bytes, shares_store=append)
+        policy = SizePolicy(unit_bytes, rows_per_unit)
+        self._writer = StoreWriter(self.path, self.codec, policy, queue_bytes=queue_bytes, shares_store=append)
+        self._units = 0
         self._about: Mapping[str, Any] | None = None
         self._lock = threading.RLock()
 
@@ -110,8 +109,8 @@ class StoreSink(Sink):
             if self._about is None:
                 self.begin({})
             self._writer.add(step)
-            if self._is_whole():
-                self._commit()
+            if self._writer.is_full:
+                self._end_unit()
 
     def close(self) -> None:
         """Write the unit that is under way, if it holds anything, and wait until all is on the disk.
@@ -122,7 +121,7 @@ class StoreSink(Sink):
         with self._lock:
             try:
                 if self._writer.unit.rows:
-                    self._commit()
+                    self._end_unit()
             finally:
                 self._writer.finish()
 
@@ -139,14 +138,8 @@ class StoreSink(Sink):
         for unit in list_units(self.path, self.codec):
             self._writer.see(reader.ids(str(shard_path(self.path, unit, self.codec))))
 
-    def _is_whole(self) -> bool:
-        unit = self._writer.unit
-        if self._rows_per_unit is not None:
-            return unit.rows >= self._rows_per_unit
-        return unit.nbytes >= self._unit_bytes or unit.rows >= UNIT_ROWS
-
-    def _commit(self) -> None:
-        self._writer.commit(unit_name(self._units, self._name))
+    def _end_unit(self) -> None:
+        self._writer.commit(unit_name(self._units, self._writer.name))
         self._units += 1
 
 
@@ -196,24 +189,3 @@ def open_sink(sink: Sink | str | os.PathLike[str] | None) -> Sink | None:
     if isinstance(sink, str | os.PathLike):
         return SafetensorsSink(sink)
     raise ArgumentTypeError("sink", "be a Sink or a folder's path", sink)
-
-
-def check_size(name: str, size: Any) -> None:
-    """Refuse what is no number of bytes or rows."""
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ArgumentError(name, "be a positive integer", size)
-
-
-def check_path(name: str, path: Any) -> Path:
-    """A folder's path, when it can be one."""
-    if not isinstance(path, str | os.PathLike):
-        raise ArgumentTypeError(name, "be a folder's path", path)
-    if "\0" in os.fspath(path):
-        raise ArgumentError(name, "be a path without NUL", os.fspath(path))
-    return Path(path)
-
-
-def writer_name() -> str:
-    """A name for a writer that no other one has; names sort by the time at which writing began."""
-    now = datetime.now(timezone.utc)
-    return f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"

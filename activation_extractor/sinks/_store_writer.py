@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,63 +31,34 @@ from activation_extractor.sinks._background import Background
 from activation_extractor.sinks._schema import Schema
 from activation_extractor.sinks._steps import Step
 from activation_extractor.sinks._transfer import Transfer
+from activation_extractor.sinks._unit_policy import UnitPolicy
 from activation_extractor.sinks._units import Unit
 
-UNIT_BYTES = 64 * 2**20
-UNIT_ROWS = 4096  # rows are hours of work where a model is large, and a unit that is under way is lost with its process
 QUEUE_BYTES = 128 * 2**20
-
-
 _APPEND = "Choose another folder, or add to it with a sink such as SafetensorsSink(path, append=True)."
-
-
-def check_free(path: Path, advice: str = _APPEND) -> None:
-    """Make sure that a folder can become a new store, without touching it.
-
-    Args:
-        path: the folder.
-        advice: what to do about a store that is there.
-
-    Raises:
-        StoreError: it is a file, or holds something.
-    """
-    try:
-        is_free = not path.exists() or all(map(_is_bare, path.iterdir()))
-    except OSError as error:
-        raise StoreError(path, "be a folder", error.strerror or str(error), "Choose another folder.") from error
-    if is_free:
-        return
-    if has_manifest(path):
-        raise StoreError(path, "be a new or empty folder", "one that holds a store", advice)
-    raise StoreError(path, "be a new or empty folder", "one that holds something", "Choose another folder.")
-
-
-def _is_bare(path: Path) -> bool:
-    """Whether this is what a run leaves that ended before its first unit."""
-    if path.is_symlink() or path.name not in (SHARDS, JOURNAL):
-        return is_draft(path.name)
-    return path.is_dir() and all(is_draft(one.name) for one in path.iterdir())
 
 
 class StoreWriter:
     """Writes one run into one store.
 
     Attributes:
+        name: of the writer's journal; no other writer has it, and names sort by the time at which writing began.
         rows: how many rows were added.
         nbytes: how many bytes of columns they had.
 
     Args:
         folder: the store.
         codec: the format of its shards.
-        writer: a name of this run's own, for its journal.
-        queue_bytes: how many bytes units may hold, finished ones and the one that is under way.
+        policy: where units end.
+        queue_bytes: how many bytes units may hold, finished ones and the current one.
         shares_store: whether other writers of the same run may be at work in this folder.
     """
 
-    def __init__(self, folder: Path, codec: Codec, writer: str, queue_bytes: int, *, shares_store: bool) -> None:
+    def __init__(self, folder: Path, codec: Codec, policy: UnitPolicy, *, queue_bytes: int, shares_store: bool) -> None:
         self.folder, self.codec = folder, codec
+        self.name = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"
         self.rows = self.nbytes = 0
-        self._writer, self._shares_store = writer, shares_store
+        self._policy, self._shares_store = policy, shares_store
         self._run: dict[str, Any] = {}
         self._manifest: Manifest | None = None
         self._transfer = Transfer()
@@ -97,36 +70,43 @@ class StoreWriter:
 
     @property
     def unit(self) -> Unit:
-        """The unit that is under way."""
+        """The current unit, which gathers steps."""
         return self._unit
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the current unit is to be committed before another step is added."""
+        return self._policy.is_full(self._unit)
+
     def begin(self, run: Mapping[str, Any]) -> None:
-        """Say what the run is: ``fingerprint``, its unit's size and what else its manifest is to hold."""
+        """Describe the run: ``fingerprint``, the size of its units, and what else its manifest is to hold."""
         self._run = dict(run)
 
     def check_run(self) -> Manifest:
-        """The manifest of the store that is there, when its run is this one.
+        """The manifest of the store in the folder.
 
         Raises:
-            OtherRunError: it is not.
+            OtherRunError: the store is of another run.
+            StoreError: there is no store, or one of another format.
         """
         return check_same(self.folder, make_manifest(self.codec, self._run, [], [], None))
 
     def go_on(self) -> None:
-        """Go on with the store that is there.
+        """Resume the store in the folder: columns must stay what they are in it.
 
         Raises:
-            OtherRunError: its run is another one.
+            OtherRunError: the store is of another run.
+            StoreError: there is no store, or one of another format.
         """
         manifest = self.check_run()
         self._manifest = self._published = manifest
         self._schema = Schema.of(manifest)
 
     def see(self, ids: Iterable[RowId] | None) -> None:
-        """Note ids that the store holds or is to hold.
+        """Remember ids of stored rows, so that none of them is added again.
 
         Raises:
-            StoreError: one of them comes twice.
+            StoreError: an id comes twice.
         """
         repeated = self._seen.add(list(ids or ()))
         if repeated is not None:
@@ -134,7 +114,7 @@ class StoreWriter:
             raise StoreError(self.folder, "hold each id once", f"{repeated!r} again", advice)
 
     def add(self, step: Step) -> int:
-        """Add a step to the unit that is under way, whole or not at all; returns the size in bytes of its columns.
+        """Add a step to the current unit, whole or not at all; returns the size in bytes of its columns.
 
         Raises:
             StoreError: the folder cannot be written to, an id was seen before, a column changed its dtype or row
@@ -143,22 +123,22 @@ class StoreWriter:
         """
         self._background.check()
         if not self._is_ready:
-            self._make_ready()
+            self._prepare_folder()
         schema, columns = self._schema.fit(step)
         self.see(step.ids)
-        self._schema = schema  # only now that nothing refuses the step
+        self._schema = schema  # a step that is refused above leaves it as it was
         nbytes = self._unit.add(columns, step)
         self.rows += step.rows
         self.nbytes += nbytes
         return nbytes
 
     def commit(self, name: str, about: Mapping[str, str] | None = None, order: Tensor | None = None) -> None:
-        """Hand the unit that is under way over to be written; waits while the queue is full.
+        """Hand the current unit over to be written, and begin the next one; waits while the queue is full.
 
         Args:
-            name: the unit's.
-            about: what its shard is to note.
-            order: as for `Unit.entries`.
+            name: the unit's name.
+            about: further metadata of its shard.
+            order: which of the rows is stored first, second, ..., ``(rows,)`` int64; None stores them as they came.
 
         Raises:
             StoreError: an earlier unit could not be written.
@@ -167,8 +147,8 @@ class StoreWriter:
         if self._manifest is None:
             schema = self._schema
             self._manifest = make_manifest(self.codec, self._run, schema.columns, schema.keep, schema.ids)
-        noted = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(about or {})}
-        job = partial(self._write, self._manifest, name, unit, noted, order)
+        metadata = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(about or {})}
+        job = partial(self._write, self._manifest, name, unit, metadata, order)
         self._background.submit(job, unit.nbytes, reserved_bytes=unit.nbytes)  # the next unit will be as large
 
     def finish(self) -> None:
@@ -179,8 +159,8 @@ class StoreWriter:
         """
         self._background.finish()
 
-    def _make_ready(self) -> None:
-        """Make the folders, and see early that they can be written to."""
+    def _prepare_folder(self) -> None:
+        """Make the folders, and raise at the first step, rather than at the first unit, where they are read-only."""
         shards = self.folder / SHARDS
         make_folders(shards)
         sweep(self.folder)
@@ -188,16 +168,19 @@ class StoreWriter:
         check_writable(shards)
         self._is_ready = True
 
-    def _write(self, manifest: Manifest, name: str, unit: Unit, about: Mapping[str, str], order: Tensor | None) -> None:
+    def _write(
+        self, manifest: Manifest, name: str, unit: Unit, metadata: Mapping[str, str], order: Tensor | None
+    ) -> None:
+        """Write a unit; the writer's thread does this."""
         if self._published is None:
             self._published = self._publish(manifest)
-        nbytes = write_shard(self.folder, self.codec, name, unit.entries(order), about)
+        nbytes = write_shard(self.folder, self.codec, name, unit.entries(order), metadata)
         if nbytes is not None:
             shard = read_shard(shard_path(self.folder, name, self.codec), self.codec)
-            append_record(self.folder, self._writer, shard.record(nbytes, self._published.entries))
+            append_record(self.folder, self.name, shard.record(nbytes, self._published.entries))
 
     def _publish(self, manifest: Manifest) -> Manifest:
-        """Write the manifest; where another writer was faster, that one's, if it says the same."""
+        """Write the manifest; returns the one in the folder, which another writer of the run may have written."""
         if write_manifest(self.folder, manifest):
             return manifest
         if not self._shares_store:
@@ -208,18 +191,47 @@ class StoreWriter:
         return found
 
 
-def check_same(folder: Path, wanted: Manifest) -> Manifest:
-    """The manifest of a store, when its run is the same as this one.
+def check_free(path: Path, advice: str = _APPEND) -> None:
+    """Make sure that a folder can become a new store, without touching it.
+
+    Args:
+        path: the folder.
+        advice: what to do when the folder is a store already.
 
     Raises:
-        OtherRunError: it is not.
+        StoreError: the path is a file, or the folder holds something.
+    """
+    try:
+        is_free = not path.exists() or all(map(_is_left_over, path.iterdir()))
+    except OSError as error:
+        raise StoreError(path, "be a folder", error.strerror or str(error), "Choose another folder.") from error
+    if is_free:
+        return
+    if has_manifest(path):
+        raise StoreError(path, "be a new or empty folder", "one that holds a store", advice)
+    raise StoreError(path, "be a new or empty folder", "one that holds something", "Choose another folder.")
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a run that ended before its first unit leaves this."""
+    if path.is_symlink() or path.name not in (SHARDS, JOURNAL):
+        return is_draft(path.name)
+    return path.is_dir() and all(is_draft(file.name) for file in path.iterdir())
+
+
+def check_same(folder: Path, wanted: Manifest) -> Manifest:
+    """The manifest of the store in a folder, which must be of the run that `wanted` describes.
+
+    Raises:
+        OtherRunError: the store is of another run.
+        StoreError: there is no store, or one of another format.
     """
     found = read_manifest(folder)
     if found.codec != wanted.codec:
         advice = "Use the sink or format= that it was begun with."
         raise StoreError(folder, f"be a store of {wanted.codec.name} shards", f"one of {found.codec.name}", advice)
-    there, now = ({**one.fingerprint, "unit size": one.unit_size} for one in (found, wanted))
-    found_differences = differences(there, now)
-    if found_differences:
-        raise OtherRunError(folder, found_differences)
+    stored, current = ({**manifest.fingerprint, "unit size": manifest.unit_size} for manifest in (found, wanted))
+    different = differences(stored, current)
+    if different:
+        raise OtherRunError(folder, different)
     return found

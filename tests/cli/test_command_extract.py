@@ -196,7 +196,7 @@ def test_the_same_command_goes_on_and_another_one_is_refused(here, bert):
     lost = Path("out/shards/00000001.safetensors")
     before = lost.read_bytes()
     lost.unlink()
-    assert "40 rows (24 were there)" in run(*command).stderr
+    assert "40 rows (24 from earlier)" in run(*command).stderr
     assert lost.read_bytes() == before
     *_, line = run(*command, "--reduce", "max", code=2).stderr.splitlines()
     assert line.startswith("'out' holds another run: it differs in reducers")

@@ -111,7 +111,7 @@ def test_the_command_writes_a_store_of_every_block_and_shows_neighbours(tmp_path
     assert read["store"].rows == count
 
     before = (out / "shards/00000000.safetensors").stat()
-    assert f"{count} rows ({count} were there)" in run("demo", "--out", out).stderr
+    assert f"{count} rows ({count} from earlier)" in run("demo", "--out", out).stderr
     assert (out / "shards/00000000.safetensors").stat() == before
 
 

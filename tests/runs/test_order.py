@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from activation_extractor import extract, length_batches, open_store
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, OtherRunError, StepError
-from activation_extractor.runs._order import Order
+from activation_extractor.runs._run_policies import OrderPolicy
 
 
 def make_rows(lengths):
@@ -120,17 +120,16 @@ def test_places_that_are_none_of_a_data_set_are_an_error(tmp_path, places, text)
 @pytest.mark.parametrize("places", [["a", "b"], [0.0, 1.0], [True, False], torch.tensor([0.0, 1.0])])
 def test_places_are_integers(places):
     with pytest.raises(ArgumentTypeError, match="order must hold the place of each row, counted from 0, got "):
-        Order().take(places)
+        OrderPolicy(None).begin_batch(places)
 
 
 @pytest.mark.parametrize("places", [[1, 0], torch.tensor([1, 0]), np.array([1, 0])])
 def test_places_are_counted_from_the_first_row_of_the_unit(places):
-    order = Order()
-    assert order.take(places) == [1, 0]
-    assert order.is_gapless
-    assert order.permutation().tolist() == [1, 0]
-    order.begin_unit()
-    assert order.take([3, 2]) == [1, 0]
+    policy = OrderPolicy(None)
+    assert policy.begin_batch(places) == [1, 0]
+    assert policy.permutation(2).tolist() == [1, 0]
+    policy.begin_unit()
+    assert policy.begin_batch([3, 2]) == [1, 0]
 
 
 def test_a_place_without_a_row_is_an_error(tmp_path):

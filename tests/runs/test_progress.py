@@ -17,7 +17,7 @@ def test_batches_pass_through_in_order(is_shown, capsys):
     seen = []
     for batch in bar:
         seen.append(batch)
-        bar.show(known_rows=0, rows=10 * batch, nbytes=2048)
+        bar.show(stored_rows=0, rows=10 * batch, nbytes=2048)
     assert seen == [1, 2, 3]
     assert ("3/3" in capsys.readouterr().err) == (is_shown is not False)
 
@@ -42,22 +42,22 @@ def test_the_bar_shows_rows_their_rate_and_bytes(capsys, clock):
     bar = Progress([1], True)
     for _ in bar:
         clock[0] += 2
-        bar.show(known_rows=0, rows=10, nbytes=2048)
+        bar.show(stored_rows=0, rows=10, nbytes=2048)
     assert "10 rows, 5 rows/s, 2.0 KiB" in capsys.readouterr().err
 
 
-def test_rows_that_were_there_count_as_rows_but_not_in_the_rate(capsys, clock):
+def test_rows_of_an_earlier_run_count_as_rows_but_not_in_the_rate(capsys, clock):
     bar = Progress([1, 2], True)
     for number in bar:
         clock[0] += 2
-        bar.show(known_rows=30, rows=10 * (number - 1), nbytes=2048)
-    assert "40 rows (30 were there), 5 rows/s, 2.0 KiB" in capsys.readouterr().err
+        bar.show(stored_rows=30, rows=10 * (number - 1), nbytes=2048)
+    assert "40 rows (30 from earlier), 5 rows/s, 2.0 KiB" in capsys.readouterr().err
 
 
 def test_no_time_passed_is_no_error(capsys, clock):
     bar = Progress([1], True)
     for _ in bar:
-        bar.show(known_rows=0, rows=0, nbytes=0)
+        bar.show(stored_rows=0, rows=0, nbytes=0)
     assert "0 rows" in capsys.readouterr().err
 
 

@@ -21,13 +21,16 @@ from activation_extractor._format._shards import unit_name
 from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.sinks import Step, _store_writer
 from activation_extractor.sinks._store_writer import StoreWriter, check_free
+from activation_extractor.sinks._unit_policy import SizePolicy
 
 NAMES = ["20260101T000000000000-00000000", "20260101T000000000001-0000abcd"]
+POLICY = SizePolicy(1 << 20, None)
 RUN = {"fingerprint": {"model": "Tiny"}, "batches_per_unit": None, "model": "Tiny"}
 
 
 def writer(folder: Path, number: int = 0, codec=SAFETENSORS, *, shares_store: bool = False, run=RUN) -> StoreWriter:
-    made = StoreWriter(folder, codec, NAMES[number], 1 << 20, shares_store=shares_store)
+    made = StoreWriter(folder, codec, POLICY, queue_bytes=1 << 20, shares_store=shares_store)
+    made.name = NAMES[number]
     made.begin(run)
     return made
 
@@ -275,7 +278,8 @@ def test_a_disk_that_is_full_from_the_beginning_leaves_a_folder_that_is_free(fol
 def test_the_unit_that_is_gathered_counts_beside_those_that_wait_to_be_written(folder, monkeypatch):
     gate, write = threading.Event(), _store_writer.write_shard
     monkeypatch.setattr(_store_writer, "write_shard", lambda *arguments: gate.wait(10) and write(*arguments))
-    made = StoreWriter(folder, SAFETENSORS, NAMES[0], 3 * 12, shares_store=False)
+    made = StoreWriter(folder, SAFETENSORS, POLICY, queue_bytes=3 * 12, shares_store=False)
+    made.name = NAMES[0]
     made.begin(RUN)
     waits = []
     for number in range(3):

@@ -18,13 +18,15 @@ from activation_extractor._format._shards import unit_name
 from activation_extractor.errors import OtherRunError, StoreError
 from activation_extractor.sinks import Step
 from activation_extractor.sinks._store_writer import StoreWriter, check_free, check_same
+from activation_extractor.sinks._unit_policy import SizePolicy
 
 NAMES = ["20260101T000000000000-00000000", "20260101T000000000001-0000abcd"]
 RUN = {"fingerprint": {"model": "Tiny"}, "batches_per_unit": None, "model": "Tiny"}
 
 
 def writer(folder: Path, number: int = 0, codec=SAFETENSORS, *, shares_store: bool = True, run=RUN) -> StoreWriter:
-    made = StoreWriter(folder, codec, NAMES[number], 1 << 20, shares_store=shares_store)
+    made = StoreWriter(folder, codec, SizePolicy(1 << 20, None), queue_bytes=1 << 20, shares_store=shares_store)
+    made.name = NAMES[number]
     made.begin(run)
     return made
 
