@@ -1,23 +1,34 @@
-"""Whose calls are recorded: the recordings that are open in the current context.
+"""Whose calls are recorded: the blocks that are open in the current context.
 
 A context is a thread's or an asyncio task's own (`contextvars`). Hooks sit on a module that other threads use too, so
-each hook asks whether its recording is open *here*. Threads start with an empty context (before Python 3.14), so their
+each hook asks whether its block is open *here*. Threads start with an empty context (before Python 3.14), so their
 calls are not recorded; child tasks and `asyncio.to_thread` inherit the context and are.
 """
 
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Protocol
+
+from activation_extractor.layers._selections import Target
 
 
-class Owner(Protocol):
-    """What hooks belong to."""
+class Owner:
+    """The block that hooks belong to.
 
-    @property
-    def is_open(self) -> bool:
-        """Whether its block has not been left yet."""
-        ...
+    Args:
+        targets: what it records.
+        stops_early: whether a forward of its model is to end once all targets have run.
+
+    Attributes:
+        is_open: whether the block has not been left yet.
+        was_cut: whether a forward of its model has ended early, so that the model's call returned None.
+    """
+
+    __slots__ = ("is_open", "stops_early", "targets", "was_cut")
+
+    def __init__(self, targets: tuple[Target, ...] = (), *, stops_early: bool = False) -> None:
+        self.targets, self.stops_early = targets, stops_early
+        self.is_open, self.was_cut = True, False
 
 
 _open: ContextVar[tuple[Owner, ...]] = ContextVar("activation_extractor_open", default=())
@@ -31,6 +42,6 @@ def enter(owner: Owner) -> None:
 
 
 def leave(owner: Owner) -> None:
-    """Stop recording `owner` here. Harmless in another context than it was entered in, and twice."""
+    """Stop recording `owner` here. Does nothing in another context than the one it was entered in."""
     # No reset(token): blocks may end in any order, and a generator may be closed in another context.
     _open.set(tuple(other for other in _open.get() if other is not owner and other.is_open))

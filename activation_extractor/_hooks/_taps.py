@@ -19,12 +19,12 @@ from activation_extractor.layers._selections import Target
 from activation_extractor.layers._signatures import bind, signature_of
 from activation_extractor.layers._structures import main_tensor, select_part
 
-Keep = Callable[[Tensor], None]
+Record = Callable[[Tensor], None]
 Detach = Callable[[], None]
 
 
-def tap(target: Target, owner: Owner, keep: Keep) -> Detach:
-    """Attach a hook that hands each recorded tensor of `target` to `keep`; returns what takes it off again.
+def tap(target: Target, owner: Owner, record: Record) -> Detach:
+    """Attach a hook that hands each recorded tensor of `target` to `record`; returns what takes it off again.
 
     Calls in other contexts than `owner`'s, of copies of the module, and recomputed by checkpointing in backward are
     left out.
@@ -34,20 +34,37 @@ def tap(target: Target, owner: Owner, keep: Keep) -> Detach:
         ValueNotFoundError: from the module's call, when its value holds no tensor.
     """
     if target.side == "input":
-        return _before(target.module, _input_hook(target, owner, keep))
-    return _attach(target.module, _output_hook(target, owner, keep))
+        return _attach_before(target.module, _input_hook(target, owner, record))
+    return _attach(target.module, _output_hook(target, owner, record))
 
 
-def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Keep]) -> Detach:
-    """Attach a hook that asks `expect` for a place for each gradient to come, and fills it in backward.
+def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record]) -> Detach:
+    """Attach a hook that asks `expect` what records each gradient to come, which is called with it in backward.
 
     Args:
         target: the layer whose output's gradient is wanted.
-        owner: the recording.
+        owner: the block.
         expect: called in each call of the layer, with whether it is a recomputation; returns what takes the gradient.
+
+    Returns:
+        What takes the hook off again, and those that wait for gradients.
     """
+    module, pick = target.module, picker(target)
     handles: list[RemovableHandle] = []
-    detach = _attach(target.module, _gradient_hook(target, owner, expect, handles))
+
+    @ours
+    def expect_gradient(called: nn.Module, args: Any, output: Any) -> None:
+        if owner not in open_here() or called is not module:
+            return
+        if is_transformed():
+            raise TransformedCallError(target.layer)
+        # Backward runs on other threads, in other contexts: `record` is made here for whom the gradient is.
+        tensor, record = pick(output), expect(backward_task() != -1)
+        if tensor.requires_grad:
+            handles[:] = [handle for handle in handles if handle.hooks_dict_ref() is not None]
+            handles.append(tensor.register_hook(record))  # type: ignore[no-untyped-call]
+
+    detach = _attach(module, expect_gradient)
 
     def detach_all() -> None:
         detach()
@@ -57,22 +74,21 @@ def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Keep]) -
     return detach_all
 
 
-def _output_hook(target: Target, owner: Owner, keep: Keep) -> Callable[..., None]:
+def _output_hook(target: Target, owner: Owner, record: Record) -> Callable[..., None]:
     module, pick = target.module, picker(target)
-    is_bare = target.select is None
 
     @ours
-    def record(called: nn.Module, args: Any, output: Any) -> None:
+    def record_output(called: nn.Module, args: Any, output: Any) -> None:
         if owner not in open_here() or called is not module or backward_task() != -1:
             return
         if is_transformed():
             raise TransformedCallError(target.layer)
-        keep(output if is_bare and isinstance(output, Tensor) else pick(output))
+        record(pick(output))
 
-    return record
+    return record_output
 
 
-def _input_hook(target: Target, owner: Owner, keep: Keep) -> Callable[..., None]:
+def _input_hook(target: Target, owner: Owner, record: Record) -> Callable[..., None]:
     module, pick, signature = target.module, picker(target), signature_of(target.module)
 
     # Registration writes the hook before its kwargs flag: another thread's call may come without kwargs.
@@ -82,37 +98,18 @@ def _input_hook(target: Target, owner: Owner, keep: Keep) -> Callable[..., None]
             return
         if is_transformed():
             raise TransformedCallError(target.layer)
-        keep(pick(bind(signature, args, kwargs or {})))
+        record(pick(bind(signature, args, kwargs or {})))
 
     return record_input
-
-
-def _gradient_hook(
-    target: Target, owner: Owner, expect: Callable[[bool], Keep], handles: list[RemovableHandle]
-) -> Callable[..., None]:
-    module, pick = target.module, picker(target)
-
-    @ours
-    def expect_gradient(called: nn.Module, args: Any, output: Any) -> None:
-        if owner not in open_here() or called is not module:
-            return
-        if is_transformed():
-            raise TransformedCallError(target.layer)
-        # Backward runs on other threads, where the context is another: `keep` knows whose gradient this is.
-        tensor, keep = pick(output), expect(backward_task() != -1)
-        if tensor.requires_grad:
-            handles[:] = [handle for handle in handles if handle.hooks_dict_ref() is not None]
-            handles.append(tensor.register_hook(keep))  # type: ignore[no-untyped-call]
-
-    return expect_gradient
 
 
 def picker(target: Target) -> Callable[[Any], Tensor]:
     """What finds the tensor to record in what the layer takes or returns; ValueNotFoundError when there is none."""
 
     def pick(value: Any) -> Tensor:
-        part = value if target.select is None else select_part(value, target.select)
-        tensor = main_tensor(part)
+        if target.select is None and isinstance(value, Tensor):
+            return value
+        tensor = main_tensor(value if target.select is None else select_part(value, target.select))
         if tensor is None:
             raise ValueNotFoundError(target.layer, value, target.select)
         return tensor
@@ -137,7 +134,10 @@ class Attached:
         hide_ours(self._hooks)
 
     def detach(self) -> None:
-        """Take them off again; twice without harm, and all of them also when interrupted."""
+        """Take them off again; a second time nothing happens.
+
+        A KeyboardInterrupt between two hooks would leave the second one on: then all are taken off before it goes on.
+        """
         ids, all_hooks = self._ids, self._hooks
         try:
             for index in range(len(ids)):
@@ -155,7 +155,7 @@ def _attach(module: nn.Module, hook: Callable[..., None]) -> Detach:
     return attached.detach
 
 
-def _before(module: nn.Module, hook: Callable[..., None]) -> Detach:
+def _attach_before(module: nn.Module, hook: Callable[..., None]) -> Detach:
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     hooks, flags = forward_pre_hooks(module)
     hide_ours([hooks])

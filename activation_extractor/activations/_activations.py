@@ -35,8 +35,7 @@ class Activations(Mapping[Any, Any]):
     """
 
     def __init__(self, recording: Recording) -> None:
-        self._recording = recording
-        self._results = recording.results
+        self._results, self._steps = recording.results, recording.steps
 
     def __getitem__(self, key: Any) -> Any:
         """The value of a layer.
@@ -94,7 +93,7 @@ class Activations(Mapping[Any, Any]):
             StepError: there is no sink, another step is under way, or the rows differ in number.
             LayerNotRunError: a requested layer did not run in the step.
         """
-        return self._recording.step(check_ids(ids), check_keep(keep))
+        return self._steps.group(check_ids(ids), check_keep(keep))
 
     def numpy(self) -> dict[Any, np.ndarray[Any, Any] | list[np.ndarray[Any, Any]]]:
         """The values as arrays on the CPU, by the same keys; bfloat16 and float8, which numpy lacks, as float32.

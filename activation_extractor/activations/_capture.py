@@ -15,7 +15,7 @@ from torch import nn
 from activation_extractor._format._fingerprints import describe
 from activation_extractor._hooks._context import open_here
 from activation_extractor.activations._activations import Activations
-from activation_extractor.activations._options import Missing, Options, check_options
+from activation_extractor.activations._options import Missing, Options
 from activation_extractor.activations._recorded import Calls
 from activation_extractor.activations._recording import Recording
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
@@ -102,7 +102,7 @@ def capture(
           0  (2, 8)  float32  cpu
           1  (2, 8)  float32  cpu
     """
-    options = check_options(
+    options = Options(
         reduce=reduce,
         mask=mask,
         sequence_axis=sequence_axis,
@@ -146,7 +146,7 @@ class Capture:
         if self._root is None:
             advice = "Use it as a decorator, or pass the module."
             raise ArgumentTypeError("model", "be a module in a with-block", self._model, advice)
-        recording = self._record(self._root, self._targets, self._masks)
+        recording = self._record(self._root, self._targets, self._masks).__enter__()
         with self._lock:
             self._entered.append(recording)
         return Activations(recording)
@@ -154,7 +154,7 @@ class Capture:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._leave().close(error)
+        self._leave().__exit__(kind, error, traceback)
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, with a block around each call.
@@ -176,32 +176,32 @@ class Capture:
         if not wants_acts and self._sink is None:
             condition = "have a parameter named 'acts', or the capture a sink"
             raise ArgumentError("what is decorated", condition, function)
+        parameters = [parameter for name, parameter in signature.parameters.items() if name != "acts"]
         wrapper = self._wrapped(function, wants_acts)
-        visible = [parameter for name, parameter in signature.parameters.items() if name != "acts"]
-        wrapper.__signature__ = signature.replace(parameters=visible)  # type: ignore[attr-defined]
+        wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return wrapper
 
     def _wrapped(self, function: Callable[..., Any], wants_acts: bool) -> Callable[..., Any]:
-        def given(recording: Recording) -> dict[str, Any]:
-            return {"acts": Activations(recording)} if wants_acts else {}
+        def with_acts(recording: Recording, kwargs: dict[str, Any]) -> dict[str, Any]:
+            return {"acts": Activations(recording), **kwargs} if wants_acts else kwargs
 
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def capture_coroutine(*args: Any, **kwargs: Any) -> Any:
-                with _Block(self, args) as recording:
-                    return await function(*args, **{**given(recording), **kwargs})
+                with self._recording_for(args) as recording:
+                    return await function(*args, **with_acts(recording, kwargs))
 
             return capture_coroutine
 
         @functools.wraps(function)
         def capture_call(*args: Any, **kwargs: Any) -> Any:
-            with _Block(self, args) as recording:
-                return function(*args, **{**given(recording), **kwargs})
+            with self._recording_for(args) as recording:
+                return function(*args, **with_acts(recording, kwargs))
 
         return capture_call
 
-    def _begin(self, args: tuple[Any, ...]) -> Recording:
+    def _recording_for(self, args: tuple[Any, ...]) -> Recording:
         """A recording on the model, which may depend on the decorated function's arguments."""
         if self._root is not None:
             return self._record(self._root, self._targets, self._masks)
@@ -219,9 +219,7 @@ class Capture:
     def _record(self, root: nn.Module, targets: tuple[Target, ...], masks: Masks) -> Recording:
         if self._sink is not None:
             self._sink.begin(self._about(root, targets))
-        recording = Recording(root, targets, self._options, masks, self._sink)
-        recording.open()
-        return recording
+        return Recording(root, targets, self._options, masks, self._sink)
 
     def _about(self, root: nn.Module, targets: tuple[Target, ...]) -> dict[str, Any]:
         """What a sink is told: what the values depend on, beside the weights and the data."""
@@ -241,7 +239,7 @@ class Capture:
     def _leave(self) -> Recording:
         """The recording that this exit ends: the latest of this context, or of any if it began in another one."""
         with self._lock:
-            here = [recording for recording in self._entered if recording in open_here()]
+            here = [recording for recording in self._entered if recording.state in open_here()]
             candidates = here or self._entered
             if not candidates:
                 raise StepError(
@@ -249,19 +247,3 @@ class Capture:
                 )
             self._entered.remove(recording := candidates[-1])
             return recording
-
-
-class _Block:
-    """The with-block around one call of a decorated function."""
-
-    def __init__(self, capture: Capture, args: tuple[Any, ...]) -> None:
-        self._capture, self._args = capture, args
-
-    def __enter__(self) -> Recording:
-        self._recording = self._capture._begin(self._args)
-        return self._recording
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._recording.close(error)

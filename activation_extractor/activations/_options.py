@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,11 +18,19 @@ from activation_extractor.reducers._sequence_axis import SequenceAxis, check_seq
 Missing = Literal["error", "skip"]
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True, eq=False)
 class Options:
-    """How a capture records; the public meaning of each is in `capture`'s docstring."""
+    """How a capture records; the public meaning of each option is in `capture`'s docstring.
 
-    reducers: Mapping[str, Reducer]
+    Attributes:
+        reducers: what ``reduce=`` means, by name.
+        has_sink: whether steps go to a sink.
+
+    Raises:
+        ArgumentError: an option has a value that is of no use; the error says which.
+    """
+
+    reduce: InitVar[Any]
     mask: Any
     sequence_axis: SequenceAxis
     calls: Calls
@@ -33,6 +41,26 @@ class Options:
     max_bytes: int | None
     missing: Missing
     has_sink: bool
+    reducers: Mapping[str, Reducer] = field(init=False)
+
+    def __post_init__(self, reduce: Any) -> None:
+        check_mask(self.mask)
+        for name, choices in (("calls", get_args(Calls)), ("missing", get_args(Missing))):
+            if getattr(self, name) not in choices:
+                raise ArgumentError(name, f"be one of {', '.join(map(repr, choices))}", getattr(self, name))
+        for name in ("stop_early", "detach", "copy"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentTypeError(name, "be True or False", getattr(self, name))
+        _check_max_bytes(self.max_bytes)
+        self.sequence_axis = check_sequence_axis(self.sequence_axis)
+        if self.calls == "join" and isinstance(self.sequence_axis, tuple) and len(self.sequence_axis) > 1:
+            raise ArgumentError("sequence_axis", "name one axis with calls='join'", self.sequence_axis)
+        if self.has_sink and not self.copy:
+            raise ArgumentError("copy", "stay True with a sink", self.copy, "A sink owns what it is given.")
+        if self.has_sink and not self.detach:
+            raise ArgumentError("detach", "stay True with a sink", self.detach, "A sink stores values, not graphs.")
+        self.reducers = resolve_reducers("full" if reduce is None else reduce)
+        self.to = _device(self.to)
 
     @property
     def needs_masks(self) -> bool:
@@ -40,64 +68,13 @@ class Options:
         return self.has_sink or any(reducer is not full for reducer in self.reducers.values())
 
 
-def check_options(
-    *,
-    reduce: Any,
-    mask: Any,
-    sequence_axis: Any,
-    calls: Any,
-    stop_early: Any,
-    detach: Any,
-    copy: Any,
-    to: Any,
-    max_bytes: Any,
-    missing: Any,
-    has_sink: bool,
-) -> Options:
-    """The options, or an error that says which one is not usable."""
-    check_mask(mask)
-    _check_choice("calls", calls, get_args(Calls))
-    _check_choice("missing", missing, get_args(Missing))
-    for name, flag in (("stop_early", stop_early), ("detach", detach), ("copy", copy)):
-        if not isinstance(flag, bool):
-            raise ArgumentTypeError(name, "be True or False", flag)
-    if max_bytes is not None and (not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1):
-        raise ArgumentError("max_bytes", "be a positive number of bytes or None", max_bytes)
-    axis = check_sequence_axis(sequence_axis)
-    if calls == "join" and isinstance(axis, tuple) and len(axis) > 1:
-        raise ArgumentError("sequence_axis", "name one axis with calls='join'", axis)
-    _check_sink(has_sink, detach=detach, copy=copy)
-    return Options(
-        reducers=resolve_reducers("full" if reduce is None else reduce),
-        mask=mask,
-        sequence_axis=axis,
-        calls=calls,
-        stop_early=stop_early,
-        detach=detach,
-        copy=copy,
-        to=_device(to),
-        max_bytes=max_bytes,
-        missing=missing,
-        has_sink=has_sink,
-    )
-
-
-def _check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ArgumentError(argument, f"be one of {', '.join(map(repr, choices))}", value)
-
-
-def _check_sink(has_sink: bool, *, detach: bool, copy: bool) -> None:
-    if has_sink and not copy:
-        raise ArgumentError("copy", "stay True with a sink", copy, "A sink owns what it is given.")
-    if has_sink and not detach:
-        raise ArgumentError("detach", "stay True with a sink", detach, "A sink stores values, not graphs.")
+def _check_max_bytes(number: Any) -> None:
+    if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+        raise ArgumentError("max_bytes", "be a positive number of bytes or None", number)
 
 
 def _device(to: Any) -> torch.device | None:
-    if to is None:
-        return None
     try:
-        return torch.device(to)
+        return None if to is None else torch.device(to)
     except (RuntimeError, TypeError) as error:
         raise ArgumentError("to", "be a device such as 'cpu' or 'cuda:0'", to) from error

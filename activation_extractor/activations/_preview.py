@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from activation_extractor import _display
 from activation_extractor._hooks import _context
+from activation_extractor._hooks._context import Owner
 from activation_extractor._hooks._stance import eager_stance
-from activation_extractor._hooks._taps import Keep, picker, tap
+from activation_extractor._hooks._taps import picker, tap
 from activation_extractor.errors import ValueNotFoundError
 from activation_extractor.layers._modules import check_model, evaluating
 from activation_extractor.layers._selections import Target, resolve
@@ -159,28 +160,22 @@ class _Seen:
         self.nbytes = 0
 
 
-class _Look:
-    """What hooks belong to while the example runs."""
-
-    is_open = True
-
-
 def _run(model: nn.Module, targets: Sequence[Target], args: Any, kwargs: Any) -> dict[str, _Seen]:
     seen = {target.name: _Seen() for target in targets}
-    look = _Look()
+    owner = Owner()
     with ExitStack() as undo:
         for target in targets:
-            undo.callback(_tap(target, look, seen[target.name]))
-        undo.callback(eager_stance.leave, look)
-        eager_stance.enter(look)
-        undo.callback(_context.leave, look)
-        _context.enter(look)
+            undo.callback(_tap(target, owner, seen[target.name]))
+        undo.callback(eager_stance.leave, owner)
+        eager_stance.enter(owner)
+        undo.callback(_context.leave, owner)
+        _context.enter(owner)
         with evaluating(model), torch.inference_mode():
             model(*args, **kwargs)
     return seen
 
 
-def _tap(target: Target, look: _Look, seen: _Seen) -> Any:
+def _tap(target: Target, owner: Owner, seen: _Seen) -> Any:
     """A hook that notes what a recording's would keep, and does not mind when there is nothing to keep."""
     pick, nothing = picker(target), torch.empty(0)
 
@@ -196,8 +191,7 @@ def _tap(target: Target, look: _Look, seen: _Seen) -> Any:
         else:
             seen.note(value)
 
-    keep: Keep = note
-    return tap(replace(target, select=pick_or_nothing), look, keep)  # which takes a gradient for an output
+    return tap(replace(target, select=pick_or_nothing), owner, note)  # which takes a gradient for an output
 
 
 def _samples(args: Any, kwargs: Any) -> int | None:

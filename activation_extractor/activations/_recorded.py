@@ -1,4 +1,4 @@
-"""What one block keeps: the values of its layers, by reducer and recorded name."""
+"""What one block has recorded: the values of its layers, by reducer and recorded name."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Calls = Literal["last", "all", "join"]
 Key = tuple[str, str]  # recorded name, reducer's name
 
 
-class Entry:
-    """A value that is kept: a tensor of its own, or the layer's own tensor with what tells when it is written to.
+class Slot:
+    """A recorded value: a copy, or the layer's own tensor with the version that it had.
 
     Attributes:
-        tensor: the value; None while there is none.
-        version: the tensor's version when the layer returned it; None when it is a copy.
-        turn: when the first value came since there was none: what came later has a larger one.
+        tensor: the value; None before the layer has run.
+        version: how often the tensor had been written to when the layer returned it; None when it is a copy.
+        turn: when the slot got its first value: a slot that got one later has a larger number.
     """
 
     __slots__ = ("tensor", "turn", "version")
@@ -34,8 +34,8 @@ class Entry:
         """The tensor, an ordinary one, and the same one each time.
 
         Raises:
-            OverwrittenError: it was kept without a copy and written to since.
-            TransformedCallError: it is a transform's, which has no meaning outside of it.
+            OverwrittenError: it is no copy, and was written to since the layer returned it.
+            TransformedCallError: it was made inside a transform of torch.func and has no meaning outside of it.
         """
         assert self.tensor is not None
         self.check()
@@ -48,7 +48,7 @@ class Entry:
         return self.tensor
 
     def check(self) -> None:
-        """Refuse a value that a transform of torch.func has wrapped. Here is none: the hook has refused it."""
+        """Refuse a value that a transform of torch.func has wrapped, where the hook has not refused it already."""
 
     def close(self, *, detach: bool) -> None:
         """The block ends: let go of the graph, unless it is wanted."""
@@ -62,7 +62,7 @@ class Entry:
 
 
 class Turns:
-    """Counts what comes; it can be copied and pickled, as `itertools.count` cannot from Python 3.14 on."""
+    """Counts from 0; it can be copied and pickled, as `itertools.count` cannot from Python 3.14 on."""
 
     __slots__ = ("_next",)
 
@@ -74,67 +74,78 @@ class Turns:
         return self._next
 
 
-class Kept:
-    """Values by key; one value a key, or the values of all calls in order.
+class Recorded:
+    """Values by key: the last one of each, or those of all calls in order.
+
+    Args:
+        calls: ``"last"`` for the last value of each key.
+        max_bytes: how much memory the values may keep alive, or None.
+        detach: whether references let go of their graphs when they are read or the block ends.
 
     Attributes:
-        masks: the masks of the activations that are kept whole, by recorded name, call by call.
-        turns: counts what is kept first, so that its order is known.
+        masks: the masks of the activations that are recorded whole, by recorded name, call by call.
+        turns: numbers the slots in the order in which they get their first values.
     """
 
     def __init__(self, calls: Calls, max_bytes: int | None, *, detach: bool = True) -> None:
         self.masks: dict[str, list[Tensor | None]] = {}
         self.turns = Turns()
-        # By reducer and name: the entries of all calls, with a None where a gradient is still to come; or the last one.
-        self._calls: dict[str, dict[str, list[Entry | None]]] = {}
-        self._last: dict[str, dict[str, Entry]] = {}
-        self._keeps_all, self._detach = calls != "last", detach
+        # By reducer and name: the slots of all calls, with a None where a gradient is still to come; or the last one.
+        self._calls: dict[str, dict[str, list[Slot | None]]] = {}
+        self._last: dict[str, dict[str, Slot]] = {}
+        self._has_all, self._detach = calls != "last", detach
         self._budget = None if max_bytes is None else _Budget(max_bytes)
 
-    def entry(self, key: Key) -> Entry:
-        """Where the last value of a key is kept: the same object as long as the block lives, for hooks to write to."""
-        entries = self._last.setdefault(key[1], {})
-        if key[0] not in entries:
-            entries[key[0]] = Entry()
-        return entries[key[0]]
+    def slot(self, key: Key) -> Slot:
+        """Where the last value of a key is: the same object as long as the block lives, for hooks to write to."""
+        slots = self._last.setdefault(key[1], {})
+        if key[0] not in slots:
+            slots[key[0]] = Slot()
+        return slots[key[0]]
 
-    def keep_in(self, entry: Entry, key: Key) -> None:
-        """Keep the last value of a key in an entry that its hook brings."""
-        self._last.setdefault(key[1], {})[key[0]] = entry
+    def add(self, slot: Slot, key: Key) -> None:
+        """Take a slot that a hook has made for the last value of a key."""
+        self._last.setdefault(key[1], {})[key[0]] = slot
 
     @property
     def names(self) -> list[str]:
-        """The recorded names that something is kept for, in the order in which their first values came."""
+        """The recorded names that have a value, in the order in which their first values came."""
         turns: dict[str, int] = {}
         for last in self._last.values():
-            turns.update((name, one.turn) for name, one in last.items() if one.tensor is not None)
+            turns.update((name, slot.turn) for name, slot in last.items() if slot.tensor is not None)
         for calls in self._calls.values():
-            turns.update((name, next(one.turn for one in entries if one)) for name, entries in calls.items())
+            turns.update((name, next(slot.turn for slot in slots if slot)) for name, slots in calls.items())
         return sorted(turns, key=turns.__getitem__)
 
     def put(self, key: Key, tensor: Tensor, version: int | None = None, index: int | None = None) -> None:
-        """Keep the value of a call: the next one, or the one with this index; with a version where it is no copy.
+        """Store the value of a call.
+
+        Args:
+            key: the recorded name and the reducer.
+            tensor: the value.
+            version: how often it had been written to; None when it is a copy.
+            index: which call of the layer it is of; None for the next one.
 
         Raises:
             CapacityError: it does not fit ``max_bytes``.
         """
-        if not self._keeps_all:
-            last = self.entry(key)
+        if not self._has_all:
+            last = self.slot(key)
             self._count(key[0], tensor, last.tensor)
             if last.tensor is None:
                 last.turn = next(self.turns)
             last.tensor, last.version = tensor, version
             return
-        entries = self._calls.setdefault(key[1], {}).setdefault(key[0], [])
-        index = len(entries) if index is None else index
-        entries.extend([None] * (index + 1 - len(entries)))
-        before = entries[index]
+        slots = self._calls.setdefault(key[1], {}).setdefault(key[0], [])
+        index = len(slots) if index is None else index
+        slots.extend([None] * (index + 1 - len(slots)))
+        before = slots[index]
         self._count(key[0], tensor, None if before is None else before.tensor)
-        entries[index] = Entry(tensor, version, next(self.turns))
+        slots[index] = Slot(tensor, version, next(self.turns))
 
     def put_mask(self, name: str, mask: Tensor | None, index: int | None = None) -> None:
-        """Keep the mask that belongs to a value that was put at `index`."""
-        if not self._keeps_all:
+        """Store the mask that belongs to the value that was put at `index`."""
+        if not self._has_all:
             self.masks[name] = [mask]
             return
         masks = self.masks.setdefault(name, [])
@@ -146,10 +157,10 @@ class Kept:
         """The tensor of a key, or the list of the tensors of its calls; ordinary tensors, the same ones each time.
 
         Raises:
-            KeyError: nothing is kept under this key.
-            OverwrittenError: it was kept without a copy and written to since.
+            KeyError: the key has no value.
+            OverwrittenError, TransformedCallError: see `Slot.read`.
         """
-        if self._keeps_all:
+        if self._has_all:
             return self.read_calls(key)
         last = self._last.get(key[1], {}).get(key[0])
         if last is None or last.tensor is None:
@@ -158,27 +169,27 @@ class Kept:
 
     def read_calls(self, key: Key) -> list[Tensor]:
         """The tensors of all calls of a key, as `read` gives them."""
-        entries = self._calls[key[1]][key[0]]
-        return [entry.read(key[0], detach=self._detach) for entry in entries if entry is not None]
+        slots = self._calls[key[1]][key[0]]
+        return [slot.read(key[0], detach=self._detach) for slot in slots if slot is not None]
 
     def check(self) -> None:
-        """Make sure that everything is a value.
+        """Make sure that every value has a meaning.
 
         Raises:
-            TransformedCallError: something was recorded inside of ``vmap`` or another transform.
+            TransformedCallError: one was recorded inside ``vmap`` or another transform.
         """
-        for entry in self._entries():
-            entry.check()
+        for slot in self._all_slots():
+            slot.check()
 
     def close(self) -> None:
         """The block ends: let go of the graphs that references hold, unless they are wanted."""
-        for entry in self._entries():
-            entry.close(detach=self._detach)
+        for slot in self._all_slots():
+            slot.close(detach=self._detach)
 
     def clear(self) -> None:
         """Let go of everything."""
-        for entry in self._entries():
-            entry.tensor = None
+        for slot in self._all_slots():
+            slot.tensor = None
         self._calls.clear()
         self.masks.clear()
         if self._budget is not None:
@@ -187,13 +198,13 @@ class Kept:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the values keep alive; memory that several share counts once."""
-        return sum(dict(storage_bytes(one.tensor) for one in self._entries() if one.tensor is not None).values())
+        return sum(dict(storage_bytes(slot.tensor) for slot in self._all_slots() if slot.tensor is not None).values())
 
-    def _entries(self) -> Iterator[Entry]:
+    def _all_slots(self) -> Iterator[Slot]:
         for last in self._last.values():
             yield from last.values()
         for calls in self._calls.values():
-            yield from (entry for entries in calls.values() for entry in entries if entry is not None)
+            yield from (slot for slots in calls.values() for slot in slots if slot is not None)
 
     def _count(self, name: str, new: Tensor, old: Tensor | None) -> None:
         if self._budget is not None:
@@ -201,24 +212,27 @@ class Kept:
 
 
 class _Budget:
-    """A running count of the memory that is kept, by storage."""
+    """A running count of the memory that the values keep alive, by storage."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._users: Counter[int] = Counter()
-        self._kept_bytes = 0
+        self._nbytes = 0
 
-    def replace(self, layer: str, new: Tensor, old: Tensor | None) -> None:
+    def replace(self, name: str, new: Tensor, old: Tensor | None) -> None:
+        """Count a value, and no longer the one whose place it takes.
+
+        Raises:
+            CapacityError: all values together take more than `max_bytes`.
+        """
         if old is not None:
-            self._drop(*storage_bytes(old))
-        identity, size = storage_bytes(new)
-        self._users[identity] += 1
-        self._kept_bytes += size if self._users[identity] == 1 else 0
-        if self._kept_bytes > self.max_bytes:
-            raise CapacityError(self.max_bytes, self._kept_bytes, layer)
-
-    def _drop(self, identity: int, size: int) -> None:
-        self._users[identity] -= 1
-        if not self._users[identity]:
-            del self._users[identity]
-            self._kept_bytes -= size
+            storage, nbytes = storage_bytes(old)
+            self._users[storage] -= 1
+            if not self._users[storage]:
+                del self._users[storage]
+                self._nbytes -= nbytes
+        storage, nbytes = storage_bytes(new)
+        self._users[storage] += 1
+        self._nbytes += nbytes if self._users[storage] == 1 else 0
+        if self._nbytes > self.max_bytes:
+            raise CapacityError(self.max_bytes, self._nbytes, name)

@@ -1,62 +1,58 @@
-"""What happens to a recorded tensor: copied or reduced where it lives, then kept."""
+"""What happens to a recorded tensor: copied or reduced where it lives, then stored in the block's memory."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
 from activation_extractor._hooks._forwards import current_cut
-from activation_extractor._hooks._taps import Keep
+from activation_extractor._hooks._taps import Record
 from activation_extractor._private_torch import version_of
+from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
-from activation_extractor.activations._recorded import Kept
+from activation_extractor.activations._recorded import Key, Recorded
 from activation_extractor.errors import InferenceReferenceError
 from activation_extractor.layers._selections import Target
-from activation_extractor.reducers import Reducer, full
+from activation_extractor.reducers import full
 from activation_extractor.reducers._masks import CallArguments, Masks
 from activation_extractor.reducers._reducers import reduce_sequence
 from activation_extractor.reducers._sequence_axis import has_sequence, sequence_second
 
+# Takes a value, what the model's own call was given, and which call of the layer it is of; None for the next one.
+RecordCall = Callable[[Tensor, "CallArguments | None", "int | None"], None]
 
-class Place(Protocol):
-    """Where recorded values go: the recording that a keeper works for."""
+
+class Shared(NamedTuple):
+    """What all recorders of a block share: how to record, the forward under way, where values go, and the masks."""
 
     options: Options
-    kept: Kept
+    state: ForwardState
+    recorded: Recorded
     masks: Masks
-    call: CallArguments | None
-    forward_number: int
-    is_unmasked: bool | None
-    ran: set[str]
-
-    @property
-    def is_open(self) -> bool: ...
-
-    def check_step(self, target: Target) -> None: ...
-
-    def look_for_masks(self) -> bool: ...
-
-    def ran_again(self, target: Target) -> None: ...
 
 
-def keeper(target: Target, place: Place) -> Keep:
-    """What keeps the outputs or inputs of one target, call by call."""
-    keep_value = _value_keeper(target, place)
+def recorder(target: Target, shared: Shared) -> Record:
+    """What records the outputs or inputs of one target, call by call."""
+    state, record_call = shared.state, _call_recorder(target, shared)
+    forward = -1
 
-    def keep(value: Tensor) -> None:
-        place.check_step(target)
-        keep_value(value, place.call, None)
-        if target.name in place.ran:
-            place.ran_again(target)
-        place.ran.add(target.name)
-        _tell_cut(target, place)
+    def record(value: Tensor) -> None:
+        nonlocal forward
+        state.check_step(target)
+        record_call(value, state.call, None)
+        if forward == state.forward_number:
+            state.ran_again(target)
+        forward = state.forward_number
+        if (cut := current_cut()) is not None:
+            cut.ran(state, target.name)
 
-    return keep
+    return record
 
 
-class GradientKeeper:
-    """Keeps the gradients of one target, each at the place of the call that it belongs to.
+class GradientRecorder:
+    """Records the gradients of one target, each as that of the call that it belongs to.
 
     Backward visits the calls from the last to the first. Where a checkpoint ran a call without a graph and runs it
     again in backward, the gradient belongs to the last call that still lacks one.
@@ -65,26 +61,27 @@ class GradientKeeper:
         calls: for each call of the step so far, what the model's own call was given.
     """
 
-    def __init__(self, target: Target, place: Place) -> None:
+    def __init__(self, target: Target, shared: Shared) -> None:
         self.calls: list[CallArguments | None] = []
         self._lacking: set[int] = set()
-        self._target, self._place = target, place
-        self._keep_value = _value_keeper(target, place)
+        self._target, self._state = target, shared.state
+        self._records_last = shared.options.calls == "last"
+        self._record_call = _call_recorder(target, shared)
 
-    def expect(self, is_recomputed: bool) -> Keep:
-        """A place for the gradient of the call that is under way."""
+    def expect(self, is_recomputed: bool) -> Record:
+        """What records the gradient of the call that is under way."""
         if is_recomputed:
-            return self._keep_recomputed
-        self._place.check_step(self._target)
+            return self._record_recomputed
+        self._state.check_step(self._target)
         calls, index = self.calls, len(self.calls)
-        calls.append(self._place.call)
+        calls.append(self._state.call)
         self._lacking.add(index)
 
-        def keep(gradient: Tensor) -> None:
+        def record(gradient: Tensor) -> None:
             if calls is self.calls:  # still the same step
-                self._keep(index, gradient)
+                self._record(index, gradient)
 
-        return keep
+        return record
 
     def forget(self) -> None:
         """Begin a new step."""
@@ -93,76 +90,53 @@ class GradientKeeper:
     @property
     def lacks(self) -> bool:
         """Whether a gradient that is wanted has not come."""
-        wanted = {len(self.calls) - 1} if self._place.options.calls == "last" else set(range(len(self.calls)))
-        return bool(wanted & self._lacking)
+        return len(self.calls) - 1 in self._lacking if self._records_last else bool(self._lacking)
 
-    def _keep_recomputed(self, gradient: Tensor) -> None:
+    def _record_recomputed(self, gradient: Tensor) -> None:
         if self._lacking:
-            self._keep(max(self._lacking), gradient)
+            self._record(max(self._lacking), gradient)
 
-    def _keep(self, index: int, gradient: Tensor) -> None:
+    def _record(self, index: int, gradient: Tensor) -> None:
         self._lacking.discard(index)
-        if self._place.options.calls != "last":
-            self._keep_value(gradient, self.calls[index], index)
+        if not self._records_last:
+            self._record_call(gradient, self.calls[index], index)
         elif index == len(self.calls) - 1:
-            self._keep_value(gradient, self.calls[index], None)
+            self._record_call(gradient, self.calls[index], None)
 
 
-def _value_keeper(target: Target, place: Place) -> Any:
-    """What reduces and keeps one value: ``(value, the model's call, index of the layer's call)``."""
-    options, kept = place.options, place.kept
-    keeps_parts = options.calls == "join"  # reduced when it is whole
-    reducers = [((target.name, name), name, reducer) for name, reducer in options.reducers.items()]
+def _call_recorder(target: Target, shared: Shared) -> RecordCall:
+    """What reduces or copies one value and stores it."""
+    options, recorded = shared.options, shared.recorded
+    # With calls="join" the parts are stored whole, and are reduced when they are read.
+    reducers = {"full": full} if options.calls == "join" else options.reducers
 
-    def keep_value(value: Tensor, call: CallArguments | None, index: int | None) -> None:
+    def record_call(value: Tensor, call: CallArguments | None, index: int | None) -> None:
         if options.detach and value.requires_grad:
             value = value.detach()
-        if keeps_parts:
-            _keep_whole((target.name, "full"), value, call, index)
-            return
-        for key, name, reducer in reducers:
+        for name, reducer in reducers.items():
             if reducer is full:
-                _keep_whole(key, value, call, index)
-            else:
-                kept.put(key, _moved(_reduced(target, name, reducer, value, call, place), options), index=index)
-
-    def _keep_whole(key: tuple[str, str], value: Tensor, call: CallArguments | None, index: int | None) -> None:
-        kept.put(key, *_whole(value, options), index)
-        if _needs_mask(value, options):
+                _record_whole((target.name, name), target.layer, value, call, index, shared)
+                continue
             sequence = sequence_second(target.layer, value, options.sequence_axis)
-            kept.put_mask(target.name, place.masks.for_layer(target.layer, sequence, call), index)
+            mask = shared.masks.for_layer(target.layer, sequence, call)
+            result = reduce_sequence(target.layer, name, reducer, sequence, mask)
+            recorded.put((target.name, name), result if options.to is None else result.to(options.to), index=index)
 
-    return keep_value
-
-
-def _needs_mask(value: Tensor, options: Options) -> bool:
-    """Whether a value that is kept whole will be reduced, or freed of its padding, later."""
-    if options.calls == "join" and any(reducer is not full for reducer in options.reducers.values()):
-        return True
-    return options.has_sink and has_sequence(value, options.sequence_axis)
+    return record_call
 
 
-def _reduced(
-    target: Target, name: str, reducer: Reducer, value: Tensor, call: CallArguments | None, place: Place
-) -> Tensor:
-    sequence = sequence_second(target.layer, value, place.options.sequence_axis)
-    return reduce_sequence(target.layer, name, reducer, sequence, place.masks.for_layer(target.layer, sequence, call))
-
-
-def _moved(value: Tensor, options: Options) -> Tensor:
-    return value if options.to is None else value.to(options.to)
-
-
-def _whole(value: Tensor, options: Options) -> tuple[Tensor, int | None]:
-    """A copy; or the value itself, and its version when the layer returned it."""
+def _record_whole(
+    key: Key, layer: str, value: Tensor, call: CallArguments | None, index: int | None, shared: Shared
+) -> None:
+    options, recorded = shared.options, shared.recorded
     if options.copy:
-        return (value.clone() if options.to is None else value.to(options.to, copy=True)), None
-    if value.is_inference():
+        copied = value.clone() if options.to is None else value.to(options.to, copy=True)
+        recorded.put(key, copied, index=index)
+    elif value.is_inference():
         raise InferenceReferenceError
-    return value, version_of(value)
-
-
-def _tell_cut(target: Target, place: Place) -> None:
-    cut = current_cut()
-    if cut is not None:
-        cut.ran(place, target.name)
+    else:
+        recorded.put(key, value, version_of(value), index)
+    is_reduced_later = options.calls == "join" and any(reducer is not full for reducer in options.reducers.values())
+    if is_reduced_later or (options.has_sink and has_sequence(value, options.sequence_axis)):
+        sequence = sequence_second(layer, value, options.sequence_axis)
+        recorded.put_mask(key[0], shared.masks.for_layer(layer, sequence, call), index)

@@ -1,4 +1,4 @@
-"""Reading what a block kept: one value a key, joined calls, and a step's columns for a sink."""
+"""Reading what a block has recorded: one value a key, joined calls, and a step's columns for a sink."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from activation_extractor._format._rows import Ragged
 from activation_extractor._streams import hold
 from activation_extractor._tensors import ordinary
 from activation_extractor.activations._options import Options
-from activation_extractor.activations._recorded import Kept, Key
+from activation_extractor.activations._recorded import Key, Recorded
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers import full
 from activation_extractor.reducers._reducers import reduce_sequence
@@ -24,18 +24,18 @@ class Results:
     Args:
         targets: recorded name to layer name, in order.
         options: the capture's.
-        kept: what its hooks keep.
+        recorded: what its hooks record.
     """
 
-    def __init__(self, targets: Sequence[Target], options: Options, kept: Kept) -> None:
+    def __init__(self, targets: Sequence[Target], options: Options, recorded: Recorded) -> None:
         self._layers = {target.name: target.layer for target in targets}
-        self._options, self._kept = options, kept
+        self._options, self._recorded = options, recorded
         self._joined: dict[Key, tuple[int, Tensor]] = {}
 
     @property
     def names(self) -> list[str]:
         """The recorded names that something is kept for, in the order in which the layers ran."""
-        return self._kept.names
+        return self._recorded.names
 
     @property
     def reducers(self) -> list[str]:
@@ -45,18 +45,18 @@ class Results:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that is kept."""
-        return self._kept.nbytes
+        return self._recorded.nbytes
 
     def read(self, key: Key) -> Tensor | list[Tensor]:
         """The value of a key; a list with ``calls='all'``.
 
         Raises:
             KeyError: nothing is kept under it.
-            OverwrittenError: see `Kept.read`.
+            OverwrittenError: see `Recorded.read`.
         """
         if self._options.calls != "join":
-            return self._kept.read(key)
-        parts = self._kept.read_calls((key[0], "full"))
+            return self._recorded.read(key)
+        parts = self._recorded.read_calls((key[0], "full"))
         if key[1] not in self._options.reducers:
             raise KeyError(key)
         count, joined = self._joined.get(key, (0, None))
@@ -87,7 +87,7 @@ class Results:
 
     def clear(self) -> None:
         """Let go of everything."""
-        self._kept.clear()
+        self._recorded.clear()
         self._joined.clear()
 
     def _join(self, key: Key, parts: list[Tensor]) -> Tensor:
@@ -101,7 +101,7 @@ class Results:
         return ordinary(reduce_sequence(layer, key[1], reducer, sequence, self._joined_mask(name, parts)))
 
     def _joined_mask(self, name: str, parts: list[Tensor]) -> Tensor | None:
-        masks = self._kept.masks.get(name, [])
+        masks = self._recorded.masks.get(name, [])
         if all(mask is None for mask in masks):
             return None
         whole = []
@@ -123,8 +123,8 @@ class Results:
 
     def _mask(self, name: str, index: int) -> Tensor | None:
         if self._options.calls == "join":
-            return self._joined_mask(name, self._kept.read_calls((name, "full")))
-        masks = self._kept.masks.get(name, [])
+            return self._joined_mask(name, self._recorded.read_calls((name, "full")))
+        masks = self._recorded.masks.get(name, [])
         return masks[index] if index < len(masks) else None
 
 

@@ -460,15 +460,15 @@ def outcomes(monkeypatch: pytest.MonkeyPatch, case: Case, option: str) -> Iterat
     ways = []
 
     def spied(*args: Any) -> Any:
-        ways.append(make_hook := plain_hooks(*args))
+        ways.append(make_hook := fast_hooks(*args))
         return make_hook
 
-    plain_hooks = _recording.plain_hooks
+    fast_hooks = _recording.fast_hooks
     with monkeypatch.context() as patch:
-        patch.setattr(_recording, "plain_hooks", spied)
+        patch.setattr(_recording, "fast_hooks", spied)
         yield outcome(case, OPTIONS[option])
         assert None not in ways
-        patch.setattr(_recording, "plain_hooks", lambda *args: None)
+        patch.setattr(_recording, "fast_hooks", lambda *args: None)
         yield outcome(case, OPTIONS[option])
 
 

@@ -1,0 +1,128 @@
+"""The steps of a block: how they begin and end, and what must have been recorded by then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from activation_extractor._format._rows import KeptColumn, RowId
+from activation_extractor._hooks._forwards import StopForward
+from activation_extractor.activations._forward_state import ForwardState
+from activation_extractor.activations._recorders import GradientRecorder
+from activation_extractor.activations._results import Results
+from activation_extractor.errors import GradientNotFoundError, LayerNotRunError, StepError, add_note
+from activation_extractor.reducers._mask_fit import MaskCheck
+from activation_extractor.sinks import Sink
+from activation_extractor.sinks._steps import make_step
+
+
+class Steps:
+    """The steps of a block.
+
+    Args:
+        state: the block's state, where the open step is entered.
+        results: what is recorded.
+        gradients: the recorders of gradients, by recorded name.
+        sink: where finished steps go, or None when the whole block is one step.
+        may_lack: whether a step is complete although a layer did not run in it.
+
+    Attributes:
+        checks: what is still to be checked of masks in the open step; None without a sink, when it is checked at once.
+    """
+
+    def __init__(
+        self,
+        state: ForwardState,
+        results: Results,
+        gradients: Mapping[str, GradientRecorder],
+        sink: Sink | None,
+        *,
+        may_lack: bool,
+    ) -> None:
+        self.checks: list[MaskCheck] | None = None if sink is None else []
+        self._state, self._results, self._gradients, self._sink = state, results, gradients, sink
+        self._may_lack, self._count = may_lack, 0
+        state.in_step = state.spans_backward = sink is None
+
+    @contextmanager
+    def group(self, ids: list[RowId] | None, keep: Mapping[str, KeptColumn]) -> Iterator[None]:
+        """Make one step of what runs inside, with row ids and further columns.
+
+        Raises:
+            StepError: there is no sink, the block was left, or another step is open.
+        """
+        state = self._state
+        if self._sink is None:
+            raise StepError("have a sink to go to", "none", "Without a sink the whole block is one step.")
+        if not state.is_open or state.in_step:
+            got = "one inside another step" if state.is_open else "one after the block was left"
+            advice = "Begin it in the with-block, between forwards."
+            raise StepError("begin inside the with-block and outside other steps", got, advice)
+        state.spans_backward = True
+        try:
+            with self.step(ids, keep):
+                yield
+        finally:
+            state.spans_backward = False
+
+    @contextmanager
+    def step(self, ids: list[RowId] | None = None, keep: Mapping[str, KeptColumn] | None = None) -> Iterator[None]:
+        """Make one step of what runs inside; it reaches the sink unless that fails. A forward cut short is no failure.
+
+        Raises:
+            LayerNotRunError, GradientNotFoundError: see `check_complete`.
+        """
+        self._results.clear()
+        if self.checks:
+            self.checks.clear()
+        self._state.in_step = True
+        for gradients in self._gradients.values():
+            gradients.forget()
+        try:
+            yield
+        except StopForward:
+            self._end(ids, keep or {})
+            raise
+        finally:
+            self._state.in_step = False
+        self._end(ids, keep or {})
+
+    def check_complete(self) -> None:
+        """Make sure that everything requested was recorded in the step that ends.
+
+        Raises:
+            LayerNotRunError: a layer did not run.
+            GradientNotFoundError: a layer ran, and no gradient came for it.
+        """
+        if self._may_lack:
+            return
+        names, gradients = set(self._results.names), self._gradients
+        outputs = [it.layer for it in self._state.targets if it.side != "gradient" and it.name not in names]
+        idle = [it.layer for it in self._state.targets if it.side == "gradient" and not gradients[it.name].calls]
+        if outputs or idle:
+            raise LayerNotRunError(list(dict.fromkeys(outputs + idle)))
+        lacking = [name for name, recorder in gradients.items() if recorder.lacks]
+        if lacking:
+            raise GradientNotFoundError(lacking)
+
+    def close(self, error: BaseException | None) -> None:
+        """Close the sink; when that fails although the block has failed already, `error` gets a note of it."""
+        if self._sink is None:
+            return
+        try:
+            self._sink.close()
+        except Exception as sink_error:
+            if error is None:
+                raise
+            if sink_error is not error:  # a step may have raised it already
+                add_note(error, f"The sink could not be closed either: {sink_error}")
+
+    def _end(self, ids: list[RowId] | None, keep: Mapping[str, KeptColumn]) -> None:
+        self.check_complete()
+        columns = self._results.columns()
+        if self._sink is not None and (columns or ids is not None or keep):
+            step = make_step(self._count, columns, ids, keep, self.checks or ())
+            if not self._sink.reads_later:
+                step.check_masks()
+            self._sink.write(step)
+            self._count += 1
