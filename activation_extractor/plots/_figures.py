@@ -196,10 +196,10 @@ def column_of(store: Store, layer: str | None, reducer: str | None) -> Column:
 
 def _figure(width: float, height: float) -> Figure:
     try:
-        from matplotlib.figure import Figure
+        from activation_extractor.plots._notebook_figure import NotebookFigure
     except ImportError:
         raise MissingExtraError("A plot", "plot", "matplotlib") from None
-    return Figure(figsize=(width, height), layout="constrained")
+    return NotebookFigure(figsize=(width, height), layout="constrained")
 
 
 def _columns(store: Store, reducer: str | None) -> list[Column]:

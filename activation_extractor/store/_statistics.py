@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
 
+from activation_extractor._display import html_table
 from activation_extractor._tensors import to_numpy
 from activation_extractor.errors import ArgumentTypeError
 from activation_extractor.store._columns import Column
 
 _BLOCK_VALUES = 1 << 18  # 2 MiB as float64, which stays in a processor's cache
+_HEADER = ("rows", "features", "mean norm", "variance", "dead features", "NaN", "infinite")
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -43,6 +45,10 @@ class Statistics:
     dead_features: int
     nan_count: int
     inf_count: int
+
+    def _repr_html_(self) -> str:
+        numbers = (f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" for value in astuple(self))
+        return html_table("Statistics", [tuple(numbers)], header=_HEADER)
 
 
 def statistics(column: Column) -> Statistics:

@@ -28,6 +28,8 @@ from activation_extractor.store._parts import Part, Parts
 from activation_extractor.store._text_columns import TextColumn
 from activation_extractor.store._verify import Verification, verify_store
 
+_HEADER = ("layer", "reducer", "shape", "dtype")
+
 
 def open_store(path: str | os.PathLike[str]) -> Store:
     """Open a folder that ``capture(..., sink=path)`` or ``extract(..., out=path)`` wrote.
@@ -247,10 +249,10 @@ class Store(Mapping[EntryKey, Column]):
         return len(self._keys)
 
     def __repr__(self) -> str:
-        return _display.table(*self._table())
+        return _display.table(*self._table(), header=_HEADER)
 
     def _repr_html_(self) -> str:
-        return _display.html_table(*self._table())
+        return _display.html_table(*self._table(), header=_HEADER)
 
     def _table(self) -> tuple[str, list[tuple[str, ...]]]:
         rows: list[tuple[str, ...]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 import sys
 
@@ -309,6 +310,29 @@ def test_an_overview_of_one_layer_has_nothing_to_compare(tmp_path):
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["h · mean", "Norms by layer · mean"]
 
 
+@pytest.mark.parametrize(
+    "draw", [plots.norms, plots.similarity, plots.overview, lambda store: plots.projection(store["a"])]
+)
+def test_a_notebook_shows_a_figure_that_ends_a_cell(tmp_path, draw):
+    before = set(sys.modules)
+    figure = draw(store_of(tmp_path, {"a": randn(5, 2), "b": randn(5, 2)}))
+    assert isinstance(figure, Figure)
+    shown = displayed(figure)
+    width, height = struct.unpack(">II", shown[16:24])
+    assert (width, height) == tuple(figure.get_size_inches() * figure.dpi // 1)
+    assert displayed(pickle.loads(pickle.dumps(figure)))
+    assert "matplotlib.pyplot" not in sys.modules.keys() - before
+
+
+def displayed(value):
+    """What IPython shows of a value, with its own rule: a method of the class that gives the bytes of a PNG."""
+    method = getattr(type(value), "_repr_png_", None)
+    png = None if method is None else method(value)
+    assert png is not None
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    return png
+
+
 def test_an_svg_is_the_same_byte_for_byte(tmp_path):
     store = store_of(tmp_path / "store", {"h.0": randn(9, 2), "h.1": randn(9, 3)})
     for name in ("a.svg", "b.SVG"):
@@ -352,5 +376,6 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path):
 def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
     store = store_of(tmp_path, {"h": randn(4, 2)})
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "activation_extractor.plots._notebook_figure", raising=False)
     with pytest.raises(MissingExtraError, match=r"A plot needs matplotlib, which is not installed\."):
         plots.projection(store["h"])

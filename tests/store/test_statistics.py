@@ -182,6 +182,13 @@ def test_a_column_that_is_short_of_rows_counts_those_it_has(tmp_path):
     assert [statistics(store[name]).rows for name in "ab"] == [5, 2]
 
 
+def test_a_notebook_shows_statistics_as_a_table_with_headings(tmp_path):
+    html = statistics(column(tmp_path, torch.tensor([[3000.0, 4000.0], [math.nan, 4000.0]])))._repr_html_()
+    headings = ["rows", "features", "mean norm", "variance", "dead features", "NaN", "infinite"]
+    assert f"<tr><th>{'</th><th>'.join(headings)}</th></tr>" in html
+    assert f"<tr><td>{'</td><td>'.join(['2', '2', '5,000', '0', '2', '1', '0'])}</td></tr>" in html
+
+
 def test_complex_numbers_and_what_is_no_column_are_refused(tmp_path):
     with pytest.raises(ArgumentTypeError, match=r"^column must hold real numbers, got .*complex64"):
         statistics(column(tmp_path, torch.ones(2, 2, dtype=torch.complex64)))
