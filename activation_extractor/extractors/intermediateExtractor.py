@@ -132,21 +132,21 @@ class IntermediateExtractor(IntermediateExtractorBase):
 
     def _remove_saved(self, folder: Path, formats: Sequence[str]) -> None:
         names = {layer + suffix for layer in self.layer_list for suffix in _SUFFIXES.values()}
-        for emb_format in formats:
-            if not (folder / emb_format).is_dir() or (folder / emb_format).is_symlink():
-                continue  # nothing behind a link is removed
-            for call_folder in list((folder / emb_format).iterdir()):
-                if call_folder.is_symlink() or not call_folder.is_dir():
-                    continue
-                mine = [path for path in call_folder.iterdir() if path.name in names and path.is_file()]
-                for path in mine:
+        for format_folder in filter(_is_folder, [folder / emb_format for emb_format in formats]):
+            for call_folder in filter(_is_folder, list(format_folder.iterdir())):
+                saved = [path for path in call_folder.iterdir() if path.name in names and path.is_file()]
+                for path in saved:
                     path.unlink()
-                if mine and not any(call_folder.iterdir()):
+                if saved and not any(call_folder.iterdir()):
                     call_folder.rmdir()
 
 
 def to_array(layer: str, output: Any) -> np.ndarray[Any, Any]:
-    """A layer's output as an array: its first tensor, on the CPU, bfloat16 and float8 as float32."""
+    """A layer's output as an array: its first tensor, on the CPU, bfloat16 and float8 as float32.
+
+    Raises:
+        ValueNotFoundError: it holds no tensor.
+    """
     value = _value(layer, output)
     return value if isinstance(value, np.ndarray) else to_numpy(value)
 
@@ -161,8 +161,7 @@ def _value(layer: str, output: Any) -> np.ndarray[Any, Any] | Tensor:
 
 
 def _check_formats(emb_formats: Any, custom_position: int | None) -> list[EmbeddingFormat]:
-    given: Any = [emb_formats] if isinstance(emb_formats, str) else emb_formats
-    formats: list[EmbeddingFormat] = list(given)
+    formats: list[Any] = [emb_formats] if isinstance(emb_formats, str) else list(emb_formats)
     if not formats:
         raise ArgumentError("emb_formats", f"name at least one of {', '.join(_FORMATS)}", emb_formats)
     for emb_format in formats:
@@ -178,8 +177,8 @@ def _check_format(emb_format: str, custom_position: int | None) -> None:
 
 
 def _check_part(what: str, part: str) -> str:
-    """A name that is one part of a path and nothing more."""
-    if part in ("", ".", "..") or any(one in part for one in "/\\\0"):
+    """`part`, unless it is no name of a file in a folder."""
+    if part in ("", ".", "..") or any(character in part for character in "/\\\0"):
         raise ArgumentError(what, "be a plain file name", part, "Leave out path separators.")
     return part
 
@@ -201,6 +200,10 @@ def _position(outputs: Any, position: Any, axis: int) -> Any:
     if isinstance(outputs, np.ndarray):
         return outputs.take(position, axis)
     return outputs.select(axis, position).clone()
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()  # nothing behind a link is removed
 
 
 def _write(path: Path, array: np.ndarray[Any, Any]) -> None:

@@ -26,14 +26,14 @@ def assert_activations_close(
 ) -> None:
     """Fail when two runs differ, with a table of the layers and the first that differs marked.
 
-    Everything is as for `activation_extractor.compare`: `left` is the reference.
+    The arguments are those of `activation_extractor.compare`.
 
     Args:
         left: the reference: `Activations`, a `Store`, or a mapping of names to tensors.
-        right: what is compared with it, likewise.
+        right: `Activations`, a `Store`, or a mapping that is compared with it.
         match: which layers belong together; by default those of one name.
         rtol: the relative tolerance, or one for each layer by pattern.
-        atol: the absolute tolerance, likewise.
+        atol: the absolute tolerance, or one for each layer by pattern.
         check_dtype: whether another dtype is a difference.
 
     Raises:
@@ -51,17 +51,17 @@ def assert_activations_close(
           >  h.0    1        1        -       float32  (2,)   values
     """
     __tracebackhide__ = True
-    found = compare(left, right, match=match, rtol=rtol, atol=atol, check_dtype=check_dtype)
-    if not found:
-        text = f"Activations must be close, got a first difference in layer {found.first_difference!r}."
-        raise AssertionError(f"{text}\n{found!r}")
+    comparison = compare(left, right, match=match, rtol=rtol, atol=atol, check_dtype=check_dtype)
+    if not comparison:
+        text = f"Activations must be close, got a first difference in layer {comparison.first_difference!r}."
+        raise AssertionError(f"{text}\n{comparison!r}")
 
 
 def assert_no_hooks(model: nn.Module) -> None:
     """Fail when a module of `model` has a hook on its call.
 
-    Hooks that torch itself attached, such as those of weight norm and of pruning, are part of the model, and hooks on
-    every module are no part of it; neither are counted.
+    Hooks that torch itself attached, such as those of weight norm and of pruning, are part of the model and are not
+    counted; nor are hooks on every module.
 
     Args:
         model: the model, in wrappers or not.
