@@ -130,11 +130,11 @@ class ModuleTree:
             ways = [segment for segment in reversed(children) if segment == wrapped or segment in ways]
         for segment in ways:
             child = children.get(segment)
-            found = None if child is None else self._at(child, plain if segment == wrapped else plain[1:])
-            if found is not None:
+            layer = None if child is None else self._at(child, plain if segment == wrapped else plain[1:])
+            if layer is not None:
                 if wrapped is not None:
                     self._refuse_replicas(module)
-                return found
+                return layer
         return None if plain else module
 
     def _plain(self, full: Sequence[str]) -> list[str] | None:

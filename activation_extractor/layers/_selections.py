@@ -154,7 +154,7 @@ def _match(tree: ModuleTree, selection: Any) -> tuple[list[tuple[str, nn.Module]
     is_literal = isinstance(selection, nn.Module)
     names = tree.names_of(selection) if is_literal else _described(tree, selection)
     if not names and is_literal:
-        raise LayerNotFoundError(type(selection).__name__, advice="The module given is not part of the model.")
+        raise LayerNotFoundError(type(selection).__name__, advice="This module is not part of the model.")
     if not names:
         text = _text(selection)
         raise LayerNotFoundError(getattr(selection, "__qualname__", selection), _close_matches(text, tree))

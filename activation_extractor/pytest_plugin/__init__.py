@@ -59,10 +59,11 @@ class CaptureFixture:
         """End what was begun, before the test does: to read what a sink wrote, or to see that everything ran.
 
         Args:
-            error: what the test raised, if it did; nothing is missed then.
+            error: what the test raised, if it did; then a layer that never ran is no error.
 
         Raises:
-            LayerNotRunError, GradientNotFoundError: what was asked for did not come, and there is no `error`.
+            LayerNotRunError, GradientNotFoundError: a layer never ran, or its gradient never came, and there is no
+                `error`.
         """
         self._blocks.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
 
@@ -95,7 +96,7 @@ class ActivationSnapshot:
             max_bytes: how large the values may be together.
 
         Raises:
-            AssertionError: a difference, with a table of the layers; or there is no such file.
+            AssertionError: a difference, with a table of the layers; or the file does not exist.
             ArgumentError: a name that was used in this test before, or values larger than `max_bytes`.
             StoreError: the file cannot be read, or not be written.
         """

@@ -22,7 +22,7 @@ def golden_values(acts: Any, max_bytes: int) -> Mapping[Key, Tensor]:
     """The values for a golden file; refuses what is not meant for a repository, or cannot be in one file.
 
     Raises:
-        ArgumentTypeError: no activations, or a store.
+        ArgumentTypeError: `acts` is a store, or no activations at all.
         ArgumentError: the values are larger than `max_bytes`.
     """
     side = Side(acts, "acts")
@@ -43,13 +43,13 @@ def difference(path: Path, values: Mapping[Key, Tensor], *, rtol: GivenTolerance
     """
     if not path.exists():
         advice = "Write it with pytest --update-activations, and commit it."
-        return f"The golden file {short_path(path)!r} must be there to compare with, got no such file. {advice}"
-    found = compare(SavedActivations(path), values, rtol=rtol, atol=atol, check_dtype=True)
-    if found:
+        return f"There is no golden file {short_path(path)!r} to compare with. {advice}"
+    comparison = compare(SavedActivations(path), values, rtol=rtol, atol=atol, check_dtype=True)
+    if comparison:
         return None
-    advice = "If that is meant, run pytest with --update-activations."
-    first = f"a first difference in layer {found.first_difference!r}"
-    return f"Activations must be as in {short_path(path)!r}, got {first}. {advice}\n{found!r}"
+    advice = "If that is intended, run pytest with --update-activations."
+    text = f"The activations differ from {short_path(path)!r}, first in layer {comparison.first_difference!r}."
+    return f"{text} {advice}\n{comparison!r}"
 
 
 def write_golden(path: Path, values: Mapping[Key, Tensor]) -> None:

@@ -1,8 +1,8 @@
 """Reducers: from a layer's activation to the embedding that is kept.
 
-A reducer is any callable ``(activation, mask) -> tensor``. It is given the activation as ``(batch, seq, *features)`` on
-its own device, and the mask as ``(batch, seq)`` bool on the same device, True at real positions, or None when every
-position is real. What it returns has ``batch`` rows. It runs where the activation lives, inside the hook.
+A reducer is any callable ``(activation, mask) -> tensor``. The activation is ``(batch, seq, *features)``. The mask is
+``(batch, seq)`` bool on the same device, True at real positions, or None when every position is real. The tensor that a
+reducer returns has ``batch`` rows. It runs inside the hook, on the device of the activation.
 """
 
 from __future__ import annotations

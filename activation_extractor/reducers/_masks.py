@@ -1,4 +1,4 @@
-"""Which positions are real: the mask that a model's own call was given, fitted to a layer's activation."""
+"""Which positions are real: the mask of the model's own call, or another one, fitted to a layer's activation."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from activation_extractor.layers._patterns import glob
 from activation_extractor.layers._signatures import positions_of, signature_of
 from activation_extractor.reducers._mask_fit import MaskCheck, check_form, fit, is_additive
 
+_VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
 _DEFAULT = "attention_mask"
 _DECODER = "decoder_attention_mask"
 # Names under which models take what they keep between decoding steps.
@@ -73,7 +74,7 @@ class Masks:
         if isinstance(mask, Mapping):
             self._source = _by_pattern(mask, ModuleTree(model), signature, default)
         elif self._is_made_anew:
-            self._source = partial(_made_by, mask, default)
+            self._source = partial(_from_function, mask, default)
         else:
             self._source = default if self._is_default else _source(mask, signature)
 
@@ -146,7 +147,7 @@ class CallArguments:
         self._values: dict[str, Any] = {}
 
     def get(self, name: str) -> Any:
-        """The argument of this name, or the entry of a dict that is itself an argument; None without one."""
+        """The argument of this name, or what a dict among the arguments has under it; else None."""
         if name not in self._values:
             value = self._argument(name)
             if value is None:
@@ -174,7 +175,7 @@ def _source(mask: str | Tensor | BatchMask | None, signature: inspect.Signature 
     if not isinstance(mask, str):
         return (lambda *_: mask.now) if isinstance(mask, BatchMask) else (lambda *_: mask)
     parameters = signature.parameters if signature else {}
-    takes_any = signature is None or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    takes_any = signature is None or _VAR_KEYWORD in [parameter.kind for parameter in parameters.values()]
     # A lone argument may be a dict of features.
     if mask != _DEFAULT and mask not in parameters and not takes_any and len(parameters) != 1:
         raise ArgumentError("mask", f"name an argument of the model ({', '.join(sorted(parameters))})", mask)
@@ -191,12 +192,12 @@ def _by_pattern(
             raise ArgumentError("a pattern in mask", "match a layer of the model", pattern)
     by_layer: dict[str, Source] = {}
 
-    def source(layer: str, activation: Tensor, call: CallArguments | None) -> Any:
+    def of_layer(layer: str, activation: Tensor, call: CallArguments | None) -> Any:
         if layer not in by_layer:
-            by_layer[layer] = next((found for _, regex, found in by_pattern if regex.fullmatch(layer)), default)
+            by_layer[layer] = next((source for _, regex, source in by_pattern if regex.fullmatch(layer)), default)
         return by_layer[layer](layer, activation, call)
 
-    return source
+    return of_layer
 
 
 def _attention_mask(has_decoder_mask: bool, layer: str, activation: Tensor, call: CallArguments | None) -> Any:
@@ -218,7 +219,7 @@ def _argument(name: str, is_parameter: bool, layer: str, activation: Tensor, cal
     return mask
 
 
-def _made_by(
+def _from_function(
     function: Callable[..., Any], default: Source, layer: str, activation: Tensor, call: CallArguments | None
 ) -> Any:
     mask = None if call is None else default(layer, activation, call)
@@ -230,7 +231,7 @@ def _made_by(
 def _outside_call(layer: str, name: str) -> MaskError:
     return MaskError(
         f"come from {name!r} of the model's own call",
-        "a layer that ran outside of one",
-        "Capture the module that is called, or say mask=None when nothing is padding.",
+        "a layer that ran outside of such a call",
+        "Capture the module that is called, or pass mask=None when nothing is padding.",
         layer,
     )

@@ -45,7 +45,7 @@ def assert_activations_close(
         >>> assert_activations_close({"h.0": torch.ones(2)}, {"h.0": torch.ones(2)})
         >>> assert_activations_close({"h.0": torch.ones(2)}, {"h.0": torch.zeros(2)})
         Traceback (most recent call last):
-        AssertionError: Activations must be close, got a first difference in layer 'h.0'.
+        AssertionError: The activations differ, first in layer 'h.0'.
         Comparison of 1 layer: 1 differs, first 'h.0' (values)
              layer  max abs  max rel  cosine  dtype    shape  differs in
           >  h.0    1        1        -       float32  (2,)   values
@@ -53,7 +53,7 @@ def assert_activations_close(
     __tracebackhide__ = True
     comparison = compare(left, right, match=match, rtol=rtol, atol=atol, check_dtype=check_dtype)
     if not comparison:
-        text = f"Activations must be close, got a first difference in layer {comparison.first_difference!r}."
+        text = f"The activations differ, first in layer {comparison.first_difference!r}."
         raise AssertionError(f"{text}\n{comparison!r}")
 
 

@@ -25,7 +25,7 @@ from activation_extractor._private_torch import HOOK_KINDS, children_in, hooks_i
 from activation_extractor.layers._modules import ModuleTree
 
 _EXAMPLES = 3
-_METHODS = {  # and the names of the dictionaries to which they add
+_METHODS = {  # those that register hooks, and the dictionaries to which they add
     "register_forward_pre_hook": "_forward_pre_hooks",
     "register_forward_hook": "_forward_hooks",
     "register_full_backward_pre_hook": "_backward_pre_hooks",
@@ -91,7 +91,7 @@ class HookWatch:
     def __init__(self) -> None:
         self._is_on = True
         self._first_id = RemovableHandle.next_id  # torch counts its handles
-        self._pauses: list[list[float]] = []  # the first id of each and the first one after it
+        self._pauses: list[list[float]] = []  # of each, its first id and the first id after it
         self._registered: dict[tuple[int, int], _Registered] = {}
         self._methods = {name: self._watched(name, attribute) for name, attribute in _METHODS.items()}
         for name, method in self._methods.items():

@@ -211,10 +211,10 @@ class SinkTests(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         return self.make_sink(folder)
 
-    def _check(self, found: Sequence[Tensor], rows: Tensor) -> None:
+    def _check(self, written: Sequence[Tensor], rows: Tensor) -> None:
         expected = self.stored(rows)
-        assert len(found) == len(expected), f"{len(found)} rows in place of {len(expected)}"
-        for index, (row, other) in enumerate(zip(found, expected, strict=True)):
+        assert len(written) == len(expected), f"{len(written)} rows in place of {len(expected)}"
+        for index, (row, other) in enumerate(zip(written, expected, strict=True)):
             assert row.dtype == other.dtype, f"row {index} is {row.dtype} in place of {other.dtype}"
             assert torch.equal(row, other), f"row {index} is {row} in place of {other}"
 

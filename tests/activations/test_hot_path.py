@@ -192,7 +192,7 @@ def test_a_call_without_a_mask_says_nothing_about_the_next_one_or_about_a_layer_
         stack(tokens)
         with pytest.raises(IndexError):
             stack(torch.tensor([[99]]))
-        with pytest.raises(MaskError, match="ran outside of one"):
+        with pytest.raises(MaskError, match="ran outside of such a call"):
             stack.h[0](whole["h.0"])
 
 

@@ -141,7 +141,7 @@ def test_a_regex_has_to_match_the_whole_name(stack):
 def test_a_module_of_another_model_is_an_error(stack):
     with pytest.raises(LayerNotFoundError) as caught:
         resolve(stack, Block())
-    assert str(caught.value) == "No layer matches 'Block'. The module given is not part of the model."
+    assert str(caught.value) == "No layer matches 'Block'. This module is not part of the model."
 
 
 @pytest.mark.parametrize("again", ["h.0", ["h.0"], "module"])

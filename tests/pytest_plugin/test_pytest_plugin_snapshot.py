@@ -41,7 +41,7 @@ def test_a_missing_file_is_a_failure_that_says_so(pytester):
     result.stdout.fnmatch_lines(
         [
             ">       activation_snapshot.check(acts)",
-            f"E       AssertionError: The golden file '{GOLDEN}' must be there to compare with, got no such file. "
+            f"E       AssertionError: There is no golden file '{GOLDEN}' to compare with. "
             "Write it with pytest --update-activations, and commit it.",
         ]
     )
@@ -122,8 +122,8 @@ def test_a_difference_is_a_table_with_the_first_layer_marked_in_the_models_order
     result.stdout.re_match_lines(
         [
             r">       activation_snapshot.check\(acts\)$",
-            rf"E       AssertionError: Activations must be as in '{GOLDEN}', got a first difference in layer 'h.1'. "
-            r"If that is meant, run pytest with --update-activations.$",
+            rf"E       AssertionError: The activations differ from '{GOLDEN}', first in layer 'h.1'. "
+            r"If that is intended, run pytest with --update-activations.$",
             r"E       Comparison of 2 layers: 1 differs, first 'h.1' \(values\)$",
             r"E            layer  max abs  max rel  cosine    dtype    shape   differs in$",
             r"E            h.0    0        0        1.000000  float32  \(2, 8\)$",
