@@ -18,7 +18,7 @@ WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_
 _PARALLEL = (DataParallel, DistributedDataParallel)  # they keep it under "module"
 _PLACES = WRAPPER_SEGMENTS | {"module"}
 
-Visited = list[tuple[str, nn.Module]]  # names and modules, wrappers before what they wrap
+Visited = list[tuple[str, str, nn.Module]]  # full name, plain name and module, wrappers before what they wrap
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -92,20 +92,20 @@ class ModuleTree:
 
     def check(self, names: Iterable[str]) -> None:
         """Raise for the first of these layers that `find` refuses."""
-        if any(isinstance(module, DataParallel) for _, module in self._visited):
+        if any(isinstance(module, DataParallel) for *_, module in self._visited):
             for name in names:
                 self.find(name)
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
         """Plain name to plain module, in the model's order; a tied module stands under each of its names."""
-        return dict(self._visited)  # the inner module comes later and takes the wrapper's name
+        # The inner module comes later and takes the wrapper's name.
+        return {name: module for _, name, module in self._visited}
 
     @cached_property
     def full_names(self) -> dict[str, str]:
         """Full name, wrappers' segments included, to plain name."""
-        in_full = _visit(self._model, "", [("", self._model)], hides_wrappers=False)
-        return {full_name: name for (full_name, _), (name, _) in zip(in_full, self._visited, strict=True)}
+        return {full_name: name for full_name, name, _ in self._visited}
 
     def names_of(self, module: nn.Module) -> list[str]:
         """Every plain name of `module`; empty when it is not part of the model."""
@@ -114,13 +114,13 @@ class ModuleTree:
     @cached_property
     def _names(self) -> dict[int, dict[str, None]]:
         names: dict[int, dict[str, None]] = {}
-        for name, module in self._visited:
+        for _, name, module in self._visited:
             names.setdefault(id(module), {})[name] = None
         return names
 
     @cached_property
     def _visited(self) -> Visited:
-        return _visit(self._model, "", [("", self._model)], hides_wrappers=True)
+        return _visit(self._model, "", "", [("", "", self._model)])
 
     def _at(self, module: nn.Module, plain: Sequence[str]) -> nn.Module | None:
         """What `modules` has under the name of `module` and these further segments."""
@@ -152,22 +152,22 @@ class ModuleTree:
 
     def _refuse_replicas(self, module: nn.Module) -> None:
         if isinstance(module, DataParallel) and len(module.device_ids) > 1:
-            name = next(name for name, candidate in self._model.named_modules() if candidate is module)
+            name = next(full_name for full_name, _, candidate in self._visited if candidate is module)
             advice = "Capture its `.module` on one device, or use DistributedDataParallel with a capture per process."
             raise UnhookableLayerError(name, f"DataParallel over {len(module.device_ids)} devices", advice)
 
 
-def _visit(module: nn.Module, name: str, visited: Visited, *, hides_wrappers: bool) -> Visited:
-    """`visited`, with the modules below `module` and their plain or full names added to it."""
+def _visit(module: nn.Module, full_name: str, name: str, visited: Visited) -> Visited:
+    """`visited`, with the modules below `module` added to it."""
     children = children_of(module)
-    hidden = _wrapped_segment(module, children) if hides_wrappers else None
-    prefix = f"{name}." if name else ""
+    wrapped = _wrapped_segment(module, children)
+    full_prefix, prefix = f"{full_name}." if full_name else "", f"{name}." if name else ""
     for segment, child in children.items():
         if child is not None:
-            child_name = name if segment == hidden else prefix + segment
-            visited.append((child_name, child))
+            names = full_prefix + segment, name if segment == wrapped else prefix + segment
+            visited.append((*names, child))
             if children_of(child):
-                _visit(child, child_name, visited, hides_wrappers=hides_wrappers)
+                _visit(child, *names, visited)
     return visited
 
 

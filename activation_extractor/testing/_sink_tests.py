@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,9 +78,9 @@ class SinkTests(ABC):
 
     def test_rows_of_many_steps_come_back_in_order(self, tmp_path: Path) -> None:
         """Steps of different sizes, one behind the other."""
-        rows = torch.randn(12, 3)
-        written = self._write(tmp_path, [{_MEAN: part} for part in rows.split((2, 1, 4, 3, 2))])
-        self._check(written.values[_MEAN], rows)
+        steps = [torch.randn(rows, 3) for rows in (2, 1, 4, 3, 2)]
+        written = self._write(tmp_path, [{_MEAN: rows} for rows in steps])
+        self._check(written.values[_MEAN], torch.cat(steps))
 
     def test_layers_and_reducers_are_kept_apart(self, tmp_path: Path) -> None:
         """Columns of one step differ in everything but their rows."""
@@ -164,11 +164,8 @@ class SinkTests(ABC):
                 number = float(10 * thread + index)
                 sink.write(Step(index, 2, {_MEAN: torch.full((2, 3), number), _LAST: torch.full((2, 1), number)}))
 
-        threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(write, range(4)))
         sink.close()
         values = self.read(sink, tmp_path).values
         means, lasts = ([float(row.flatten()[0]) for row in values[key]] for key in (_MEAN, _LAST))
