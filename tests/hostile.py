@@ -151,7 +151,7 @@ def replace_array(path: Path, codec: Codec, entry: str, raw: bytes, shape: Any, 
     contents = codec.read(path)
     listed = {name: (one.dtype, one.shape, one.crc32) for name, one in contents.extents.items()}
     listed[entry] = (dtype, shape, zlib.crc32(raw))
-    about = {**contents.about, "seal": seal(contents.about, ((name, *one) for name, one in listed.items()))}
+    about = {**contents.metadata, "seal": seal(contents.metadata, ((name, *one) for name, one in listed.items()))}
     if codec is NPY:
         (path / npy_file(list(listed).index(entry), entry)).write_bytes(raw)
         crcs = {name: crc for name, (_, _, crc) in listed.items()}

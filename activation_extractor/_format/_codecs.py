@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from activation_extractor._format._headers import Contents, Entries
+from activation_extractor._format._headers import Entries, Header
 from activation_extractor._format._numpy import (
     as_numpy_has,
     read_npy_shard,
@@ -36,7 +36,7 @@ class Codec:
     suffix: str
     convert: Callable[[Tensor], Tensor]
     write: Callable[[Path, Entries, Mapping[str, str]], str]
-    read: Callable[[Path], Contents]
+    read: Callable[[Path], Header]
 
 
 def _as_safetensors_has(tensor: Tensor) -> Tensor:

@@ -52,15 +52,15 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Contents:
+class Header:
     """The header of a shard.
 
     Attributes:
-        about: what the writer noted: the unit, its rows, the store that it belongs to.
+        metadata: what the writer noted: the unit, its rows, the store that it belongs to.
         extents: by entry name.
     """
 
-    about: Mapping[str, str]
+    metadata: Mapping[str, str]
     extents: Mapping[str, Extent]
 
     def check_seal(self) -> None:
@@ -70,21 +70,21 @@ class Contents:
             ValueError: the seal is not that of the rest.
         """
         entries = ((name, one.dtype, one.shape, one.crc32) for name, one in self.extents.items())
-        if self.about.get(SEAL) != seal(self.about, entries):
+        if self.metadata.get(SEAL) != seal(self.metadata, entries):
             raise ValueError("a header that does not match its seal")
 
 
-def seal(about: Mapping[str, str], entries: Iterable[tuple[str, torch.dtype, Sequence[int], int]]) -> str:
+def seal(metadata: Mapping[str, str], entries: Iterable[tuple[str, torch.dtype, Sequence[int], int]]) -> str:
     """A checksum over everything that a header says, in hexadecimal; the same for every format."""
-    said = {key: value for key, value in about.items() if key != SEAL}
+    said = {key: value for key, value in metadata.items() if key != SEAL}
     listed = sorted((name, str(dtype), list(shape), crc) for name, dtype, shape, crc in entries)
     return f"{zlib.crc32(json.dumps([said, listed], sort_keys=True).encode()):08x}"
 
 
-def sealed(about: Mapping[str, str], entries: Entries, crcs: Mapping[str, int]) -> dict[str, str]:
+def sealed(metadata: Mapping[str, str], entries: Entries, crcs: Mapping[str, int]) -> dict[str, str]:
     """What is noted about a shard, with the seal over it and over the entries and their checksums."""
     listed = ((name, chunks[0].dtype, shape_of(chunks), crcs[name]) for name, chunks in entries.items())
-    return {**about, SEAL: seal(about, listed)}
+    return {**metadata, SEAL: seal(metadata, listed)}
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

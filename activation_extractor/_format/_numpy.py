@@ -24,9 +24,9 @@ from torch import Tensor
 from activation_extractor._files import TruncatedError, open_regular, read_at, read_whole, replacing, sync, sync_folder
 from activation_extractor._format._headers import (
     SEAL,
-    Contents,
     Entries,
     Extent,
+    Header,
     bytes_of,
     check_apart,
     check_shape,
@@ -37,7 +37,7 @@ from activation_extractor._format._headers import (
 from activation_extractor._tensors import numpy_has, ordinary
 from activation_extractor.errors import ArgumentError
 
-ABOUT = "about.json"
+METADATA_FILE = "about.json"
 _SUFFIX = ".npy"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LONGEST_HEADER = 1 << 16
@@ -54,25 +54,25 @@ def write_npz(path: Path, tensors: Mapping[str, Tensor]) -> None:
         _fill(archive, {name: [as_numpy_has(tensor).cpu()] for name, tensor in tensors.items()})
 
 
-def write_npz_shard(path: Path, entries: Entries, about: Mapping[str, str]) -> str:
+def write_npz_shard(path: Path, entries: Entries, metadata: Mapping[str, str]) -> str:
     """Write a shard as an npz file at a free path; returns its seal."""
     with open(path, "xb") as file:
         with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
             crcs = _fill(archive, entries)
-            about = sealed(about, entries, crcs)
-            archive.comment = json.dumps(about).encode()
+            metadata = sealed(metadata, entries, crcs)
+            archive.comment = json.dumps(metadata).encode()
         sync(file)
-    return about[SEAL]
+    return metadata[SEAL]
 
 
-def read_npz_shard(path: Path) -> Contents:
+def read_npz_shard(path: Path) -> Header:
     """What an npz shard holds; see `activation_extractor._format._safetensors.read_safetensors_shard`."""
     descriptor = open_regular(path)
     with open(descriptor, "rb") as file, zipfile.ZipFile(file) as archive:
         end = struct.pack("<H", len(archive.comment)) + archive.comment
         if read_at(descriptor, os.fstat(descriptor).st_size - len(end), len(end)) != end:
             raise ValueError("bytes behind its end")
-        about = json.loads(archive.comment, object_pairs_hook=unique)
+        metadata = json.loads(archive.comment, object_pairs_hook=unique)
         members = {one.filename.removesuffix(_SUFFIX): one for one in archive.infolist()}
         if len(members) < len(archive.infolist()):
             raise ValueError("an entry twice")
@@ -83,10 +83,10 @@ def read_npz_shard(path: Path) -> Contents:
             name: _extent(path, descriptor, starts[name], member.file_size, member.CRC)
             for name, member in members.items()
         }
-    return Contents(about, extents)
+    return Header(metadata, extents)
 
 
-def write_npy_shard(folder: Path, entries: Entries, about: Mapping[str, str]) -> str:
+def write_npy_shard(folder: Path, entries: Entries, metadata: Mapping[str, str]) -> str:
     """Write a shard as a new folder of npy files, ``about.json`` beside them; returns its seal."""
     folder.mkdir()
     crcs = {}
@@ -94,19 +94,19 @@ def write_npy_shard(folder: Path, entries: Entries, about: Mapping[str, str]) ->
         with open(folder / npy_file(number, name), "xb") as file:
             crcs[name] = _write_array(file.write, chunks)
             sync(file)
-    about = sealed(about, entries, crcs)
-    with open(folder / ABOUT, "xb") as file:
-        file.write(json.dumps({"about": about, "crc32": crcs}).encode())
+    metadata = sealed(metadata, entries, crcs)
+    with open(folder / METADATA_FILE, "xb") as file:
+        file.write(json.dumps({"about": metadata, "crc32": crcs}).encode())
         sync(file)
     sync_folder(folder)
-    return about[SEAL]
+    return metadata[SEAL]
 
 
-def read_npy_shard(folder: Path) -> Contents:
+def read_npy_shard(folder: Path) -> Header:
     """What a folder of npy files holds; see `activation_extractor._format._safetensors.read_safetensors_shard`."""
     if folder.is_symlink():
         raise ValueError("a link")
-    said = json.loads(read_whole(folder / ABOUT), object_pairs_hook=unique)
+    said = json.loads(read_whole(folder / METADATA_FILE), object_pairs_hook=unique)
     extents = {}
     for number, (name, crc) in enumerate(said["crc32"].items()):
         path = folder / npy_file(number, name)  # never a path out of the file
@@ -115,7 +115,7 @@ def read_npy_shard(folder: Path) -> Contents:
             extents[name] = _extent(path, descriptor, 0, os.fstat(descriptor).st_size, crc)
         finally:
             os.close(descriptor)
-    return Contents(said["about"], extents)
+    return Header(said["about"], extents)
 
 
 def npy_file(number: int, entry: str) -> str:

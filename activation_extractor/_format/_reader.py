@@ -1,13 +1,14 @@
 """Reading values out of shards: exactly the bytes that are asked for, with few files open.
 
-Files are read with ``pread`` rather than mapped: a file that is cut short meanwhile is an error and no crash, a random
-row costs one or two pages of the disk, and the kernel reads ahead where rows are read one behind the other.
+Files are read with ``pread`` rather than mapped: a file that is cut short while it is read raises an error, where a map
+would crash the process; a random row costs one or two pages of the disk; and the kernel reads ahead where rows follow
+one another.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from activation_extractor._files import open_regular
-from activation_extractor._format._codecs import CODECS, Codec
+from activation_extractor._format._codecs import Codec
 from activation_extractor._format._entries import IDS, OFFSETS, ROWS
 from activation_extractor._format._headers import Extent
 from activation_extractor._format._journal import JournalRecord
@@ -26,8 +27,8 @@ from activation_extractor._format._rows import RowId
 from activation_extractor._format._shards import REPAIR, Shard, read_shard, unreadable
 from activation_extractor.errors import StoreError
 
-_MOST_OPEN = 64
-_MOST_HEADERS = 256
+_MAX_OPEN_FILES = 64
+_MAX_HEADERS = 256
 
 
 class Reader:
@@ -35,25 +36,31 @@ class Reader:
 
     Args:
         codec: the format of the shards.
-        store: what they say that they belong to.
-        told: what the journal tells of shards, by unit; a header that says otherwise is refused.
-        regular: the entries that a shard normally has for its columns.
+        store: the name of the store, as its shards hold it.
+        records: the journal's records, by unit; a shard that differs from its record is refused.
+        regular: the entries of the columns that the manifest lists.
     """
 
     def __init__(
         self,
         codec: Codec,
         store: str,
-        told: Mapping[str, JournalRecord] | None = None,
+        records: Mapping[str, JournalRecord] | None = None,
         regular: frozenset[str] = frozenset(),
     ) -> None:
-        self._arguments = codec.name, store, told or {}, regular
+        self._arguments = codec, store, records, regular
         # The caches do not refer to the reader: it is gone, and its files are closed, when the last reference is.
-        self._shards = lru_cache(_MOST_HEADERS)(partial(_read_shard, codec, store, told or {}, regular))
-        self._values = lru_cache(_MOST_OPEN)(partial(_open, self._shards, lru_cache(_MOST_OPEN)(_File)))
+        shards = lru_cache(_MAX_HEADERS)(partial(_read_shard, codec, store, records or {}, regular))
+        files = lru_cache(_MAX_OPEN_FILES)(_File)
+
+        def open_values(path: str, entry: str) -> Values:
+            extent = shards(path).extents[entry]
+            return Values(extent, files(str(extent.path)))
+
+        self._shards, self._values = shards, lru_cache(_MAX_OPEN_FILES)(open_values)
 
     def __reduce__(self) -> Any:
-        return _reader_of, self._arguments
+        return Reader, self._arguments
 
     def shard(self, path: str) -> Shard:
         """The header of a shard.
@@ -67,7 +74,7 @@ class Reader:
         """The values of an entry that a shard has.
 
         Raises:
-            StoreError: likewise.
+            StoreError: the shard is damaged, gone, or belongs to another store.
         """
         return self._values(path, entry)
 
@@ -86,7 +93,7 @@ class Reader:
         try:
             return [joined[start:stop].decode() for start, stop in pairwise(self.offsets(path, IDS, 0, None).tolist())]
         except ValueError as error:
-            raise StoreError(path, "hold ids that are text", "other bytes", REPAIR) from error
+            raise StoreError(path, "hold ids that are UTF-8 text", "other bytes", REPAIR) from error
 
     def offsets(self, path: str, entry: str, start: int, stop: int | None) -> Tensor:
         """Where the rows `start` to `stop` of a ragged column begin, and where the last one ends.
@@ -97,26 +104,26 @@ class Reader:
         index, positions = self.open(path, entry + OFFSETS), self.shard(path).extents[entry].shape[0]
         last = index.extent.shape[0] - 1
         stop = last if stop is None else stop
-        found = index.rows(start, stop + 1)
-        is_well = found[0] >= 0 and found[-1] <= positions and not bool((found[1:] < found[:-1]).any())
-        if not is_well or (start == 0 and found[0] != 0) or (stop == last and found[-1] != positions):
-            raise StoreError(path, "hold offsets that rise", f"others for {entry!r}", REPAIR)
-        return found
+        offsets = index.rows(start, stop + 1)
+        is_valid = offsets[0] >= 0 and offsets[-1] <= positions and not bool((offsets[1:] < offsets[:-1]).any())
+        if not is_valid or (start == 0 and offsets[0] != 0) or (stop == last and offsets[-1] != positions):
+            raise StoreError(path, f"hold rising offsets of {entry!r}", "other numbers", REPAIR)
+        return offsets
 
     def row_numbers(self, path: str, entry: str) -> Tensor:
         """Which rows of its shard a column has, ``(rows,)`` int64.
 
         Raises:
-            StoreError: they do not rise, or are none of the shard's.
+            StoreError: they do not rise, or are not rows of the shard.
         """
         shard = self.shard(path)
         if entry + ROWS not in shard.extents:
             return torch.arange(shard.rows)
-        found = self.open(path, entry + ROWS).whole()
-        is_well = not len(found) or (found[0] >= 0 and found[-1] < shard.rows)
-        if not is_well or bool((found[1:] <= found[:-1]).any()):
-            raise StoreError(path, f"hold rising rows of {entry!r}", "others", REPAIR)
-        return found
+        rows = self.open(path, entry + ROWS).whole()
+        is_valid = not len(rows) or (rows[0] >= 0 and rows[-1] < shard.rows)
+        if not is_valid or bool((rows[1:] <= rows[:-1]).any()):
+            raise StoreError(path, f"hold rising row numbers of {entry!r}", "other numbers", REPAIR)
+        return rows
 
 
 class Values:
@@ -131,7 +138,7 @@ class Values:
         self.extent, self.row_bytes, self._file = extent, extent.row_bytes, file
 
     def row(self, index: int) -> Tensor:
-        """One row, new memory; the index must be one of the entry's."""
+        """One row, new memory; `index` must be below the entry's number of rows."""
         size, extent = self.row_bytes, self.extent
         if not size:
             return torch.empty(extent.shape[1:], dtype=extent.dtype)
@@ -141,7 +148,7 @@ class Values:
         return row if len(extent.shape) == 2 else row.view(extent.shape[1:])
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Consecutive rows, new memory; they must be the entry's."""
+        """The rows from `start` up to `stop`, which the entry must have; new memory."""
         extent, size = self.extent, (stop - start) * self.row_bytes
         shape = (stop - start, *extent.shape[1:])
         if not size:
@@ -163,7 +170,7 @@ class Values:
         extent = self.extent
         if extent.start == extent.stop:
             return torch.empty(extent.shape, dtype=extent.dtype)
-        if extent.start % extent.dtype.itemsize:  # in an npz file that another program has written
+        if extent.start % extent.dtype.itemsize:  # possible in an npz file that another program has written
             return self.whole()
         try:
             storage = torch.UntypedStorage.from_file(str(extent.path), False, extent.stop)  # holds no file open
@@ -202,22 +209,13 @@ class _File:
 
 
 def _read_shard(
-    codec: Codec, store: str, told: Mapping[str, JournalRecord], regular: frozenset[str], path: str
+    codec: Codec, store: str, records: Mapping[str, JournalRecord], regular: frozenset[str], path: str
 ) -> Shard:
     shard = read_shard(Path(path), codec)
-    record = told.get(shard.about["unit"])
+    record = records.get(shard.metadata["unit"])
     if record is not None and record != shard.record(record.nbytes, regular):
-        advice = "Remove the folder 'journal', which is made from shards."
-        raise StoreError(path, "hold what the journal tells", "other rows or columns", advice)
-    if shard.about.get("store") != store:
+        advice = "Remove the folder 'journal': every shard is opened in its place."
+        raise StoreError(path, "agree with the journal", "other rows or columns", advice)
+    if shard.metadata.get("store") != store:
         raise StoreError(path, "belong to this store", "a shard of another one", "Take it out of the folder.")
     return shard
-
-
-def _open(shards: Callable[[str], Shard], files: Callable[[str], _File], path: str, entry: str) -> Values:
-    extent = shards(path).extents[entry]
-    return Values(extent, files(str(extent.path)))
-
-
-def _reader_of(codec_name: str, *others: Any) -> Reader:
-    return Reader(CODECS[codec_name], *others)

@@ -21,9 +21,9 @@ from torch import Tensor
 from activation_extractor._files import TruncatedError, open_regular, read_at, replacing, sync
 from activation_extractor._format._headers import (
     SEAL,
-    Contents,
     Entries,
     Extent,
+    Header,
     bytes_of,
     check_shape,
     crc32_of,
@@ -35,7 +35,7 @@ from activation_extractor.errors import ArgumentError
 
 _ALIGNMENT = 64
 _LONGEST_HEADER = 100_000_000  # as in the reference reader
-_ABOUT = "__metadata__"
+_METADATA = "__metadata__"
 _CRC32 = "crc32:"  # in front of an entry's name, in the metadata
 _DTYPE_NAMES = {
     torch.float64: "F64",
@@ -90,7 +90,7 @@ def stream_safetensors(
         file.write(bytes_of(chunk))
 
 
-def write_safetensors_shard(path: Path, entries: Entries, about: Mapping[str, str]) -> str:
+def write_safetensors_shard(path: Path, entries: Entries, metadata: Mapping[str, str]) -> str:
     """Write a shard at a free path, with a checksum for each entry in its metadata; returns its seal.
 
     The checksums are taken on another thread while the values are written, and filled in at the end.
@@ -98,22 +98,22 @@ def write_safetensors_shard(path: Path, entries: Entries, about: Mapping[str, st
     none = dict.fromkeys(entries, 0)
     with open(path, "xb") as file, ThreadPoolExecutor(1) as pool:
         taken = pool.submit(lambda: {name: crc32_of(chunks) for name, chunks in entries.items()})
-        stream_safetensors(file, entries, _with_crc32(sealed(about, entries, none), none))
-        about = sealed(about, entries, taken.result())
-        header, _ = arranged(entries, _with_crc32(about, taken.result()))
+        stream_safetensors(file, entries, _with_crc32(sealed(metadata, entries, none), none))
+        metadata = sealed(metadata, entries, taken.result())
+        header, _ = arranged(entries, _with_crc32(metadata, taken.result()))
         file.seek(0)
         file.write(header)  # as long as before: a checksum always has eight digits
         sync(file)
-    return about[SEAL]
+    return metadata[SEAL]
 
 
-def _with_crc32(about: Mapping[str, str], crcs: Mapping[str, int]) -> dict[str, str]:
-    return {**about, **{_CRC32 + name: f"{crc:08x}" for name, crc in crcs.items()}}
+def _with_crc32(metadata: Mapping[str, str], crcs: Mapping[str, int]) -> dict[str, str]:
+    return {**metadata, **{_CRC32 + name: f"{crc:08x}" for name, crc in crcs.items()}}
 
 
 def arranged(entries: Entries, metadata: Mapping[str, str] | None) -> tuple[bytes, list[Tensor]]:
     """The header of a file, and the chunks in the order in which they follow it."""
-    header: dict[str, object] = {_ABOUT: dict(metadata)} if metadata else {}
+    header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
     chunks: list[Tensor] = []
     offset = 0
     # Widest elements first, as the reference writer does, so that every tensor starts on a multiple of its element.
@@ -128,7 +128,7 @@ def arranged(entries: Entries, metadata: Mapping[str, str] | None) -> tuple[byte
     return struct.pack("<Q", len(text)) + text, chunks
 
 
-def read_safetensors_shard(path: Path) -> Contents:
+def read_safetensors_shard(path: Path) -> Header:
     """What a shard holds. Every number in its header is checked against the file before it is believed.
 
     Raises:
@@ -136,11 +136,11 @@ def read_safetensors_shard(path: Path) -> Contents:
         ValueError: it is no such shard, or a damaged one.
     """
     header, data_start, size = read_header(path)
-    noted = header.pop(_ABOUT)
+    noted = header.pop(_METADATA)
     crcs = {key.removeprefix(_CRC32): value for key, value in noted.items() if key.startswith(_CRC32)}
-    about = {key: value for key, value in noted.items() if not key.startswith(_CRC32)}
+    metadata = {key: value for key, value in noted.items() if not key.startswith(_CRC32)}
     _check_ranges(header, size - data_start)
-    return Contents(about, {name: _extent(path, data_start, entry, crcs[name]) for name, entry in header.items()})
+    return Header(metadata, {name: _extent(path, data_start, entry, crcs[name]) for name, entry in header.items()})
 
 
 def read_header(path: Path) -> tuple[Any, int, int]:

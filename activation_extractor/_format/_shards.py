@@ -1,4 +1,4 @@
-"""Shards: the files of a store that hold rows. One that is there is complete and is never rewritten.
+"""Shards: the files of a store that hold rows. A shard appears complete and is never rewritten.
 
 A unit's shard is ``shards/<unit>.safetensors`` or ``.npz``, or a folder ``shards/<unit>.npy``. Units of a data set are
 named by their number, those of a with-block ``<writer>-<number>``.
@@ -18,64 +18,64 @@ from activation_extractor._files import TruncatedError, draft, publish
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._entries import IDS, OFFSETS, ROWS, column_key, is_index, kept_name
 from activation_extractor._format._fields import Field
-from activation_extractor._format._headers import SEAL, Contents, Entries, Extent
+from activation_extractor._format._headers import SEAL, Entries, Extent, Header
 from activation_extractor._format._journal import JournalRecord
 from activation_extractor.errors import StoreError
 
 SHARDS = "shards"
-_MOST_BARE_ROWS = 2**20  # of a shard whose rows have no bytes that could bear witness to their number
+_MAX_EMPTY_ROWS = 2**20  # of a shard without values: no file size limits how many rows its header claims
 REPAIR = "Restore it from a copy, or delete it and extract again."
 _NO_LINK = "Copy what it points to in its place."
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The header of a shard, checked.
+    """A shard whose header was checked.
 
     Attributes:
         path: the file or folder.
         rows: how many rows it has.
-        about: what its writer noted: unit, rows, store, seal; of a data set's unit also batches and inputs.
+        metadata: unit, rows, store and seal; for a unit of a data set also batches and inputs.
         extents: where the values of each entry lie.
     """
 
     path: Path
     rows: int
-    about: Mapping[str, str]
+    metadata: Mapping[str, str]
     extents: Mapping[str, Extent]
 
     @property
     def columns(self) -> list[str]:
-        """The entries that are columns, kept ones too, in the order of the file."""
+        """The entries of columns and kept columns, in the order of the file."""
         return [name for name in self.extents if name != IDS and not is_index(name)]
 
     def count(self, entry: str) -> int:
-        """How many rows a column has here."""
+        """How many rows of a column the shard holds."""
         if entry + OFFSETS in self.extents:
             return self.extents[entry + OFFSETS].shape[0] - 1
         return self.extents[entry].shape[0]
 
     def field(self, entry: str) -> Field:
-        """What a column is here; its key is the entry itself where no writer gives such names."""
+        """What a column is, as the shard holds it."""
         dtype, shape = self.extents[entry].dtype, self.extents[entry].shape[1:]
-        return Field(column_key(entry) or kept_name(entry) or entry, dtype, shape, entry + OFFSETS in self.extents)
+        return Field(column_key(entry) or kept_name(entry) or "", dtype, shape, entry + OFFSETS in self.extents)
 
     def record(self, nbytes: int, regular: frozenset[str]) -> JournalRecord:
-        """What a journal says of this shard.
+        """The journal's record of the shard.
 
         Args:
             nbytes: its size on disk.
-            regular: the entries of the columns that a shard of this store normally has; where this one differs, its
-                columns are listed with their rows.
+            regular: the entries of the columns that the manifest lists; a shard that has others, or fewer rows of one,
+                is recorded with the rows of each column.
         """
         counts = {entry: self.count(entry) for entry in self.columns}
         is_regular = counts.keys() == regular and set(counts.values()) == {self.rows}
-        unit, seal = self.about["unit"], self.about[SEAL]
+        unit, seal = self.metadata["unit"], self.metadata[SEAL]
         return JournalRecord(unit, self.rows, nbytes, seal, None if is_regular else counts)
 
 
 def shard_path(folder: Path, unit: str, codec: Codec) -> Path:
-    """Where the shard of a unit lies."""
+    """The path of a unit's shard."""
     return folder / SHARDS / (unit + codec.suffix)
 
 
@@ -85,10 +85,10 @@ def unit_name(number: int, writer: str | None = None) -> str:
 
 
 def list_units(folder: Path, codec: Codec) -> list[str]:
-    """The units whose shards are there, in order; every other file is passed over.
+    """The units that have a shard, in order; every other file is passed over.
 
     Raises:
-        StoreError: something there, or the folder of shards, is a link.
+        StoreError: the folder of shards, or something in it, is a link.
     """
     entries = scan_shards(folder)
     for link in filter(os.DirEntry.is_symlink, entries):
@@ -103,14 +103,15 @@ def is_shard(name: str, codec: Codec) -> bool:
 
 
 def _pattern(codec: Codec) -> re.Pattern[str]:
+    """The names of shards; the group is the unit."""
     return re.compile(rf"((?:[0-9]{{8}}T[0-9]{{12}}-[0-9a-f]{{8}}-)?[0-9]{{8}}){re.escape(codec.suffix)}")
 
 
 def scan_shards(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a store's folder of shards; nothing when there is none.
+    """What lies in a store's folder of shards; an empty list where the store has no such folder.
 
     Raises:
-        StoreError: it is a link, or cannot be read.
+        StoreError: the folder is a link, or cannot be read.
     """
     path = folder / SHARDS
     if path.is_symlink():
@@ -124,67 +125,67 @@ def scan_shards(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def read_shard(path: Path, codec: Codec) -> Shard:
-    """The header of a shard, every number of it checked against the file and against the others.
+    """Read the header of a shard, and check each number in it against the file and the other numbers.
 
     Raises:
-        StoreError: it is damaged, gone, or no shard.
+        StoreError: the shard is damaged, gone, or of another format.
     """
     try:
         return _checked(path, codec.read(path), path.name.removesuffix(codec.suffix))
-    except Exception as error:  # whatever a parser makes of bytes that anybody may have written
+    except Exception as error:  # damaged bytes make the parsers of json, zipfile and numpy raise errors of any type
         raise unreadable(path, error) from error
 
 
 def unreadable(path: str | Path, error: Exception) -> StoreError:
-    """What to tell of a shard that cannot be read: that it is damaged, or that the system does not let us."""
+    """The error for a shard that cannot be read: it is damaged, or the system refuses."""
     if isinstance(error, OSError):
         name = os.path.basename(str(error.filename or ""))
         where = f" ({name!r})" if name and name != os.path.basename(path) else ""
         advice = REPAIR if isinstance(error, FileNotFoundError) else "Check the disk, permissions and open files."
         return StoreError(path, "be a readable shard", f"{error.strerror or error}{where}", advice)
-    reason = str(error) if type(error) in (ValueError, TruncatedError) else f"no such header ({error!r:.80})"
+    reason = str(error) if type(error) in (ValueError, TruncatedError) else f"a header of another form ({error!r:.80})"
     return StoreError(path, "be a readable shard", reason, REPAIR)
 
 
-def write_shard(folder: Path, codec: Codec, unit: str, entries: Entries, about: Mapping[str, str]) -> int | None:
+def write_shard(folder: Path, codec: Codec, unit: str, entries: Entries, metadata: Mapping[str, str]) -> int | None:
     """Write a unit as a shard that appears whole or not at all.
 
     Returns:
-        Its size in bytes; None when another writer had written the same rows already, which stay.
+        The shard's size in bytes; None where another writer had written a shard of the same rows, which stays.
 
     Raises:
         StoreError: the disk refuses, or another writer has written other rows.
     """
     path = shard_path(folder, unit, codec)
     with draft(path) as beside:
-        sealed = codec.write(beside, entries, {"unit": unit, **about})
+        sealed = codec.write(beside, entries, {"unit": unit, **metadata})
         nbytes = size_of(beside)
         if publish(beside, path):
             return nbytes
-    if read_shard(path, codec).about[SEAL] != sealed:
+    if read_shard(path, codec).metadata[SEAL] != sealed:
         advice = "Give each run a folder of its own."
-        raise StoreError(path, "hold what this run computed", "other values, from another writer", advice)
+        raise StoreError(path, "hold what this run computed", "other values from another writer", advice)
     return None
 
 
 def size_of(path: Path) -> int:
     """The size in bytes of a shard."""
     files = path.iterdir() if path.is_dir() else [path]
-    return sum(one.lstat().st_size for one in files)
+    return sum(file.lstat().st_size for file in files)
 
 
-def _checked(path: Path, contents: Contents, unit: str) -> Shard:
-    about, extents = contents.about, contents.extents
-    if not all(isinstance(value, str) for value in about.values()):
-        raise ValueError("notes that are no text")
-    contents.check_seal()
-    if about["unit"] != unit:
-        raise ValueError(f"the shard of unit {about['unit']!r}")
-    shard = Shard(path, int(about["rows"]), about, extents)
-    if str(shard.rows) != about["rows"] or not 0 <= shard.rows < 2**63:
-        raise ValueError(f"{about['rows']!r} rows")
-    if shard.rows > _MOST_BARE_ROWS and not any(extent.stop > extent.start for extent in extents.values()):
-        raise ValueError(f"{shard.rows} rows without a byte")
+def _checked(path: Path, header: Header, unit: str) -> Shard:
+    metadata, extents = header.metadata, header.extents
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("metadata that is not text")
+    header.check_seal()
+    if metadata["unit"] != unit:
+        raise ValueError(f"the shard of unit {metadata['unit']!r}")
+    shard = Shard(path, int(metadata["rows"]), metadata, extents)
+    if str(shard.rows) != metadata["rows"] or not 0 <= shard.rows < 2**63:
+        raise ValueError(f"{metadata['rows']!r} rows")
+    if shard.rows > _MAX_EMPTY_ROWS and not any(extent.stop > extent.start for extent in extents.values()):
+        raise ValueError(f"{shard.rows} rows without values")
     for name, extent in extents.items():
         _check_entry(name, extent, extents)
     for name in [*shard.columns, *([IDS] if IDS in extents else [])]:
@@ -198,7 +199,7 @@ def _check_entry(name: str, extent: Extent, extents: Mapping[str, Extent]) -> No
     if is_index(name):
         base = name.removesuffix(OFFSETS).removesuffix(ROWS)
         if extent.dtype != torch.int64 or len(extent.shape) != 1 or base not in extents:
-            raise ValueError(f"{name!r}, which is no index")
+            raise ValueError(f"{name!r}, which is not the index of a column")
     elif name == IDS:
         dtype = torch.uint8 if IDS + OFFSETS in extents else torch.int64
         if extent.dtype != dtype or len(extent.shape) != 1:
@@ -206,4 +207,4 @@ def _check_entry(name: str, extent: Extent, extents: Mapping[str, Extent]) -> No
     elif not extent.shape:
         raise ValueError(f"{name!r}, which has no rows")
     elif column_key(name) is None and kept_name(name) is None:
-        raise ValueError(f"{name!r}, which is no entry of a store")
+        raise ValueError(f"{name!r}, which is not the name of an entry")

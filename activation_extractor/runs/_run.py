@@ -189,7 +189,7 @@ class _StoredUnit:
     def __init__(self, folder: Path, reader: Reader, path: str) -> None:
         shard = reader.shard(path)
         self.rows = shard.rows
-        self._folder, self._about, self._ids = folder, shard.about, reader.ids(path)
+        self._folder, self._about, self._ids = folder, shard.metadata, reader.ids(path)
         self._row = 0
 
     def compare(self, ids: list[RowId] | None, rows: Sequence[int] | None) -> None:

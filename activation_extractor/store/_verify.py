@@ -14,7 +14,7 @@ from activation_extractor._format._entries import OFFSETS
 from activation_extractor._format._headers import Extent
 from activation_extractor._format._journal import JOURNAL, JournalRecord, read_records
 from activation_extractor._format._manifest import MANIFEST, Manifest, read_manifest, store_name
-from activation_extractor._format._numpy import ABOUT
+from activation_extractor._format._numpy import METADATA_FILE
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._seen_ids import SeenIds
 from activation_extractor._format._shards import SHARDS, Shard, is_shard, scan_shards, shard_path, size_of
@@ -133,7 +133,7 @@ def _altered(shard: Shard, record: JournalRecord | None, regular: frozenset[str]
     if record is not None and record != shard.record(record.nbytes, regular):
         yield Damage(shard.path, "altered", "another shard than the journal knows")
     if shard.path.is_dir():
-        known = {extent.path.name for extent in shard.extents.values()} | {ABOUT}
+        known = {extent.path.name for extent in shard.extents.values()} | {METADATA_FILE}
         yield from (_stray(entry) for entry in list(os.scandir(shard.path)) if entry.name not in known)
 
 

@@ -12,8 +12,8 @@ from hostile import guarded
 
 from activation_extractor._files import TruncatedError, open_regular, read_at
 from activation_extractor._format._headers import (
-    Contents,
     Extent,
+    Header,
     bytes_of,
     check_apart,
     check_shape,
@@ -28,9 +28,9 @@ ABOUT = {"unit": "00000000", "rows": "3", "store": "größe"}
 LISTED = [("a", torch.float32, (3, 2), 1), ("b", torch.int64, (3,), 2)]
 
 
-def contents(about: dict, listed: list) -> Contents:
+def contents(about: dict, listed: list) -> Header:
     extents = {name: Extent(None, 0, dtype, shape, crc, 0) for name, dtype, shape, crc in listed}
-    return Contents(about, extents)
+    return Header(about, extents)
 
 
 # -- seals ------------------------------------------------------------------------------------------------------------

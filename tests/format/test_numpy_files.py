@@ -218,7 +218,7 @@ def test_a_checksum_is_that_of_the_npy_file_header_included(tmp_path, write):
 def test_a_shard_tells_where_its_values_lie(tmp_path, write):
     seal = write(tmp_path / "a", ENTRIES, ABOUT)
     contents = READ[write](tmp_path / "a")
-    assert contents.about == {**ABOUT, "seal": seal}
+    assert contents.metadata == {**ABOUT, "seal": seal}
     assert list(contents.extents) == list(ENTRIES)
     for name, chunks in ENTRIES.items():
         extent, whole = contents.extents[name], torch.cat(chunks)

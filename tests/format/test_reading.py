@@ -265,7 +265,7 @@ def test_a_shard_of_another_store_is_refused(tmp_path, codec):
 def test_offsets_that_do_not_rise_from_the_first_position_to_the_last_are_an_error(tmp_path, codec, offsets, rows):
     path = shard_of(tmp_path, codec, {"a:a": torch.ones(4, 2), "a:a#offsets": torch.tensor(offsets)}, rows=3)
     reader = Reader(CODECS[codec], STORE)
-    with pytest.raises(StoreError, match="00000000.*' must hold offsets that rise, got others for 'a:a'. Restore it"):
+    with pytest.raises(StoreError, match="00000000.*' must hold rising offsets of 'a:a', got other numbers"):
         reader.offsets(path, "a:a", *rows)
 
 

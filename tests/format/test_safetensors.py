@@ -214,7 +214,7 @@ def test_a_shard_tells_where_its_values_lie(tmp_path):
     seal = write_safetensors_shard(path, ENTRIES, ABOUT)
     contents = read_safetensors_shard(path)
     data = path.read_bytes()
-    assert contents.about == {**ABOUT, "seal": seal}
+    assert contents.metadata == {**ABOUT, "seal": seal}
     assert contents.extents.keys() == ENTRIES.keys()
     for name, chunks in ENTRIES.items():
         extent = contents.extents[name]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from activation_extractor._format._codecs import CODECS, SAFETENSORS, Codec
+from activation_extractor._format._fields import Field
 from activation_extractor._format._headers import Extent
 from activation_extractor._format._journal import JournalRecord
 from activation_extractor._format._shards import (
@@ -91,8 +92,8 @@ def test_a_shard_tells_its_rows_its_notes_and_where_its_values_lie(folder, codec
     write_shard(folder, codec, UNIT, ENTRIES, ABOUT)
     shard = read_shard(shard_path(folder, UNIT, codec), codec)
     assert shard.rows == 3
-    assert {name: value for name, value in shard.about.items() if name != "seal"} == {"unit": UNIT, **ABOUT}
-    assert re.fullmatch("[0-9a-f]{8}", shard.about["seal"])
+    assert {name: value for name, value in shard.metadata.items() if name != "seal"} == {"unit": UNIT, **ABOUT}
+    assert re.fullmatch("[0-9a-f]{8}", shard.metadata["seal"])
     assert sorted(shard.columns) == sorted(COLUMNS)
     assert {entry: shard.count(entry) for entry in shard.columns} == dict(zip(COLUMNS, (3, 3, 1, 3, 3), strict=True))
     for name, chunks in ENTRIES.items():
@@ -158,7 +159,7 @@ def test_a_name_that_has_other_rows_is_an_error_and_stays_untouched(folder, code
         about["inputs"] = "other"
     else:
         del entries["#keep:none"]
-    text = r"' must hold what this run computed, got other values, from another writer\. Give each run a folder"
+    text = r"' must hold what this run computed, got other values from another writer\. Give each run a folder"
     with pytest.raises(StoreError, match=text) as caught:
         write_shard(folder, codec, UNIT, entries, about)
     assert caught.value.path == shard_path(folder, UNIT, codec)
@@ -291,3 +292,9 @@ def test_a_record_counts_ragged_and_short_columns_by_their_rows(folder, codec):
     record = read_shard(shard_path(folder, UNIT, codec), codec).record(5, frozenset(COLUMNS))
     assert record.counts == dict(zip(COLUMNS, (3, 3, 1, 3, 3), strict=True))
     assert JournalRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+@pytest.mark.parametrize("key", [("a", "b"), ("a:b/#", "%"), "label", "x#offsets", ""])
+def test_a_shard_says_what_a_column_is_whatever_its_name(key):
+    field = Field(key, torch.float32, (2,), is_ragged=False)
+    assert shard_of({field.entry: 3}, 3).field(field.entry) == field

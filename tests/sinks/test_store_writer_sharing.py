@@ -133,7 +133,7 @@ def test_a_unit_that_another_writer_has_written_alike_stays(tmp_path):
 def test_a_unit_that_another_writer_has_written_otherwise_is_an_error_and_stays(tmp_path):
     write(writer(tmp_path), unit_name(0), mean_step(1, [1], 1.0))
     before = shards(tmp_path)[0].read_bytes()
-    with pytest.raises(StoreError, match="must hold what this run computed, got other values, from another writer"):
+    with pytest.raises(StoreError, match="must hold what this run computed, got other values from another writer"):
         write(writer(tmp_path, 1), unit_name(0), mean_step(1, [1], 2.0))
     assert shards(tmp_path)[0].read_bytes() == before
     assert len(os.listdir(tmp_path / "shards")) == 1

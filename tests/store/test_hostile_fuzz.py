@@ -228,7 +228,7 @@ def test_random_indices_are_read_or_refused(data, codec):
         entries[name] = [torch.tensor(data.draw(st.lists(number, min_size=size, max_size=size)))]
     with brief_store(codec, has_journal=data.draw(st.booleans())) as folder:
         path = shard_path(folder, UNITS[1], codec)
-        about = read_shard(path, codec).about
+        about = read_shard(path, codec).metadata
         shutil.rmtree(path) if codec is NPY else path.unlink()
         codec.write(path, entries, about)
         faults(folder)

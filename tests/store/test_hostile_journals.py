@@ -153,7 +153,7 @@ def test_a_unit_of_a_with_block_in_a_store_of_a_data_set_is_refused(tmp_path):
     unit = "20260102T030405678901-0123abcd-00000000"
     shard = read_shard(shard_path(folder, UNITS[0], codec), codec)
     entries = {name: chunks for name, chunks in entries_of(0).items() if not name.startswith("#ids")}
-    codec.write(shard_path(folder, unit, codec), entries, {**shard.about, "unit": unit})
+    codec.write(shard_path(folder, unit, codec), entries, {**shard.metadata, "unit": unit})
     assert faults(folder)
 
 
