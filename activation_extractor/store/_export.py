@@ -55,10 +55,11 @@ def export(store: Store, out: str | os.PathLike[str], to: str) -> Export:
     ==============  ==================================================================================================
     ``parquet``     A file of one table, for pandas, polars, DuckDB or Spark. ``id`` is the first column (row numbers
                     when the store has no ids); kept columns have their names, the others are called ``layer``, or
-                    ``layer:reducer`` when there are several reducers. A row of numbers is a fixed-size list, flattened
-                    (its ``shape`` is in the field's metadata), a ragged one a list of these. A column that is short of
-                    rows has nulls, and lists of no fixed size, which pyarrow reads with nulls since 26 only. bfloat16
-                    and float8 become float32. Needs the extra ``parquet``.
+                    ``layer:reducer`` when there are several reducers. A row of one axis is a fixed-size list, a row of
+                    several axes a tensor of Arrow (``fixed_shape_tensor``), which readers that do not know it see as a
+                    flattened list; a ragged row is a list of flattened positions. The field's metadata has ``shape``.
+                    A column that is short of rows has nulls, and flattened lists of no fixed size, since pyarrow reads
+                    nulls among others since 26 only. bfloat16 and float8 become float32. Needs the extra ``parquet``.
     ``npy``         A folder with ``ids.npy`` and a file for each column, named as in Parquet and percent-escaped.
     ``npz``         One file; entries are called ``layer`` or ``layer:reducer``, as by ``Activations.save``, and
                     ``#ids`` and ``#keep:name`` as in a store's own shards.

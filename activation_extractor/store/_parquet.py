@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from activation_extractor._files import sync
 from activation_extractor._format._rows import RowId
@@ -49,19 +48,20 @@ def write_parquet(path: Path, ids: Sequence[RowId], columns: Mapping[str, Any]) 
 
     fields = [_Field(pa, name, column, len(ids)) for name, column in columns.items()]
     id_column = pa.array(ids, pa.string() if ids and isinstance(ids[0], str) else pa.int64())
-    schema = pa.schema([pa.field(ID, id_column.type, nullable=False), *(one.field for one in fields)])
+    schema = pa.schema([pa.field(ID, id_column.type, nullable=False), *(field.field for field in fields)])
     options: dict[str, Any] = {
         # Measured on 6,000 rows of MiniLM: zstd alone leaves 93 % of float32; with the bytes of equal weight side by
         # side 85 %, and 35 % of what was bfloat16; written at three quarters of the speed of no compression at all.
         "compression": "zstd",
-        "use_byte_stream_split": [one.path for one in fields if one.is_splittable],  # floats of 32 and 64 bits alone:
-        "use_dictionary": False,  # it is in all readers for them, and for others only since Parquet 2.11
+        # Floats of 32 and 64 bits alone: other numbers can be split since Parquet 2.11, which not all readers know.
+        "use_byte_stream_split": [field.path for field in fields if field.is_splittable],
+        "use_dictionary": False,
         "write_statistics": [ID],
     }
     with open(path, "xb") as file:
         with pq.ParquetWriter(file, schema, **options) as writer:
             for start, stop in _groups(len(ids), fields):
-                arrays = [id_column[start:stop], *(one.array(start, stop) for one in fields)]
+                arrays = [id_column[start:stop], *(field.array(start, stop) for field in fields)]
                 writer.write_table(pa.table(arrays, schema=schema), row_group_size=stop - start)
         sync(file)
 
@@ -82,13 +82,19 @@ class _Field:
         if self._is_text:
             self.field = pa.field(name, pa.string())
             return
-        self._width, self._number = math.prod(column.row_shape), _parquet_number(pa, name, column)
-        self.is_splittable = self._number in (pa.float32(), pa.float64())
+        number, self._width = _parquet_number(pa, name, column), math.prod(column.row_shape)
+        self._row_bytes = self._width * number.bit_width // 8  # of a position, when ragged
+        self.is_splittable = number in (pa.float32(), pa.float64())
         # pyarrow before 26 cannot read lists of a fixed size of which some are null.
-        self._is_listed = bool(column.row_shape) and self._present is not None and not column.is_ragged
-        size = () if self._is_listed else (self._width,)
-        self._row = self._number if not column.row_shape else self._listed(self._number, *size)
+        self._has_null_lists = bool(column.row_shape) and self._present is not None and not column.is_ragged
+        self._row = (
+            number if not column.row_shape else self._listed(number, -1 if self._has_null_lists else self._width)
+        )
         whole = self._listed(self._row) if column.is_ragged else self._row
+        has_axes = len(column.row_shape) > 1 and not column.is_ragged and not self._has_null_lists
+        if has_axes and number != pa.bool_():  # which Arrow has no tensors of
+            whole = pa.fixed_shape_tensor(number, column.row_shape)
+            self._row = whole.storage_type
         about = {"shape": json.dumps(list(column.row_shape)), "dtype": str(column.dtype).removeprefix("torch.")}
         self.field = pa.field(name, whole, metadata=about)
 
@@ -96,51 +102,54 @@ class _Field:
         """Add to the bytes of each row of the table what this column has of it."""
         if self._is_text:
             totals += _TEXT_BYTES
-        elif self._column.is_ragged:
+            return
+        if self._column.is_ragged:
             rows = slice(None) if self._present is None else self._present
-            totals[rows] += self._column.lengths().numpy() * self._width * self._number.bit_width // 8
+            totals[rows] += self._column.lengths().numpy() * self._row_bytes
         else:
-            totals += self._width * self._number.bit_width // 8
+            totals += self._row_bytes
 
     def array(self, start: int, stop: int) -> Any:
         """The rows `start` to `stop` of the table, null where the column has none."""
-        has_row, first, last = np.ones(stop - start, dtype=bool), start, stop
+        pa, has_row, first, last = self._pa, np.ones(stop - start, dtype=bool), start, stop
         if self._present is not None:
-            first, last = (int(one) for one in np.searchsorted(self._present, (start, stop)))
+            first, last = (int(place) for place in np.searchsorted(self._present, (start, stop)))
             has_row[:] = False
             has_row[self._present[first:last] - start] = True
-        found = self._column[first:last]
+        rows = self._column[first:last]
         if self._is_text:
-            texts = iter(found)
-            return self._pa.array([next(texts) if one else None for one in has_row], self._pa.string())
-        return self._ragged(found, has_row) if self._column.is_ragged else self._rows(to_numpy(found), ~has_row)
+            texts = iter(rows)
+            return pa.array([next(texts) if is_present else None for is_present in has_row], pa.string())
+        if self._column.is_ragged:
+            positions = torch.cat([torch.empty((0, *self._column.row_shape), dtype=self._column.dtype), *rows])
+            return self._lists(self._fixed(to_numpy(positions)), list(map(len, rows)), has_row)
+        values = to_numpy(rows)
+        if self._has_null_lists:
+            return self._lists(pa.array(values.reshape(-1)), self._width, has_row)
+        if self._column.row_shape:
+            lists = self._fixed(values)
+            return lists if self.field.type == lists.type else pa.ExtensionArray.from_storage(self.field.type, lists)
+        spread = np.zeros(len(has_row), values.dtype)
+        spread[has_row] = values
+        return pa.array(spread, mask=~has_row)
 
-    def _ragged(self, found: list[Tensor], has_row: _Array) -> Any:
-        offsets = np.zeros(len(has_row) + 1, dtype=np.int32)
-        offsets[1:][has_row] = [len(one) for one in found]
-        values = to_numpy(torch.cat([torch.empty((0, *self._column.row_shape), dtype=self._column.dtype), *found]))
-        rows, starts = self._rows(values, None), self._pa.array(offsets.cumsum(dtype=np.int32))
-        return self._pa.ListArray.from_arrays(starts, rows, type=self.field.type, mask=self._pa.array(~has_row))
+    def _fixed(self, values: _Array) -> Any:
+        """An element for each row, or for each position of ragged ones."""
+        numbers = self._pa.array(values.reshape(-1))
+        if not self._column.row_shape:
+            return numbers
+        return self._pa.FixedSizeListArray.from_arrays(numbers, type=self._row)
 
-    def _rows(self, values: _Array, is_null: _Array | None) -> Any:
-        """An element for each row; for each that is not null, where that is said."""
-        pa = self._pa
-        if is_null is not None and self._is_listed:
-            starts = np.zeros(len(is_null) + 1, dtype=np.int32)
-            starts[1:][~is_null] = self._width
-            starts, mask = pa.array(starts.cumsum(dtype=np.int32)), pa.array(is_null)
-            return pa.ListArray.from_arrays(starts, pa.array(values.reshape(-1)), type=self._row, mask=mask)
-        if self._row is not self._number:
-            return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=self._row)
-        if is_null is None:
-            return pa.array(values)
-        spread = np.zeros(len(is_null), values.dtype)
-        spread[~is_null] = values
-        return pa.array(spread, mask=is_null)
+    def _lists(self, elements: Any, lengths: Any, has_row: _Array) -> Any:
+        """Lists of so many elements each, of which `lengths` has those that are not null."""
+        ends = np.zeros(len(has_row) + 1, dtype=np.int32)
+        ends[1:][has_row] = lengths
+        starts, mask = self._pa.array(ends.cumsum(dtype=np.int32)), self._pa.array(~has_row)
+        return self._pa.ListArray.from_arrays(starts, elements, type=self.field.type, mask=mask)
 
-    def _listed(self, kind: Any, *size: int) -> Any:
+    def _listed(self, kind: Any, size: int = -1) -> Any:
         self.path += ".list.element"
-        return self._pa.list_(self._pa.field("element", kind, nullable=False), *size)
+        return self._pa.list_(self._pa.field("element", kind, nullable=False), size)
 
 
 def _parquet_number(pa: Any, name: str, column: Column) -> Any:

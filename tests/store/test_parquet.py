@@ -35,7 +35,7 @@ def test_a_parquet_file_is_one_table_with_every_column(store, tmp_path):
     assert table.column_names == ["id", "h.0:mean", "h.0:full", "h:1:mean", "x:mean", "label"]
     assert table["id"].to_pylist() == IDS
     assert table["label"].to_pylist() == [0, 1, 2, 3, 4]
-    assert np.array_equal(np.array(table["h.0:mean"].to_pylist(), np.float32), DENSE.numpy())
+    assert np.array_equal(table["h.0:mean"].combine_chunks().to_numpy_ndarray(), DENSE.view(5, 2, 3).numpy())
     assert table["h:1:mean"].to_pylist() == HALVES.float().tolist()
     assert table["h.0:full"].to_pylist() == [one.tolist() for one in torch.split(RAGGED, LENGTHS)]
     assert table["x:mean"].to_pylist() == [None, None, *SHORT.tolist()]
@@ -44,13 +44,26 @@ def test_a_parquet_file_is_one_table_with_every_column(store, tmp_path):
 def test_a_parquet_file_keeps_types_and_says_shapes(store, tmp_path):
     export(store, tmp_path / "out.parquet", "parquet")
     schema = pq.read_schema(tmp_path / "out.parquet")
-    assert pa.types.is_fixed_size_list(schema.field("h.0:mean").type)
-    assert schema.field("h.0:mean").type.list_size == 6
+    assert schema.field("h.0:mean").type == pa.fixed_shape_tensor(pa.float32(), [2, 3])
+    assert schema.field("h:1:mean").type.list_size == 2
     assert json.loads(schema.field("h.0:mean").metadata[b"shape"]) == [2, 3]
     assert schema.field("h:1:mean").metadata[b"dtype"] == b"bfloat16"
     assert schema.field("h.0:full").type.value_type.list_size == 2
     assert pa.types.is_list(schema.field("x:mean").type)  # null lists of a fixed size cannot be read before pyarrow 26
     assert (schema.field("label").type, schema.field("id").type) == (pa.int64(), pa.string())
+
+
+@pytest.mark.parametrize("dtype", REALS)
+def test_rows_of_several_axes_are_tensors_to_readers_that_know_them_and_lists_to_others(tmp_path, dtype):
+    values = torch.arange(24).view(2, 3, 4).to(dtype)
+    export(simple_store(tmp_path, {("a", "mean"): values}), tmp_path / "o", "parquet")
+    column = pq.read_table(tmp_path / "o")["a"]
+    if dtype is torch.bool:  # which no tensor of Arrow may hold
+        assert column.type.list_size == 12
+    else:
+        assert np.array_equal(column.combine_chunks().to_numpy_ndarray().astype(float), values.double().numpy())
+    assert column.to_pylist() == values.double().flatten(1).tolist()
+    assert pq.ParquetFile(tmp_path / "o").metadata.schema.column(1).path == "a.list.element"
 
 
 def test_a_parquet_file_is_compressed_with_its_bytes_split(store, tmp_path):
