@@ -32,6 +32,8 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _SETTINGS = (*_PLAIN, tuple, torch.dtype)
 _INFINITE = (float("inf"), float("-inf"))
 _DEEPEST = 20
+_DIGESTS = {"weights": "weights", "structure": "structure of the model"}  # what they stand for in a fingerprint
+_KINDS = ("entry", "function", "type", "method", "partial", "module", "tensor", "array")  # of what `describe` describes
 
 
 def describe(value: Any) -> Any:
@@ -91,10 +93,10 @@ def inputs_crc32(arguments: Any, start: int) -> int:
     return _crc32_of("value", json.dumps(describe(arguments)), start)
 
 
-def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Which parts of two fingerprints differ, and how, as a reader would be told."""
-    names = dict.fromkeys([*there, *now])
-    return [_difference(name, there.get(name), now.get(name)) for name in names if there.get(name) != now.get(name)]
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Which parts of two fingerprints differ, and how, in words for people: digests are left out."""
+    names = dict.fromkeys([*before, *now])
+    return [_difference(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
 
 
 class _Describer:
@@ -224,16 +226,34 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _difference(name: str, there: Any, now: Any) -> str:
-    if isinstance(there, Mapping) and isinstance(now, Mapping):
-        keys = [key for key in dict.fromkeys([*there, *now]) if there.get(key) != now.get(key)]
-        return f"{name} ({', '.join(map(str, keys[:3]))})"
-    if isinstance(there, list) and isinstance(now, list):
-        lacking, added = _without(there, now), _without(now, there)
-        told = [*(f"without {one}" for one in lacking[:1]), *(f"with {one}" for one in added[:1])]
-        return f"{name} ({', '.join(told) or 'in another order'})"
-    return f"{name} ({now!r:.60} in place of {there!r:.60})"
+def _difference(name: str, before: Any, now: Any) -> str:
+    if name in _DIGESTS:
+        return _DIGESTS[name]
+    if (isinstance(before, list) and isinstance(now, list)) or (_is_by_name(before) and _is_by_name(now)):
+        removed, added = _without(before, now), _without(now, before)
+        parts = [*(f"without {member}" for member in removed[:1]), *(f"with {member}" for member in added[:1])]
+        if isinstance(now, Mapping):
+            parts += [f"another {key}" for key in now if key in before and now[key] != before[key]][:1]
+        return f"{name} ({', '.join(parts) or 'in another order'})"
+    if _shown(before) == _shown(now):
+        return f"{name} (another {_shown(now)})"
+    return f"{name} ({_shown(now)} in place of {_shown(before)})"
 
 
-def _without(some: Iterable[Any], others: list[Any]) -> list[str]:
-    return [str(one[0] if isinstance(one, list) else one) for one in some if one not in others]
+def _without(some: Iterable[Any], others: Any) -> list[str]:
+    return [str(member[0] if isinstance(member, list) else member) for member in some if member not in others]
+
+
+def _is_by_name(value: Any) -> bool:
+    """Whether a described value is a mapping, in contrast to an object that `describe` made a mapping of."""
+    return isinstance(value, Mapping) and not any(kind in value for kind in _KINDS)
+
+
+def _shown(value: Any) -> str:
+    """A described value for people."""
+    if value is None or value is False:
+        return "none"
+    kind = next((kind for kind in _KINDS if kind in value), "") if isinstance(value, Mapping) else ""
+    if kind in ("entry", "function", "type"):
+        return f"{kind} {value[kind]!r}"
+    return kind or ("callable" if value is True else f"{value!r:.60}")

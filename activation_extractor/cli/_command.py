@@ -13,6 +13,10 @@ from typer.core import TyperCommand
 from activation_extractor.errors import ActivationError, ArgumentError
 
 _IN_OPTIONS = {
+    "mask (entry 'pooling_mask' in place of 'attention_mask')": "--skip-special-tokens (left out before)",
+    "mask ('attention_mask' in place of entry 'pooling_mask')": "--skip-special-tokens (left out now)",
+    "ids ('id' in place of none)": "--id-column (left out before)",
+    "ids (none in place of 'id')": "--id-column (left out now)",
     "Give the folder that was given as out= or sink=.": "Give the folder that extract wrote.",
     "match='order'": "--by-order",
     "with a dict": "with --match",

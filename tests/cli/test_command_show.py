@@ -120,6 +120,23 @@ def test_the_options_and_the_model_of_an_extraction_are_told(tmp_path):
     assert "sequence axis:  none\n" in lines
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"pooling_mask": "own"}, "own of the batches"),
+        (
+            {"mask": lambda layer, activation, mask: mask},
+            "<lambda>",
+        ),
+    ],
+)
+def test_a_mask_is_named_and_never_shown_as_it_is_stored(tmp_path, options, expected):
+    batches = [{"input": torch.zeros(2, 4)} | ({"own": torch.ones(2, 4)} if "pooling_mask" in options else {})]
+    extract(nn.Sequential(nn.Linear(4, 2)), batches, "0", out=tmp_path / "out", progress=False, **options)
+    assert told(tmp_path / "out")["options"]["mask"].startswith(expected)
+    assert f"mask:           {expected}" in shown(tmp_path / "out")
+
+
 def test_rows_without_ids_are_said_to_be_numbered(tmp_path):
     assert "none, rows are numbered" in shown(make_store(tmp_path, ids=()))
 

@@ -260,20 +260,32 @@ def test_another_process_with_another_hash_seed_describes_the_same():
     assert json.loads(told.stdout) == describe(here["everything"]())
 
 
+FUNCTION = describe(made("def add(a, b): return a + b", "add"))
+
+
 @pytest.mark.parametrize(
     ("there", "now", "text"),
     [
         ({"model": "A"}, {"model": "A"}, []),
         ({"model": "A"}, {"model": "B"}, ["model ('B' in place of 'A')"]),
-        ({"model": "A"}, {}, ["model (None in place of 'A')"]),
+        ({"model": "A"}, {}, ["model (none in place of 'A')"]),
         ({"a": 1, "b": 1}, {"b": 2, "a": 2}, ["a (2 in place of 1)", "b (2 in place of 1)"]),
-        ({"a": {"x": 1, "y": 2}}, {"a": {"y": 3, "x": 1, "z": 4}}, ["a (y, z)"]),
-        ({"a": dict.fromkeys("wxyz", 1)}, {"a": dict.fromkeys("wxyz", 2)}, ["a (w, x, y)"]),
+        ({"a": {"x": 1, "y": 2}}, {"a": {"y": 3, "x": 1, "z": 4}}, ["a (with z, another y)"]),
+        ({"a": dict.fromkeys("wxyz", 1)}, {"a": dict.fromkeys("wxyz", 2)}, ["a (another w)"]),
         ({"a": [["h.0", 1], ["h.1", 1]]}, {"a": [["h.1", 1], ["h.2", 1]]}, ["a (without h.0, with h.2)"]),
         ({"a": ["x"]}, {"a": ["x", "y"]}, ["a (with y)"]),
         ({"a": ["x", "y"]}, {"a": ["y", "x"]}, ["a (in another order)"]),
-        ({"a": "x" * 99}, {"a": None}, [f"a (None in place of '{'x' * 59})"]),
-        ({"a": None}, {"a": "x" * 99}, [f"a ('{'x' * 59} in place of None)"]),
+        ({"a": "x" * 99}, {"a": None}, [f"a (none in place of '{'x' * 59})"]),
+        ({"a": None}, {"a": "x" * 99}, [f"a ('{'x' * 59} in place of none)"]),
+        ({"weights": "4ab1"}, {"weights": "ffd4"}, ["weights"]),
+        ({"structure": "4ab1"}, {"structure": "ffd4"}, ["structure of the model"]),
+        ({"ids": False}, {"ids": "name"}, ["ids ('name' in place of none)"]),
+        ({"ids": "name"}, {"ids": True}, ["ids (callable in place of 'name')"]),
+        ({"mask": "m"}, {"mask": {"entry": "p"}}, ["mask (entry 'p' in place of 'm')"]),
+        ({"mask": FUNCTION}, {"mask": None}, ["mask (none in place of function 'add')"]),
+        ({"mask": FUNCTION}, {"mask": {**FUNCTION, "code": "0"}}, ["mask (another function 'add')"]),
+        ({"mask": describe(torch.ones(1))}, {"mask": describe(torch.zeros(1))}, ["mask (another tensor)"]),
+        ({"mask": {"type": "A", "state": None}}, {"mask": {"type": "B"}}, ["mask (type 'B' in place of type 'A')"]),
     ],
 )
 def test_differences_are_told_by_part(there, now, text):

@@ -164,9 +164,9 @@ def test_the_manifest_of_the_same_run_is_returned(tmp_path):
     ("run", "differences"),
     [
         ({"fingerprint": {"model": "Big"}}, ["model ('Big' in place of 'Tiny')"]),
-        ({"fingerprint": {}}, ["model (None in place of 'Tiny')"]),
-        ({"fingerprint": {"model": "Tiny", "mask": "m"}}, ["mask ('m' in place of None)"]),
-        ({"batches_per_unit": 3}, ["unit size (3 in place of None)"]),
+        ({"fingerprint": {}}, ["model (none in place of 'Tiny')"]),
+        ({"fingerprint": {"model": "Tiny", "mask": "m"}}, ["mask ('m' in place of none)"]),
+        ({"batches_per_unit": 3}, ["unit size (3 in place of none)"]),
     ],
 )
 def test_another_run_is_an_error_that_says_what_differs(tmp_path, run, differences):

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from activation_extractor._display import printable
+from activation_extractor._display import aligned, human_bytes, plural, printable
 from activation_extractor.cli._terminal import say, say_json
 
 if TYPE_CHECKING:
     from activation_extractor.store import Store
 
 _FIRST_IDS = 3
-_OPTIONS = ("mask", "sequence_axis", "calls")  # of a run, in the manifest's fingerprint
-_NUMBERS = ("rows", "mean_norm", "variance", "dead_features", "features", "nan_count", "inf_count")
-_MOST_WIDTH = 60  # of a value in the head
+_OPTIONS = ("mask", "sequence_axis", "calls")
+_STATISTICS = {  # their heads in the table
+    "mean_norm": "mean norm",
+    "variance": "variance",
+    "dead_features": "dead",
+    "features": "features",
+    "nan_count": "NaN",
+    "inf_count": "inf",
+}
 
 
 def show(
     store: Annotated[Path, typer.Argument(help="The folder of a store.", show_default=False)],
-    stats: Annotated[bool, typer.Option("--stats", help="Read it all, and tell what the numbers are like.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Read it all, and say what the numbers are like.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for a script.")] = False,
 ) -> None:
     """Show what a store holds: its columns, and what run they are of.
@@ -39,29 +46,29 @@ def show(
     """
     from activation_extractor.store import open_store
 
-    found = _about(open_store(store), stats)
+    content = _about(open_store(store), stats)
     if as_json:
-        say_json(found)
+        say_json(content)
     else:
-        say("\n".join(_lines(found)))
+        say("\n".join(_lines(content)))
 
 
 def _about(store: Store, stats: bool) -> dict[str, Any]:
     """What there is to say of a store, as JSON has it."""
-    manifest = store.manifest
-    fingerprint = manifest["fingerprint"]
-    units, first_ids = _units(store)
+    manifest, shards = store.manifest, store.shards
+    # Ids of the first shard alone: `store.ids` would open every shard.
+    count = 0 if manifest["ids"] is None or not shards else min(_FIRST_IDS, shards[0].rows)
     return {
         "path": str(store.path),
         "model": manifest.get("model"),
         "rows": store.rows,
         "format": manifest["codec"],
-        "units": units,
+        "units": len(shards),
         "bytes": store.nbytes,
         "ids": manifest["ids"],
-        "first_ids": first_ids,
+        "first_ids": list(islice(store.iter_ids(), count)),
         "reducers": store.reducers,
-        "options": {name: fingerprint[name] for name in _OPTIONS if name in fingerprint},
+        "options": {name: _option(store.fingerprint[name]) for name in _OPTIONS if name in store.fingerprint},
         "versions": manifest.get("versions", {}),
         "columns": [
             {"layer": layer, "reducer": reducer, **_column(store[layer, reducer], stats)}
@@ -71,19 +78,13 @@ def _about(store: Store, stats: bool) -> dict[str, Any]:
     }
 
 
-def _units(store: Store) -> tuple[int, list[Any]]:
-    """How many units there are, and the first ids: from one shard, where `store.ids` would open all of them."""
-    from activation_extractor._format._manifest import Manifest, store_name
-    from activation_extractor._format._reader import Reader
-    from activation_extractor._format._shards import list_units, shard_path
-
-    manifest = Manifest.from_json(store.manifest)
-    units = list_units(store.path, manifest.codec)
-    if not units:
-        return 0, []
-    reader = Reader(manifest.codec, store_name(manifest.fingerprint))
-    ids = reader.ids(str(shard_path(store.path, units[0], manifest.codec))) or []
-    return len(units), ids[:_FIRST_IDS]
+def _option(value: Any) -> Any:
+    """An option of a run; a mask that is no plain value as a text."""
+    if not isinstance(value, Mapping):
+        return value
+    if "entry" in value:
+        return f"{value['entry']} of the batches"
+    return str(value.get("function") or value.get("type") or "a callable")
 
 
 def _column(column: Any, stats: bool) -> dict[str, Any]:
@@ -103,64 +104,57 @@ def _column(column: Any, stats: bool) -> dict[str, Any]:
     if stats and not column.dtype.is_complex:
         numbers = asdict(statistics(column))
         # JSON has no NaN and no infinity.
-        about["statistics"] = {name: one if math.isfinite(one) else None for name, one in numbers.items()}
+        about["statistics"] = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
     return about
 
 
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    yield from _aligned([(f"{name}:", value) for name, value in _head(found)], "<<")
-    for title, columns in (("columns", found["columns"]), ("kept columns", found["keep"])):
+def _lines(content: Mapping[str, Any]) -> Iterator[str]:
+    yield from _aligned([(f"{name}:", value) for name, value in _head(content)], "<<")
+    for title, columns in (("column", content["columns"]), ("kept column", content["keep"])):
         if columns:
             yield ""
-            yield f"{len(columns)} {title if len(columns) > 1 else title.removesuffix('s')}"
+            yield plural(len(columns), title)
             yield from _table(columns)
 
 
-def _head(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    from activation_extractor._display import human_bytes
-
-    yield "store", found["path"]
-    yield "model", str(found["model"])
-    yield "rows", f"{found['rows']:,}"
-    yield "format", f"{found['format']}, {found['units']:,} {'unit' if found['units'] == 1 else 'units'}"
-    yield "size", f"{human_bytes(found['bytes'])} ({found['bytes']:,} bytes)"
-    ids = [repr(one) for one in found["first_ids"]]
-    more = ["..."] if len(ids) < found["rows"] else []
-    yield "ids", f"{found['ids']}: {', '.join(ids + more)}" if ids else "none, rows are numbered"
-    yield "reducers", ", ".join(found["reducers"])
-    for name, value in found["options"].items():
+def _head(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "store", content["path"]
+    yield "model", str(content["model"])
+    yield "rows", f"{content['rows']:,}"
+    yield "format", f"{content['format']}, {plural(content['units'], 'unit')}"
+    yield "size", f"{human_bytes(content['bytes'])} ({content['bytes']:,} bytes)"
+    ids = [repr(row_id) for row_id in content["first_ids"]]
+    more = ["..."] if len(ids) < content["rows"] else []
+    yield "ids", f"{content['ids']}: {', '.join(ids + more)}" if ids else "none, rows are numbered"
+    yield "reducers", ", ".join(content["reducers"])
+    for name, value in content["options"].items():
         yield name.replace("_", " "), "none" if value is None else str(value)
-    yield "versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    yield "versions", ", ".join(f"{name} {version}" for name, version in content["versions"].items())
 
 
-def _table(columns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A line for each column below one with what stands in it."""
+def _table(columns: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each column below the heads; statistics where one of them has some."""
     names = [name for name in ("layer", "reducer", "name") if name in columns[0]]
     heads, sides = [*names, "row shape", "dtype", "rows"], "<" * len(names) + "<<>"
-    rows = [[*(one[name] for name in names), _shape(one), one["dtype"], f"{one['rows']:,}"] for one in columns]
-    if any("statistics" in one for one in columns):
-        heads, sides = [*heads, "mean norm", "variance", "dead", "features", "NaN", "inf"], sides + ">>>>>>"
-        rows = [[*row, *_numbers(one.get("statistics"))] for row, one in zip(rows, columns, strict=True)]
-    yield from _aligned([heads, *rows], sides)
+    rows = []
+    for column in columns:
+        sizes = ["positions"] * column["ragged"] + [str(size) for size in column["row_shape"]]
+        cells = [column[name] for name in names]
+        rows.append([*cells, " x ".join(sizes) or "-", column["dtype"], f"{column['rows']:,}"])
+    if any("statistics" in column for column in columns):
+        heads, sides = [*heads, *_STATISTICS.values()], sides + ">" * len(_STATISTICS)
+        for row, column in zip(rows, columns, strict=True):
+            numbers = column.get("statistics", {})
+            row += [_number(numbers.get(name)) for name in _STATISTICS]
+    return _aligned([heads, *rows], sides)
 
 
-def _shape(column: Mapping[str, Any]) -> str:
-    sizes = ["positions"] * column["ragged"] + [str(size) for size in column["row_shape"]]
-    return " x ".join(sizes) or "-"
-
-
-def _numbers(found: Mapping[str, Any] | None) -> list[str]:
-    if found is None:
-        return ["-"] * (len(_NUMBERS) - 1)
-    return ["-" if found[name] is None else _number(found[name]) for name in _NUMBERS[1:]]
-
-
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
-    """Lines of cells, which are left as they are rather than fitted to a terminal: they can be piped and searched."""
-    from activation_extractor._display import aligned
-
+    """Lines of cells that are not fitted to a terminal, so that they can be piped and searched."""
     return aligned([[printable(cell) for cell in row] for row in rows], sides)

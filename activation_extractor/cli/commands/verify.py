@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from activation_extractor._display import printable
+from activation_extractor._display import human_bytes, plural, printable
 from activation_extractor.cli._terminal import say, say_json
 
 
@@ -24,22 +24,16 @@ def verify(
         activation-extractor verify out
         activation-extractor verify out --json | jq '.damages[].path'
     """
-    from activation_extractor._display import human_bytes
-    from activation_extractor._format._manifest import read_manifest
-    from activation_extractor._format._shards import is_shard, scan_shards, size_of
     from activation_extractor.store import verify_store
 
     damages = verify_store(store)
-    codec = read_manifest(store).codec
-    units = [Path(one) for one in scan_shards(store) if is_shard(one.name, codec) and not one.is_symlink()]
-    nbytes = sum(map(size_of, units))
-    extent = f"{len(units):,} {'unit' if len(units) == 1 else 'units'}, {human_bytes(nbytes)} read"
+    extent = f"{plural(damages.shards, 'unit')}, {human_bytes(damages.nbytes)} read"
     if as_json:
-        listed = [{"path": str(one.path), "kind": one.kind, "detail": one.detail} for one in damages]
-        say_json({"path": str(store), "units": len(units), "bytes": nbytes, "damages": listed})
+        listed = [{"path": str(damage.path), "kind": damage.kind, "detail": damage.detail} for damage in damages]
+        say_json({"path": str(store), "units": damages.shards, "bytes": damages.nbytes, "damages": listed})
     elif damages:
-        lines = [printable(str(one)) for one in damages]
-        say("\n".join([*lines, f"{len(lines)} {'damage' if len(lines) == 1 else 'damages'}: {extent}"]))
+        lines = [printable(str(damage)) for damage in damages]
+        say("\n".join([*lines, f"{plural(len(lines), 'damage')}: {extent}"]))
     else:
         say(f"All well: {extent}")
     if damages:
