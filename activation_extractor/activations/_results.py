@@ -15,7 +15,7 @@ from activation_extractor.activations._recorded import Key, Recorded
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers import full
 from activation_extractor.reducers._reducers import reduce_sequence
-from activation_extractor.reducers._sequence_axis import has_sequence, sequence_second, single_axis
+from activation_extractor.reducers._sequence_axis import has_sequence, sequence_axes, sequence_second
 
 
 class Results:
@@ -93,7 +93,7 @@ class Results:
     def _join(self, key: Key, parts: list[Tensor]) -> Tensor:
         name, layer = key[0], self._layers[key[0]]
         axis = self._options.sequence_axis
-        joined = torch.cat(parts, single_axis(layer, parts[0], axis))
+        joined = torch.cat(parts, sequence_axes(layer, parts[0], axis)[0])
         reducer = self._options.reducers[key[1]]
         if reducer is full:
             return joined

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from activation_extractor.layers._structures import main_tensor
 EmbeddingFormat = Literal["full", "mean", "FT", "LT", "custom"]
 SaveMethod = Literal["numpy_compressed", "numpy"]
 
-_FORMATS = ("full", "mean", "FT", "LT", "custom")
+_FORMATS = get_args(EmbeddingFormat)
 _SUFFIXES = {"numpy_compressed": ".npz", "numpy": ".npy"}
 
 
@@ -110,7 +110,11 @@ class IntermediateExtractor(IntermediateExtractorBase):
             ValueNotFoundError: an output holds no tensor.
             StoreError: a file cannot be written.
         """
-        formats = _check_formats(emb_formats, custom_position)
+        formats: list[Any] = [emb_formats] if isinstance(emb_formats, str) else list(emb_formats)
+        if not formats:
+            raise ArgumentError("emb_formats", f"name at least one of {', '.join(_FORMATS)}", emb_formats)
+        for emb_format in formats:
+            _check_format(emb_format, custom_position)
         if save_method not in _SUFFIXES:
             raise ArgumentError("save_method", f"be one of {', '.join(map(repr, _SUFFIXES))}", save_method)
         if not isinstance(output_id, str | int):
@@ -158,15 +162,6 @@ def _value(layer: str, output: Any) -> np.ndarray[Any, Any] | Tensor:
     if tensor is None:
         raise ValueNotFoundError(layer, output)
     return tensor
-
-
-def _check_formats(emb_formats: Any, custom_position: int | None) -> list[EmbeddingFormat]:
-    formats: list[Any] = [emb_formats] if isinstance(emb_formats, str) else list(emb_formats)
-    if not formats:
-        raise ArgumentError("emb_formats", f"name at least one of {', '.join(_FORMATS)}", emb_formats)
-    for emb_format in formats:
-        _check_format(emb_format, custom_position)
-    return formats
 
 
 def _check_format(emb_format: str, custom_position: int | None) -> None:

@@ -40,14 +40,15 @@ def blocks(model: nn.Module) -> list[str]:
     if not stacks:
         kind, advice = type(tree.modules[""]).__name__, "Name the layers, or select them by type."
         raise ArgumentError("model", "hold a stack of repeated blocks", kind, advice)
+    parents = {stack: stack.rpartition(".")[0] for stack in stacks}
     sizes: Counter[str] = Counter()
-    for stack in stacks:
-        sizes[_parent(stack)] += 1 + sum(p.numel() for p in tree.modules[stack].parameters())
+    for stack, parent in parents.items():
+        sizes[parent] += 1 + sum(parameter.numel() for parameter in tree.modules[stack].parameters())
     smallest = _MAIN_SHARE * max(sizes.values())
     return [
         f"{stack}.{segment}" if stack else segment
-        for stack in stacks
-        if sizes[_parent(stack)] >= smallest
+        for stack, parent in parents.items()
+        if sizes[parent] >= smallest
         for segment, child in children_of(tree.modules[stack]).items()
         if child is not None
     ]
@@ -76,7 +77,3 @@ def _is_stack(module: nn.Module, *, composite: bool) -> bool:
         return False
     types = len({type(child) for child in children})
     return types < len(children) if isinstance(module, nn.ModuleList) else 2 * types <= len(children)
-
-
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0]

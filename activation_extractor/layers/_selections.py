@@ -29,6 +29,10 @@ class Selection:
     side: Side
     select: Any = None
 
+    def __post_init__(self) -> None:
+        if not (self.select is None or isinstance(self.select, int | str) or callable(self.select)):
+            raise ArgumentTypeError("select", "be an index, a key or a callable", self.select)
+
 
 def outputs(layers: Any, *, select: Any = None) -> Selection:
     """Record what the layers return.
@@ -44,7 +48,7 @@ def outputs(layers: Any, *, select: Any = None) -> Selection:
         >>> attention = nn.MultiheadAttention(8, 2)
         >>> wrapped = capture(nn.Sequential(attention), outputs("0", select=1))  # the attention weights
     """
-    return Selection(layers, "output", _check_select(select))
+    return Selection(layers, "output", select)
 
 
 def inputs(layers: Any, *, select: Any = None) -> Selection:
@@ -55,7 +59,7 @@ def inputs(layers: Any, *, select: Any = None) -> Selection:
         select: which argument: a position, a name of the layer's signature (keyword arguments count too), or a
             callable that is given the arguments by name. Without it the first tensor is recorded.
     """
-    return Selection(layers, "input", _check_select(select))
+    return Selection(layers, "input", select)
 
 
 def gradients(layers: Any, *, select: Any = None) -> Selection:
@@ -68,13 +72,7 @@ def gradients(layers: Any, *, select: Any = None) -> Selection:
         layers: any selection that `capture` takes.
         select: which part of a structured output, as for `outputs`.
     """
-    return Selection(layers, "gradient", _check_select(select))
-
-
-def _check_select(select: Any) -> Any:
-    if select is None or isinstance(select, int | str) or callable(select):
-        return select
-    raise ArgumentTypeError("select", "be an index, a key or a callable", select)
+    return Selection(layers, "gradient", select)
 
 
 @dataclass(slots=True)  # frozen would take three times as long to make; a tuple's names are slower to read

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import pytest
 
+from activation_extractor._display import examples
 from activation_extractor.errors import ActivationError, ArgumentError
 from activation_extractor.pytest_plugin._golden import GoldenFiles, Use, use_of
 
@@ -165,7 +166,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Begin to watch a test's hooks, where they are forbidden."""
-    if _forbids_leaks(item):
+    mark = item.get_closest_marker(_MARK)
+    if mark and (mark.kwargs or len(mark.args) > 1 or not all(isinstance(value, bool) for value in mark.args)):
+        raise ArgumentError(f"the mark {_MARK}", "be given True, False or nothing", mark)
+    if (not mark.args or mark.args[0]) if mark else item.config.getini(_MARK):
         from activation_extractor.testing._hook_leaks import HookWatch
 
         item.config.stash[_watch] = HookWatch()
@@ -192,19 +196,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
             left = watch.stop()
             del item.config.stash[_watch]
     if left:
-        from activation_extractor.testing._hook_leaks import listed
-
         advice = "Remove them with the handle that register_... returned, or use capture_activations."
-        pytest.fail(f"A test must leave no hooks behind, got {len(left)}: {listed(left)}. {advice}", pytrace=False)
-
-
-def _forbids_leaks(item: pytest.Item) -> bool:
-    mark = item.get_closest_marker(_MARK)
-    if mark is None:
-        return bool(item.config.getini(_MARK))
-    if mark.kwargs or len(mark.args) > 1 or not all(isinstance(value, bool) for value in mark.args):
-        raise ArgumentError(f"the mark {_MARK}", "be given True, False or nothing", mark)
-    return not mark.args or mark.args[0]
+        pytest.fail(f"A test must leave no hooks behind, got {len(left)}: {examples(left)}. {advice}", pytrace=False)
 
 
 # -- how a test ended -------------------------------------------------------------------------------------------------

@@ -21,7 +21,10 @@ def resolve_key(key: Any, names: Sequence[str], reducers: Sequence[str]) -> tupl
     """
     name, reducer = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
     if name not in names:
-        raise ActivationNotFoundError(key, _unknown_name(name, names))
+        close = get_close_matches(name, names, n=3) if isinstance(name, str) else []
+        text = f"There is {examples(names)}." if names else "Nothing has been recorded yet, or it was cleared."
+        text = f"Close matches: {examples(close)}." if close else text
+        raise ActivationNotFoundError(key, f"Nothing is recorded under {name!r}. {text}")
     if reducer is None and len(reducers) > 1:
         text = f"A key must say which reducer is meant ({examples(reducers)}), got {key!r}. "
         raise ActivationNotFoundError(key, text + f"Write [{name!r}, {reducers[0]!r}].")
@@ -44,11 +47,3 @@ def entry_keys(names: Sequence[str], reducers: Sequence[str]) -> list[EntryKey]:
 def pairs_of(keys: Iterable[EntryKey], reducers: Sequence[str]) -> list[tuple[str, str]]:
     """The name and reducer of each key."""
     return [key if isinstance(key, tuple) else (key, reducers[0]) for key in keys]
-
-
-def _unknown_name(name: Any, names: Sequence[str]) -> str:
-    close = get_close_matches(name, names, n=3) if isinstance(name, str) else []
-    if close:
-        return f"Nothing is recorded under {name!r}. Close matches: {examples(close)}."
-    recorded = f"There is {examples(names)}." if names else "Nothing has been recorded yet, or it was cleared."
-    return f"Nothing is recorded under {name!r}. {recorded}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -106,6 +107,7 @@ class Masks:
         return call.fitted[key]
 
 
+@dataclass(eq=False)
 class BatchMask:
     """A mask that is set anew before each call of the model.
 
@@ -114,9 +116,8 @@ class BatchMask:
         now: the mask of the next call, ``(batch, seq)``.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.now: Tensor | None = None
+    name: str
+    now: Tensor | None = None
 
 
 class CallArguments:
@@ -190,14 +191,12 @@ def _by_pattern(
     for pattern, regex, _ in by_pattern:
         if not any(map(regex.fullmatch, tree.modules)):
             raise ArgumentError("a pattern in mask", "match a layer of the model", pattern)
-    by_layer: dict[str, Source] = {}
 
-    def of_layer(layer: str, activation: Tensor, call: CallArguments | None) -> Any:
-        if layer not in by_layer:
-            by_layer[layer] = next((source for _, regex, source in by_pattern if regex.fullmatch(layer)), default)
-        return by_layer[layer](layer, activation, call)
+    @cache
+    def source_of(layer: str) -> Source:
+        return next((source for _, regex, source in by_pattern if regex.fullmatch(layer)), default)
 
-    return of_layer
+    return lambda layer, activation, call: source_of(layer)(layer, activation, call)
 
 
 def _attention_mask(has_decoder_mask: bool, layer: str, activation: Tensor, call: CallArguments | None) -> Any:

@@ -33,25 +33,25 @@ def has_sequence(activation: Tensor, axis: SequenceAxis) -> bool:
     return axis is not None or activation.dim() == 3
 
 
-def single_axis(layer: str, activation: Tensor, axis: SequenceAxis) -> int:
-    """The one axis that is the sequence, counted from 0; 1 for three axes unless the user names another."""
-    return _axes(layer, activation, axis)[0]
-
-
 def sequence_second(layer: str, activation: Tensor, axis: SequenceAxis) -> Tensor:
     """The activation as ``(batch, seq, *features)``: a view where possible, several sequence axes made one.
 
     Raises:
         SequenceAxisError: other than three axes and none named, or one named that it does not have.
     """
-    axes = _axes(layer, activation, axis)
+    axes = sequence_axes(layer, activation, axis)
     if axes == (1,):
         return activation
     moved = activation.movedim(axes, tuple(range(1, 1 + len(axes))))
     return moved.flatten(1, len(axes)) if len(axes) > 1 else moved
 
 
-def _axes(layer: str, activation: Tensor, axis: SequenceAxis) -> tuple[int, ...]:
+def sequence_axes(layer: str, activation: Tensor, axis: SequenceAxis) -> tuple[int, ...]:
+    """The axes that are the sequence, counted from 0; 1 for three axes unless the user names others.
+
+    Raises:
+        SequenceAxisError: as for `sequence_second`.
+    """
     dim = activation.dim()
     if axis is None:
         if dim != 3:

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 from torch import nn
 
+from activation_extractor._display import examples
 from activation_extractor.comparison import compare
 from activation_extractor.comparison._compare import Source
 from activation_extractor.comparison._match import Match
 from activation_extractor.comparison._tolerances import GivenTolerance
 from activation_extractor.errors import ArgumentTypeError
 from activation_extractor.layers._modules import unwrap
-from activation_extractor.testing._hook_leaks import hooks_on, listed
+from activation_extractor.testing._hook_leaks import hooks_on
 
 
 def assert_activations_close(
@@ -87,4 +88,4 @@ def assert_no_hooks(model: nn.Module) -> None:
     if hooks:
         name = type(unwrap(model)).__name__
         advice = "Remove them with the handle that register_... returned."
-        raise AssertionError(f"{name} must have no hooks, got {len(hooks)}: {listed(hooks)}. {advice}")
+        raise AssertionError(f"{name} must have no hooks, got {len(hooks)}: {examples(hooks)}. {advice}")

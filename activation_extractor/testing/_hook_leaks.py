@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -24,7 +24,6 @@ from activation_extractor._display import short_path, shown
 from activation_extractor._private_torch import HOOK_KINDS, children_in, hooks_in
 from activation_extractor.layers._modules import ModuleTree
 
-_EXAMPLES = 3
 _METHODS = {  # those that register hooks, and the dictionaries to which they add
     "register_forward_pre_hook": "_forward_pre_hooks",
     "register_forward_hook": "_forward_hooks",
@@ -34,7 +33,7 @@ _METHODS = {  # those that register hooks, and the dictionaries to which they ad
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LeftHook:
     """One hook that is attached.
 
@@ -44,6 +43,8 @@ class LeftHook:
         model_type: the name of the model's class; None where the module is in no other one that is known.
         kind: ``"forward hook"``, ``"backward pre-hook"``, ``"global forward hook"``, ...
         source: the function's qualified name and where it is defined.
+
+    Its repr is a text for people.
     """
 
     layer: str
@@ -52,7 +53,7 @@ class LeftHook:
     kind: str
     source: str
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         model = f" of {self.model_type}" if self.model_type else ""
         where = f" on layer {self.layer!r} ({self.module_type}){model}" if self.layer else f" on a {self.module_type}"
         return f"a {self.kind}{where if self.module_type else ''}: {self.source}"
@@ -68,12 +69,6 @@ def hooks_on(model: nn.Module) -> list[LeftHook]:
         for hook in hooks_in(module, attribute).values()
         if not _is_torchs(hook)
     ]
-
-
-def listed(hooks: Sequence[LeftHook]) -> str:
-    """Up to three of `hooks`, and how many more there are."""
-    rest = len(hooks) - _EXAMPLES
-    return ", ".join(map(str, hooks[:_EXAMPLES])) + (f" and {rest} more" if rest > 0 else "")
 
 
 class HookWatch:
@@ -122,11 +117,14 @@ class HookWatch:
             hooks = hooks_in(None, attribute)
             for key in list(hooks):
                 self._registered[id(hooks), key] = _Registered(key, hooks, attribute, "", lambda: None)
-        found = [(registered, registered.hook) for registered in list(self._registered.values())]
-        found = [pair for pair in found if self._is_wanted(*pair)]
-        found.sort(key=lambda pair: pair[0].key)
-        parents = _parents() if found else {}
-        return [_left(registered, hook, parents) for registered, hook in found]
+        attached = []
+        for registered in sorted(self._registered.values(), key=lambda registered: registered.key):
+            key, hook = registered.key, registered.hook
+            is_new = key >= self._first_id and not any(first <= key < end for first, end in self._pauses)
+            if is_new and hook is not None and not _is_torchs(hook):
+                attached.append((registered, hook))
+        parents = _parents() if attached else {}
+        return [_left(registered, hook, parents) for registered, hook in attached]
 
     def _watched(self, name: str, attribute: str) -> Any:
         method = vars(nn.Module)[name]
@@ -141,11 +139,6 @@ class HookWatch:
             return handle
 
         return register
-
-    def _is_wanted(self, registered: _Registered, hook: Any) -> bool:
-        key = registered.key
-        is_new = key >= self._first_id and not any(first <= key < end for first, end in self._pauses)
-        return is_new and hook is not None and not _is_torchs(hook)
 
 
 class _Registered(NamedTuple):

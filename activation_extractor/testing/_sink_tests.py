@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from activation_extractor.activations import capture
 from activation_extractor.sinks import Ragged, Sink, Step
 
-__all__ = ["SinkTests", "Written"]
-
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MEAN, _LAST = ("h.0", "mean"), ("h.0", "last")
 

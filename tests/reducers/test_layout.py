@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, SequenceAxisError
-from activation_extractor.reducers._sequence_axis import check_sequence_axis, has_sequence, sequence_second, single_axis
+from activation_extractor.reducers._sequence_axis import (
+    check_sequence_axis,
+    has_sequence,
+    sequence_axes,
+    sequence_second,
+)
 
 
 def ones(*shape: int) -> torch.Tensor:
@@ -54,7 +59,7 @@ def test_three_axes_are_taken_as_they_are():
     activation = ones(2, 3, 4)
     assert sequence_second("h.0", activation, None) is activation
     assert sequence_second("h.0", activation, 1) is activation
-    assert single_axis("h.0", activation, None) == 1
+    assert sequence_axes("h.0", activation, None) == (1,)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +85,11 @@ def test_the_sequence_comes_second_and_several_axes_are_one(shape, axis, expecte
 def test_one_axis_is_moved_without_a_copy(shape, axis):
     activation = ones(*shape)
     assert sequence_second("h.0", activation, axis).data_ptr() == activation.data_ptr()
-    assert single_axis("h.0", activation, axis) == axis % len(shape)
+    assert sequence_axes("h.0", activation, axis) == (axis % len(shape),)
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 3), (2, 3, 4, 5)])
-@pytest.mark.parametrize("ask", [sequence_second, single_axis])
+@pytest.mark.parametrize("ask", [sequence_second, sequence_axes])
 def test_an_unknown_sequence_is_an_error_with_advice(ask, shape):
     with pytest.raises(SequenceAxisError) as caught:
         ask("h.0", ones(*shape), None)

@@ -20,7 +20,8 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from activation_extractor import capture, inputs
-from activation_extractor.testing._hook_leaks import LeftHook, hooks_on, listed
+from activation_extractor._display import examples
+from activation_extractor.testing._hook_leaks import LeftHook, hooks_on
 
 
 class Recorder:
@@ -307,6 +308,6 @@ def test_a_global_hook_names_no_module() -> None:
 def test_of_many_hooks_three_are_listed_and_the_rest_counted() -> None:
     hooks = [LeftHook(f"h.{index}", "Linear", "BlockStack", "forward hook", "'print'") for index in range(5)]
     texts = [f"a forward hook on layer 'h.{index}' (Linear) of BlockStack: 'print'" for index in range(3)]
-    assert listed(hooks[:1]) == texts[0]
-    assert listed(hooks[:3]) == ", ".join(texts)
-    assert listed(hooks) == ", ".join(texts) + " and 2 more"
+    assert examples(hooks[:1]) == texts[0]
+    assert examples(hooks[:3]) == ", ".join(texts)
+    assert examples(hooks) == ", ".join(texts) + " and 2 more"
