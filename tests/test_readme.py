@@ -139,6 +139,7 @@ def our_hooks(model: torch.nn.Module) -> list[Any]:
 @needs_models
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_a_page_runs_from_its_first_line_on(page, run_page):
+    assert parts_of(page.read_text(encoding="utf-8"))
     names = run_page(page)
     assert not [hook for model in names.values() if isinstance(model, torch.nn.Module) for hook in our_hooks(model)]
 
@@ -160,6 +161,11 @@ def test_what_does_not_run_on_a_page_is_seen(block, error, run_page, tmp_path):
     page.write_text(block + "\n", encoding="utf-8")
     with pytest.raises(error):
         run_page(page)
+
+
+def test_lines_for_those_who_come_from_another_library_are_parts_of_a_page():
+    page = (ROOT / "activation_extractor/activations/README.md").read_text(encoding="utf-8")
+    assert sum(part.text.startswith("with capture") and "\n" not in part.text for part in parts_of(page)) == 9
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
