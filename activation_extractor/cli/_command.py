@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from activation_extractor.cli._terminal import warn
 from activation_extractor.errors import ActivationError, ArgumentError
 
 _IN_OPTIONS = {
@@ -37,7 +38,7 @@ class Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except ActivationError as error:
-            print(in_options(error, self.params), file=sys.stderr)
+            warn(in_options(error, self.params))
             raise typer.Exit(2) from error
         finally:
             sys.path[:] = path

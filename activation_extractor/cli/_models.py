@@ -5,25 +5,25 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-import pickle
+import pkgutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from activation_extractor._display import examples, quiet
+from activation_extractor._display import examples
 from activation_extractor._streams import current_accelerator
-from activation_extractor.errors import ActivationError, ArgumentError, ArgumentTypeError, MissingExtraError
+from activation_extractor.cli._terminal import one_line
+from activation_extractor.cli._transformers import KINDS, load_transformers
+from activation_extractor.errors import ActivationError, ArgumentError, ArgumentTypeError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_KINDS = "be a folder with a config.json, the id of a transformers model, or 'package.module:factory'"
 _TEXTS = ["Hello world.", "A second text."]
 _IMAGE_SIZE = 64  # pixels a side, before the image processor resizes it
 
@@ -75,17 +75,18 @@ def load_model(
         ReLU()
     """
     if not isinstance(name, str | os.PathLike):
-        raise ArgumentTypeError("model", _KINDS, name)
+        raise ArgumentTypeError("model", KINDS, name)
     name = os.fspath(name)
     if dtype not in (None, "auto", *DTYPES):
         raise ArgumentError("dtype", f"be one of {', '.join(map(repr, ('auto', *DTYPES)))}", dtype)
     place = None if device is None else _check_device(device)
     if ":" in name and not Path(name).is_dir():
-        loaded = _from_factory(name)
+        loaded = Loaded(*_from_factory(name), name)
         if dtype in DTYPES:
             loaded.model.to(DTYPES[dtype])
     else:
-        loaded = _from_transformers(name, trust_remote_code, DTYPES.get(dtype or "", dtype))
+        model, prepare, notes = load_transformers(name, bool(trust_remote_code), DTYPES.get(dtype or "", dtype))
+        loaded = Loaded(model, prepare, name, notes)
     loaded.model.to(place).eval()
     return loaded
 
@@ -102,139 +103,49 @@ def example_batch(loaded: Loaded) -> Mapping[str, Any] | None:
     if "decoder_input_ids" in parameters and getattr(config, "is_encoder_decoder", False):
         rows = len(next(iter(batch.values())))
         batch.setdefault("decoder_input_ids", torch.zeros(rows, 1, dtype=torch.long))
-    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return {key: _placed(value, loaded.model) for key, value in batch.items() if takes_all or key in parameters}
 
 
-def _from_factory(name: str) -> Loaded:
+def _from_factory(name: str) -> tuple[nn.Module, Any]:
+    """The model that ``package.module:factory`` returns, and what prepares its batches."""
     module_name, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
-        raise ArgumentError("model", _KINDS, name)
-    factory = _attribute(_import(module_name, name), attribute, name)
+    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
+        raise ArgumentError("model", KINDS, name)
+    factory = _find_factory(name, module_name)
     if not callable(factory) or isinstance(factory, nn.Module):
-        raise ArgumentError(
-            "model", "name a function that returns the model", name, f"It is a {type(factory).__name__}."
-        )
+        advice = f"It is a {type(factory).__name__}."
+        raise ArgumentError("model", "name a function that returns the model", name, advice)
     try:
         result = factory()
-    except ActivationError:  # an error of ours says what to do already
+    except ActivationError:  # its text says already what to do
         raise
     except Exception as error:
-        raise ArgumentError("model", "name a factory that runs", name, f"It raised {_told(error)}") from error
+        raise ArgumentError("model", "name a factory that runs", name, f"It raised {one_line(error)}.") from error
     model, prepare = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not isinstance(model, nn.Module) or not (prepare is None or callable(prepare)):
         condition = "be a torch.nn.Module, or one and what prepares its batches"
         raise ArgumentTypeError(f"what {name!r} returns", condition, result)
-    return Loaded(model, prepare, name)
+    return model, prepare
 
 
-def _import(module_name: str, name: str) -> Any:
+def _find_factory(name: str, module_name: str) -> Any:
+    """What ``package.module:factory`` names; the current directory stays importable until the command ends."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does; a model may import more of its own when it runs
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(module_name)
+        return pkgutil.resolve_name(name)
     except ActivationError:
         raise
     except Exception as error:
-        raise ArgumentError("model", "name a module that can be imported", name, _told(error)) from error
-
-
-def _attribute(module: Any, attribute: str, name: str) -> Any:
-    if hasattr(module, attribute):
-        return getattr(module, attribute)
-    close = get_close_matches(attribute, dir(module), n=3)
-    advice = f"Close matches: {examples(close)}." if close else ""
-    raise ArgumentError("model", f"name something that {module.__name__!r} holds", name, advice)
-
-
-def _from_transformers(name: str, trust_remote_code: bool, dtype: Any) -> Loaded:
-    is_folder = Path(name).is_dir()
-    if is_folder and not Path(name, "config.json").is_file():
-        raise ArgumentError("model", _KINDS, name, "The folder holds no config.json.")
-    if find_spec("transformers") is None:
-        raise MissingExtraError(f"The model {name!r}", "demo", "transformers")
-    from transformers import AutoConfig, AutoModel
-
-    trust: dict[str, Any] = {"trust_remote_code": bool(trust_remote_code)}  # left out, transformers asks on stdin
-    options = trust if dtype is None else {**trust, _dtype_argument(): dtype}
-    with quiet(shows_downloads=not is_folder):
-        try:
-            config = AutoConfig.from_pretrained(name, **trust)
-            model, info = AutoModel.from_pretrained(
-                name, config=config, weights_only=True, output_loading_info=True, **options
-            )
-        except Exception as error:  # of every kind: from the hub, the files, torch and the model's own code
-            raise _refusal(name, error) from error
-        prepare, lacks = _find_prepare(name, model, trust)
-    return Loaded(model, prepare, name, (*_random_weights(info), *lacks))
-
-
-def _dtype_argument() -> str:
-    """What `from_pretrained` calls the dtype of the weights."""
-    from transformers import __version__
-
-    return "dtype" if tuple(map(int, __version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
-
-
-def _refusal(name: str, error: Exception) -> ArgumentError:
-    """One sentence for transformers' essay."""
-    from huggingface_hub import errors as hub
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    chain = list(_chain(error))
-    why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "huggingface.co was not reached"
-    reasons = {
-        hub.GatedRepoError: f"Its authors ask for consent first, at huggingface.co/{name}.",
-        hub.RepositoryNotFoundError: "There is no such folder, and no such public model on huggingface.co.",
-        hub.LocalEntryNotFoundError: f"There is no such folder, it is not in the cache, and {why}.",
-        hub.HFValidationError: "There is no such folder.",
-    }
-    for kind, reason in reasons.items():
-        if any(isinstance(one, kind) for one in chain):
-            return ArgumentError("model", _KINDS, name, reason)
-    if "trust_remote_code" in str(error):
-        advice = "Read that code, then pass trust_remote_code (--trust-remote-code)."
-        return ArgumentError("model", "run without code of its own", name, advice)
-    if any(isinstance(one, pickle.UnpicklingError) for one in chain):
-        advice = "What they hold beside tensors is never run: convert them to safetensors."
-        return ArgumentError("model", "have weights that hold tensors alone", name, advice)
-    return ArgumentError("model", "be one that transformers loads", name, _told(error, briefly=True))
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it came of, what that came of, ...: transformers tells the same one from deeper and deeper."""
-    yield error
-    before = error.__cause__ or error.__context__
-    if before is not None:
-        yield from _chain(before)
-
-
-def _random_weights(info: Mapping[str, Any]) -> tuple[str, ...]:
-    missing = sorted(info["missing_keys"])
-    note = f"Random numbers stand for what is not among the saved weights: {examples(missing)}."
-    return (note,) if missing else ()
-
-
-def _find_prepare(name: str, model: nn.Module, trust: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
-    """What prepares the main input of a transformers model, and a note when there is nothing."""
-    from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
-
-    options = dict(trust)
-    kind, loader = "feature extractor", AutoFeatureExtractor
-    if model.main_input_name == "input_ids":
-        kind, loader = "tokenizer", AutoTokenizer
-    elif model.main_input_name == "pixel_values":
-        kind, loader = "image processor", AutoImageProcessor
-        options |= {} if find_spec("torchvision") else {"backend": "pil"}
-    try:
-        prepare = loader.from_pretrained(name, **options)
-    except Exception as error:  # the files are missing, or a package that reads them
-        return None, (f"No {kind} was loaded with it ({_told(error, briefly=True).rstrip('.')}).",)
-    if kind == "tokenizer" and len(prepare) <= len(prepare.all_special_ids):
-        return None, ("No tokenizer was loaded with it (its vocabulary is not there).",)
-    return prepare, ()
+        module = sys.modules.get(module_name)
+        if not isinstance(error, AttributeError) or module is None:  # the module itself failed
+            raise ArgumentError("model", "name a module that can be imported", name, f"{one_line(error)}.") from error
+        close = get_close_matches(name.partition(":")[2], dir(module), n=3)
+        advice = f"Close matches: {examples(close)}." if close else ""
+        raise ArgumentError("model", f"name something that {module_name!r} holds", name, advice) from None
 
 
 def _example(model: nn.Module, prepare: Any) -> dict[str, Any] | None:
@@ -261,28 +172,19 @@ def _example(model: nn.Module, prepare: Any) -> dict[str, Any] | None:
 
 def _placed(value: Any, model: nn.Module) -> Any:
     """The value on the model's device, in the model's dtype if it is a floating-point tensor."""
-    weights = next((one for one in model.parameters() if one.is_floating_point()), None)
+    weights = next((weight for weight in model.parameters() if weight.is_floating_point()), None)
     if not isinstance(value, Tensor) or weights is None:
         return value
     return value.to(weights.device, weights.dtype if value.is_floating_point() else None)
 
 
 def _check_device(device: Any) -> torch.device:
-    found = current_accelerator()
-    options = [
-        "cpu",
-        *([] if found is None else [f"{found.type}:{i}" for i in range(torch.accelerator.device_count())]),
-    ]
+    accelerator, devices = current_accelerator(), ["cpu"]
+    if accelerator is not None:
+        devices += [f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count())]
     try:
         place = torch.device(device)
         torch.zeros(1, device=place).item()  # not on 'meta'
     except Exception as error:  # RuntimeError, AssertionError, NotImplementedError: each backend has its own
-        raise ArgumentError("device", f"be one of {', '.join(map(repr, options))}", device) from error
+        raise ArgumentError("device", f"be one of {', '.join(map(repr, devices))}", device) from error
     return place
-
-
-def _told(error: Exception, *, briefly: bool = False) -> str:
-    """An error's type and message on one line, or the message's first sentence, ending in a full stop."""
-    text = " ".join(str(error).split())
-    text = text.split(". ")[0] if briefly else text
-    return f"{type(error).__name__}{text and ': ' + text}".rstrip(".") + "."

@@ -18,7 +18,7 @@ pytest.importorskip("transformers", reason="folders and ids are transformers'")
 
 import transformers
 
-from activation_extractor.cli import _models as loading
+from activation_extractor.cli import _transformers
 from activation_extractor.cli._models import Loaded, example_batch, load_model
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MissingExtraError
 
@@ -83,7 +83,7 @@ def test_weights_that_were_not_saved_are_a_note(tmp_path):
 def test_a_model_without_its_tokenizer_has_a_note_rather_than_an_empty_one(tmp_path):
     loaded = load_model(save(transformers.BertModel(bert_config()), tmp_path))
     assert loaded.prepare is None
-    why = r"its vocabulary is not there" if TRANSFORMERS >= (5, 0) else ".+"
+    why = r"it has no vocabulary" if TRANSFORMERS >= (5, 0) else ".+"
     (note,) = loaded.notes
     assert re.fullmatch(rf"No tokenizer was loaded with it \({why}\)\.", note)
 
@@ -104,7 +104,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, trust):
         load_model(tmp_path, trust_remote_code=trust)
     assert str(caught.value) == (
         f"model must have weights that hold tensors alone, got {str(tmp_path)!r}. "
-        "What they hold beside tensors is never run: convert them to safetensors."
+        "Other objects in them are never unpickled: convert them to safetensors."
     )
     assert not (tmp_path / "was-run").exists()
     torch.load(tmp_path / "pytorch_model.bin", weights_only=False)
@@ -131,9 +131,17 @@ def test_code_that_comes_with_a_model_is_not_run_unless_asked(tmp_path, monkeypa
         load_model(own_code(tmp_path))
     assert str(caught.value) == (
         f"model must run without code of its own, got {str(tmp_path)!r}. "
-        "Read that code, then pass trust_remote_code (--trust-remote-code)."
+        "Read that code, then pass trust_remote_code=True."
     )
     assert not (tmp_path / "was-run").exists()
+
+
+def test_a_model_has_code_of_its_own_where_its_config_lists_it_not_where_an_error_names_the_option(tmp_path):
+    folder = tmp_path / "trust_remote_code"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "mine"}')
+    with pytest.raises(ArgumentError, match="^model must be one that transformers loads"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nothing"])
@@ -170,7 +178,7 @@ def test_a_folder_that_transformers_cannot_load_is_one_sentence(tmp_path):
 
 
 def test_without_transformers_the_error_says_what_to_install(bert, monkeypatch):
-    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    monkeypatch.setattr(_transformers, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"needs transformers, which is not installed"):
         load_model(bert)
     assert isinstance(load_model("torch.nn:ReLU").model, nn.ReLU)

@@ -62,6 +62,16 @@ def test_a_module_that_cannot_be_imported_is_an_error_that_says_which_import_fai
         load_model(f"{factories('def build(:')}:build")
 
 
+def test_an_attribute_error_of_the_module_itself_is_no_mistyped_factory(factories):
+    with pytest.raises(ArgumentError, match="must name a module that can be imported.* AttributeError: 'int' object"):
+        load_model(f"{factories('(3).build')}:build")
+
+
+def test_a_factory_may_be_a_method_of_a_class(factories):
+    source = "from torch import nn\nclass Models:\n    @staticmethod\n    def small(): return nn.ReLU()\n"
+    assert isinstance(load_model(f"{factories(source)}:Models.small").model, nn.ReLU)
+
+
 def test_a_mistyped_factory_is_an_error_with_close_matches(factories):
     name = factories("def build(): pass\n")
     with pytest.raises(ArgumentError) as caught:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from activation_extractor.cli._terminal import say, say_json, warn
+from activation_extractor.cli._terminal import one_line, say, say_json, warn
 
 if TYPE_CHECKING:
     from activation_extractor.activations import LayerPreview, Preview
@@ -79,9 +79,8 @@ def _preview(loaded: Loaded, layers: Sequence[str] | None) -> tuple[Preview, str
         if batch is None:
             return without_shapes, "Shapes are left out: there is no example to run this model on."
         return preview(loaded.model, selection, **batch), ""
-    except Exception as error:  # whatever the model's code raises on an example that is not to its taste
-        text = " ".join(str(error).split())[:200]
-        return without_shapes, f"Shapes are left out: running an example raised {type(error).__name__}: {text}"
+    except Exception as error:  # the model's own code may raise anything on an example that does not fit it
+        return without_shapes, f"Shapes are left out: running an example raised {one_line(error):.200}"
 
 
 def _title(loaded: Loaded, rows: Preview, layers: Sequence[str] | None) -> str:
