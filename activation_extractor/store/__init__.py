@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from activation_extractor.store._columns import Column
 from activation_extractor.store._dataset import StoreDataset
+from activation_extractor.store._listing import ShardInfo
 from activation_extractor.store._statistics import Statistics, statistics
-from activation_extractor.store._store import ShardInfo, Store, open_store
+from activation_extractor.store._store import Store, open_store
 from activation_extractor.store._text_columns import TextColumn
 from activation_extractor.store._verify import Damage, Verification, verify_store
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import accumulate, chain
@@ -14,16 +13,15 @@ from typing import Any
 from activation_extractor import _display
 from activation_extractor._display import examples
 from activation_extractor._format._entries import column_key, entry_name, kept_name
-from activation_extractor._format._fields import Field
-from activation_extractor._format._journal import JournalRecord, read_records
-from activation_extractor._format._manifest import Manifest, read_manifest, store_name
+from activation_extractor._format._journal import read_records
+from activation_extractor._format._manifest import read_manifest, store_name
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._rows import RowId
-from activation_extractor._format._shards import SHARDS, is_shard, list_units, shard_path, size_of
 from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, StoreError
 from activation_extractor.reducers._keys import EntryKey, entry_keys, pairs_of, resolve_key
 from activation_extractor.store._columns import Column
 from activation_extractor.store._dataset import StoreDataset
+from activation_extractor.store._listing import ShardInfo, list_shards
 from activation_extractor.store._parts import Part, Parts
 from activation_extractor.store._text_columns import TextColumn
 from activation_extractor.store._verify import Verification, verify_store
@@ -64,21 +62,6 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     return Store(Path(path))
 
 
-@dataclass(frozen=True)
-class ShardInfo:
-    """A file of a store, or with the format ``"npy"`` a folder, that holds the rows of one unit.
-
-    Attributes:
-        path: the file or folder.
-        rows: how many rows of the store it holds.
-        nbytes: its size on disk.
-    """
-
-    path: Path
-    rows: int
-    nbytes: int
-
-
 class Store(Mapping[EntryKey, Column]):
     """A store: lazy columns by layer and reducer, the row ids, and kept columns.
 
@@ -100,10 +83,10 @@ class Store(Mapping[EntryKey, Column]):
         self._is_of_data = manifest.unit_size is not None
         self._fields = {field.entry: field for field in (*manifest.columns, *manifest.keep)}
         records = read_records(path)  # before the listing, which can only grow meanwhile
-        self._units = _units(path, manifest, records)
+        self._shards = list_shards(path, manifest, records)
         self._reader = Reader(manifest.codec, store_name(manifest.fingerprint), records, manifest.entries)
-        self._starts: list[int] = [0, *accumulate([record.rows for _, record in self._units])]
-        counts = [record.counts for _, record in self._units if record.counts]
+        self._starts: list[int] = [0, *accumulate([record.rows for _, record in self._shards])]
+        counts = [record.counts for _, record in self._shards if record.counts]
         extra = [entry for rows in counts for entry, count in rows.items() if count]
         self._entries = list(dict.fromkeys([*self._fields, *extra]))
         self._keys = [key for entry in self._entries if (key := column_key(entry))]
@@ -139,8 +122,10 @@ class Store(Mapping[EntryKey, Column]):
             StoreError: a damaged shard; rows without ids, and a unit that is not there yet between others that are.
         """
         if self.manifest["ids"] is None:
-            self._check_numbering()
-            return list(range(sum(self._reader.shard(path).rows for path, _ in self._units)))
+            if self._is_of_data and self._shards and int(Path(self._shards[-1][0]).stem) != len(self._shards) - 1:
+                advice = "Run extract again with the same arguments to complete it."
+                raise StoreError(self.path, "have all units up to its last for rows to be numbered", "gaps", advice)
+            return list(range(sum(self._reader.shard(path).rows for path, _ in self._shards)))
         ids = list(self.iter_ids())
         if len(ids) != self.rows:
             advice = "Run verify(), or restore it from a copy."
@@ -155,22 +140,24 @@ class Store(Mapping[EntryKey, Column]):
         """
         if self.manifest["ids"] is None:
             return iter(range(self.rows))
-        return chain.from_iterable(self._reader.ids(path) or () for path, _ in self._units)
+        return chain.from_iterable(self._reader.ids(path) or () for path, _ in self._shards)
 
     @property
     def shards(self) -> list[ShardInfo]:
         """The files that hold the rows, in the order of the rows; none of them is opened."""
-        return [ShardInfo(Path(path), record.rows, record.nbytes) for path, record in self._units]
+        return [ShardInfo(Path(path), record.rows, record.nbytes) for path, record in self._shards]
 
     @property
     def keep(self) -> dict[str, Column | TextColumn]:
         """The kept columns, by name."""
-        return {name: self._kept(entry) for entry in self._entries if (name := kept_name(entry)) is not None}
+        names = {entry: name for entry in self._entries if (name := kept_name(entry)) is not None}
+        columns = {name: self._column(entry) for entry, name in names.items()}
+        return {name: TextColumn(column) if column.is_ragged else column for name, column in columns.items()}
 
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
-        return sum(record.nbytes for _, record in self._units)
+        return sum(record.nbytes for _, record in self._shards)
 
     def row_of(self, row_id: RowId) -> int:
         """The row that has this id.
@@ -192,7 +179,12 @@ class Store(Mapping[EntryKey, Column]):
         wanted, known = list(row_ids), self._rows_by_id
         for row_id in wanted:
             if not isinstance(row_id, Hashable) or row_id not in known:
-                raise ActivationNotFoundError(row_id, unknown_id(row_id, self.ids))
+                names = [name for name in self.ids if isinstance(name, str)]
+                close = get_close_matches(row_id, names) if isinstance(row_id, str) else []
+                hint = (
+                    f" Close matches: {examples(close)}." if close else f" There is {examples(self.ids)}." * bool(known)
+                )
+                raise ActivationNotFoundError(row_id, f"No row has the id {row_id!r}.{hint}")
         return [known[row_id] for row_id in wanted]
 
     def dataset(self, *keys: Any, keep: str | Iterable[str] = ()) -> StoreDataset:
@@ -221,10 +213,10 @@ class Store(Mapping[EntryKey, Column]):
         """
         kept = self.keep
         names = [keep] if isinstance(keep, str) else list(keep)
-        absent = [name for name in names if name not in kept]
-        if absent:
-            there = ", ".join(map(repr, kept)) or "none"
-            raise ActivationNotFoundError(absent[0], f"A kept column must be one of {there}, got {absent[0]!r}.")
+        for name in names:
+            if name not in kept:
+                known = ", ".join(map(repr, kept)) or "none"
+                raise ActivationNotFoundError(name, f"A kept column must be one of {known}, got {name!r}.")
         return StoreDataset([*(self[key] for key in keys or self), *(kept[name] for name in names)], self.rows)
 
     def verify(self) -> Verification:
@@ -266,64 +258,18 @@ class Store(Mapping[EntryKey, Column]):
     def _rows_by_id(self) -> dict[RowId, int]:
         return {row_id: row for row, row_id in enumerate(self.ids)}
 
-    def _check_numbering(self) -> None:
-        if self._is_of_data:
-            last = int(Path(self._units[-1][0]).stem) if self._units else -1
-            if last != len(self._units) - 1:
-                advice = "Run extract again with the same arguments to complete it."
-                raise StoreError(self.path, "have all units up to its last for rows to be numbered", "gaps", advice)
-
-    def _kept(self, entry: str) -> Column | TextColumn:
-        column = self._column(entry)
-        return TextColumn(column) if column.is_ragged else column  # nothing else of its kind is kept
-
     def _column(self, entry: str) -> Column:
         parts = []
-        for (path, record), first in zip(self._units, self._starts, strict=False):
+        for (path, record), first in zip(self._shards, self._starts, strict=False):
             usual = record.rows if entry in self._fields else 0
             count = usual if record.counts is None else record.counts.get(entry, 0)
             if count:
                 parts.append(Part(path, count, first))
-        field = self._fields.get(entry) or _field_in(self._reader, parts[0].path, entry)
+        field = self._fields.get(entry)
+        if field is None:  # of a layer that first ran after the first unit
+            shard = self._reader.shard(parts[0].path)
+            if entry not in shard.extents:
+                advice = "Remove the folder 'journal', which is made from shards."
+                raise StoreError(shard.path, f"hold the column {entry!r}, since the journal lists it", "none", advice)
+            field = shard.field(entry)
         return Column(Parts(field, self._reader, parts))
-
-
-def _field_in(reader: Reader, path: str, entry: str) -> Field:
-    """What a column is that first came after the first unit: as its first shard says."""
-    shard = reader.shard(path)
-    if entry not in shard.extents:
-        advice = "Remove the folder 'journal', which is made from shards."
-        raise StoreError(path, f"hold the column {entry!r} that the journal tells", "none", advice)
-    return shard.field(entry)
-
-
-def _units(folder: Path, manifest: Manifest, records: Mapping[str, JournalRecord]) -> list[tuple[str, JournalRecord]]:
-    """The shard of each unit that is there, in order, and what it holds: from the journal, else from its header."""
-    codec, is_of_data = manifest.codec, manifest.unit_size is not None
-    there = list_units(folder, codec)
-    gone = sorted(unit for unit in records.keys() - set(there) if is_shard(unit + codec.suffix, codec))
-    if gone:
-        advice = (
-            "Restore it from a copy, or run extract again, which makes it anew; "
-            "without the folder 'journal' what is left can be read."
-        )
-        missing = shard_path(folder, gone[0], codec)
-        raise StoreError(missing, "be there, as the journal tells", "no such shard", advice)
-    strange = [unit for unit in there if ("-" in unit) is is_of_data]
-    if strange:
-        got = f"{strange[0]!r}, which is one of a {'with-block' if is_of_data else 'data set'}"
-        raise StoreError(folder, "hold units of its own kind", got, "Take it out of the folder.")
-    reader = Reader(codec, store_name(manifest.fingerprint))
-    head = f"{folder / SHARDS}{os.sep}"  # a Path for each shard would take longer than all the rest
-    shards = [f"{head}{unit}{codec.suffix}" for unit in there]
-    return [
-        (shard, records.get(unit) or reader.shard(shard).record(size_of(Path(shard)), manifest.entries))
-        for unit, shard in zip(there, shards, strict=True)
-    ]
-
-
-def unknown_id(row_id: Any, ids: Sequence[Any]) -> str:
-    """What to tell who asks for a row by an id that is not there."""
-    close = get_close_matches(row_id, [one for one in ids if isinstance(one, str)]) if isinstance(row_id, str) else []
-    hint = f" Close matches: {examples(close)}." if close else f" There is {examples(ids)}." if ids else ""
-    return f"No row has the id {row_id!r}.{hint}"

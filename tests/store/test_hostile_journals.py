@@ -50,7 +50,7 @@ def test_a_line_that_is_torn_hides_no_other(tmp_path):
     path.write_bytes(b'{"unit": "00000' + b"\n" + path.read_bytes() + b'{"unit": "00000007", "rows": 4')
     assert faults(folder) == []
     shard_path(folder, UNITS[0], SAFETENSORS).unlink()
-    with pytest.raises(StoreError, match="must be there, as the journal tells"):
+    with pytest.raises(StoreError, match="must exist, since the journal lists it"):
         open_store(folder)
 
 

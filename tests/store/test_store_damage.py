@@ -159,7 +159,9 @@ def test_a_shard_that_vanishes_later_is_an_error_when_it_is_read(store):
 
 def test_a_shard_missing_between_others_is_an_error(store):
     second_shard(store).unlink()
-    text = rf"{UNIT}00000001\.safetensors' must be there, as the journal tells, got no such shard\. Restore it from a c"
+    text = (
+        rf"{UNIT}00000001\.safetensors' must exist, since the journal lists it, got no such file\. Restore it from a c"
+    )
     with pytest.raises(StoreError, match=text):
         open_store(store.path)
 

@@ -1,0 +1,62 @@
+"""The shards of a store, in the order of its rows, without opening those that the journal lists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from activation_extractor._format._journal import JournalRecord
+from activation_extractor._format._manifest import Manifest, store_name
+from activation_extractor._format._reader import Reader
+from activation_extractor._format._shards import SHARDS, is_shard, list_units, shard_path, size_of
+from activation_extractor.errors import StoreError
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """A file of a store, or with the format ``"npy"`` a folder, that holds the rows of one unit.
+
+    Attributes:
+        path: the file or folder.
+        rows: how many rows of the store it holds.
+        nbytes: its size on disk.
+    """
+
+    path: Path
+    rows: int
+    nbytes: int
+
+
+def list_shards(
+    folder: Path, manifest: Manifest, records: Mapping[str, JournalRecord]
+) -> list[tuple[str, JournalRecord]]:
+    """The path of each shard, in the order of the rows, and what it holds: from the journal, else from its header.
+
+    Raises:
+        StoreError: a shard that the journal lists is missing, or one is of another kind of store.
+    """
+    codec, is_of_data = manifest.codec, manifest.unit_size is not None
+    units = list_units(folder, codec)
+    missing = sorted(unit for unit in records.keys() - set(units) if is_shard(unit + codec.suffix, codec))
+    if missing:
+        advice = (
+            "Restore it from a copy, or run extract again, which makes it anew; "
+            "without the folder 'journal' what is left can be read."
+        )
+        raise StoreError(
+            shard_path(folder, missing[0], codec), "exist, since the journal lists it", "no such file", advice
+        )
+    foreign = [unit for unit in units if ("-" in unit) is is_of_data]
+    if foreign:
+        kinds = ("a data set", "a with-block")
+        got = f"the shard {foreign[0]!r} of {kinds[is_of_data]}"
+        raise StoreError(folder, f"hold shards of {kinds[not is_of_data]}", got, "Take it out of the folder.")
+    reader = Reader(codec, store_name(manifest.fingerprint))
+    shards = []
+    for unit in units:
+        path = os.path.join(folder, SHARDS, unit + codec.suffix)
+        record = records.get(unit) or reader.shard(path).record(size_of(Path(path)), manifest.entries)
+        shards.append((path, record))
+    return shards
