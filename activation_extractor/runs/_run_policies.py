@@ -18,12 +18,10 @@ _GAPS = "Sort rows within windows that follow each other, as length_batches does
 
 
 class RunPolicy(UnitPolicy):
-    """Decides when a unit of a data set is full.
-
-    Batches whose unit is stored already count too, so batches are counted here: the writer sees only what is computed.
+    """Decides when a unit of a data set is full; counts batches itself, since the writer sees no stored ones.
 
     Attributes:
-        size: the size of a unit, which its store keeps; None until `choose_size`.
+        size: of a unit, which its store keeps; None until `choose_size`.
         batches: how many batches the unit has so far.
 
     Args:
@@ -45,7 +43,7 @@ class RunPolicy(UnitPolicy):
         """Choose the size of all units by the first batch of the run, which has so many rows and bytes."""
 
     def begin_batch(self, places: Any) -> list[int] | None:  # noqa: ARG002 - for units in order
-        """Count a batch; returns which rows of the unit it holds, or None for those after the batch before it."""
+        """Count a batch; returns its rows in the unit, or None when they follow those of the batch before."""
         self.batches += 1
         return None
 
@@ -54,11 +52,7 @@ class RunPolicy(UnitPolicy):
         self.batches = 0
 
     def permutation(self, rows: int) -> Tensor | None:  # noqa: ARG002 - for units in order
-        """Which of the unit's rows is stored first, second, ...: ``(rows,)`` int64, or None to store them as they came.
-
-        Args:
-            rows: how many rows the batches gave.
-        """
+        """Which of the unit's rows is stored first, second, ...: ``(rows,)`` int64, or None for as they came."""
         return None
 
 
@@ -68,15 +62,12 @@ class BatchPolicy(RunPolicy):
 
     @property
     def stored_size(self) -> dict[str, int | None]:
-        """The number of batches."""
         return {"batches_per_unit": self.size}
 
     def is_full(self, unit: Unit) -> bool:  # noqa: ARG002
-        """Whether the unit has that many batches."""
         return self.batches == self.size
 
     def choose_size(self, rows: int, nbytes: int) -> None:
-        """How many batches like this one have `rows_per_unit` rows."""
         if self._rows_per_unit is not None:
             size = -(-self._rows_per_unit // rows)
         else:
@@ -86,9 +77,9 @@ class BatchPolicy(RunPolicy):
 
 @final
 class OrderPolicy(RunPolicy):
-    """A unit has at least a number of rows, and ends with the first batch that leaves no gap in their order.
+    """A unit has at least a number of rows, and ends with the first batch that leaves no gap in the data set's order.
 
-    The order is that of the data set: batches come with the places of their rows in it, counted from 0.
+    Batches come with the places of their rows in the data set, counted from 0.
     """
 
     def __init__(self, rows_per_unit: int | None) -> None:
@@ -98,15 +89,12 @@ class OrderPolicy(RunPolicy):
 
     @property
     def stored_size(self) -> dict[str, int | None]:
-        """The least number of rows."""
         return {"batches_per_unit": None, **({LEAST_ROWS: self.size} if self.size else {})}
 
     def is_full(self, unit: Unit) -> bool:  # noqa: ARG002
-        """Whether the unit has that many rows, without a gap between them or after the unit before."""
         return self.size is not None and len(self._places) >= self.size and self._is_gapless
 
     def choose_size(self, rows: int, nbytes: int) -> None:
-        """Take `rows_per_unit`, or as many rows like these as fit."""
         self.size = self._rows_per_unit or max(1, min(UNIT_BYTES * rows // nbytes, UNIT_ROWS))
 
     def begin_batch(self, places: Any) -> list[int]:
@@ -128,7 +116,6 @@ class OrderPolicy(RunPolicy):
         return [place - self._first_place for place in listed]
 
     def begin_unit(self) -> None:
-        """Begin to count anew, behind the last place."""
         super().begin_unit()
         self._first_place += len(self._places)
         self._places, self._taken = [], set()

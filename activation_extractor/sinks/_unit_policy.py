@@ -21,18 +21,12 @@ class UnitPolicy(ABC):
 
 @final
 class SizePolicy(UnitPolicy):
-    """A unit is full from a number of rows on, or from `unit_bytes` or 4,096 rows on.
-
-    Args:
-        unit_bytes: of its columns.
-        rows_per_unit: counts alone, unless it is None.
-    """
+    """A unit is full from `rows_per_unit` on; where that is None, from `unit_bytes` of its columns or 4,096 rows on."""
 
     def __init__(self, unit_bytes: int, rows_per_unit: int | None) -> None:
         self._unit_bytes, self._rows_per_unit = unit_bytes, rows_per_unit
 
     def is_full(self, unit: Unit) -> bool:
-        """Whether the unit has that many rows or bytes."""
         if self._rows_per_unit is not None:
             return unit.rows >= self._rows_per_unit
         return unit.nbytes >= self._unit_bytes or unit.rows >= UNIT_ROWS
