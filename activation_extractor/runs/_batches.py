@@ -1,4 +1,4 @@
-"""What batches of a data set hold beside what the model is called with."""
+"""Batches of a data set: taking their fields apart, and calling a model with the rest."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Batch:
 
     Attributes:
         arguments: what the model is called with.
-        ids: the ids of its rows.
-        places: where its rows are in the data set.
-        pooling_mask: which positions count.
+        ids: the ids of its rows, or None.
+        places: where its rows are in the data set, or None.
+        pooling_mask: which positions count, ``(batch, seq)``, or None.
         keep: the columns to store as they are.
     """
 
@@ -35,32 +35,32 @@ class Batch:
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """All that its rows in a store are made from, but for ids and places."""
+        """What its rows in a store are made from; ids and places are compared by themselves."""
         return (self.arguments, self.keep, *([] if self.pooling_mask is None else [self.pooling_mask]))
 
 
 class BatchFields:
-    """The entries to take out of batches; the meaning of each is in `extract`'s docstring.
+    """The fields to take out of batches; the docstring of `extract` says what each of them is.
 
     Raises:
-        ArgumentTypeError: one of them is no name.
+        ArgumentTypeError: a field is not a name.
     """
 
     def __init__(self, ids: Ids, keep: Any, order: str | None, pooling_mask: str | None) -> None:
         if ids is not None and not isinstance(ids, str) and not callable(ids):
-            raise ArgumentTypeError("ids", "name an entry of the batches, or be a callable that is given one", ids)
+            raise ArgumentTypeError("ids", "name a field of the batches, or be a callable that takes a batch", ids)
         names = [keep] if isinstance(keep, str) else list(keep) if isinstance(keep, Iterable) else [keep]
         if not all(isinstance(name, str) for name in names):
-            raise ArgumentTypeError("keep", "name entries of the batches", keep)
+            raise ArgumentTypeError("keep", "name fields of the batches", keep)
         for argument, name in (("order", order), ("pooling_mask", pooling_mask)):
             if name is not None and not isinstance(name, str):
-                raise ArgumentTypeError(argument, "name an entry of the batches", name)
+                raise ArgumentTypeError(argument, "name a field of the batches", name)
         self._ids, self._keep, self._order, self._pooling_mask = ids, sorted({*names}), order, pooling_mask
         self._taken = {name for name in (ids, order, pooling_mask, *names) if isinstance(name, str)}
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What a run's values depend on of them."""
+        """The fields that a run's values depend on."""
         ids = self._ids if isinstance(self._ids, str) else self._ids is not None
         return {"ids": ids, "keep": self._keep, **({"order": self._order} if self._order else {})}
 
@@ -68,18 +68,18 @@ class BatchFields:
         """A batch, taken apart.
 
         Raises:
-            ArgumentError: it lacks an entry.
-            ArgumentTypeError: it has no entries.
+            ArgumentError: it lacks a field.
+            ArgumentTypeError: it is not a mapping, or its ids are not strings or integers.
         """
-        if self._taken and not isinstance(batch, Mapping):
-            condition = "be a mapping"
-            raise ArgumentTypeError("a batch with ids, keep, order or pooling_mask", condition, type(batch).__name__)
-        absent = [name for name in sorted(self._taken) if name not in batch]
-        if absent:
-            advice = "Check ids=, keep=, order= and pooling_mask=."
-            raise ArgumentError("a batch", f"hold the entry {absent[0]!r}", list(batch), advice)
         arguments = batch
         if self._taken:
+            if not isinstance(batch, Mapping):
+                what = "a batch with ids, keep, order or pooling_mask"
+                raise ArgumentTypeError(what, "be a mapping", type(batch).__name__)
+            for name in sorted(self._taken):
+                if name not in batch:
+                    advice = "Check ids=, keep=, order= and pooling_mask=."
+                    raise ArgumentError("a batch", f"hold the field {name!r}", list(batch), advice)
             arguments = {name: value for name, value in batch.items() if name not in self._taken}
         ids = self._ids(batch) if callable(self._ids) else batch[self._ids] if self._ids else None
         return Batch(
@@ -92,15 +92,15 @@ class BatchFields:
 
 
 def call_model(model: nn.Module, batch: Any) -> None:
-    """Call a model with a batch, its tensors moved to the model's device.
+    """Call a model with a batch, whose tensors are moved to the model's device.
 
     Raises:
         ArgumentTypeError: the batch is neither a mapping, a tuple nor a tensor.
     """
-    place = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
 
     def moved(value: Any) -> Any:
-        return value.to(place) if isinstance(value, Tensor) and place is not None else value
+        return value.to(device) if isinstance(value, Tensor) and device is not None else value
 
     if isinstance(batch, Mapping):
         model(**{name: moved(value) for name, value in batch.items()})

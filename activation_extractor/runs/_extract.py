@@ -57,13 +57,13 @@ def extract(
 
     The model runs in ``eval()`` and under ``inference_mode``; its training flags are restored. Batches are gathered
     into units of whole batches, and each unit appears on disk complete or not at all, while the model goes on. When
-    the run fails or is killed, the units that are complete stay and the one under way is lost.
+    the run fails or is killed, the complete units stay and the current one is lost.
 
-    Called again with the same arguments, it goes on where it ended: batches whose unit is there are compared rather
-    than computed, by their ids and by a checksum over what the model would be called with (tensors of more than 1 MiB
-    are sampled). Another model, other weights, layers, reducers or data are an error, and the store stays as it is.
-    On one machine, with one device and the same versions, a run that was interrupted ends in the same bytes as one
-    that was not. Several processes may share a store; each does what the others have not done.
+    Called again with the same arguments, it resumes where it ended: batches whose unit is stored are compared, not
+    computed, by their ids and by a checksum over what the model would be called with (tensors of more than 1 MiB are
+    sampled). Another model, other weights, layers, reducers or data are an error, and the store stays as it is. On one
+    machine, with one device and the same versions, a run that was interrupted ends in the same bytes as one that was
+    not. Several processes may share a store; each computes the units that the others have not.
 
     Args:
         model: the model.
@@ -73,22 +73,22 @@ def extract(
         layers: any selection that `capture` takes.
         out: a new or empty folder, or the store of an earlier call with the same arguments.
         reduce: what to keep of an activation, as for `capture`.
-        ids: the entry of the batches that holds the row ids, which is taken out before the call; or a callable that is
-            given the batch and returns them. Without it rows are numbered.
-        keep: entries to take out of the batches and store beside the activations (labels, say), numbers or text.
-        order: the entry, taken out as well, that holds each row's place in the data set, from 0, for batches that come
-            in another order, as `length_batches` makes them: rows are stored in the data set's order.
-        pooling_mask: the entry, taken out as well, that tells which positions count for reducers and are stored,
-            ``(batch, seq)``, where that is not what the model is told: padding and special tokens left out, say. It
-            takes the place of `mask`.
+        ids: the field of the batches that holds the row ids, or a callable that takes a batch and returns them.
+            Without it rows are numbered. Fields that are named here and below are taken out before the model is called.
+        keep: fields of the batches to store beside the activations (labels, say), numbers or text.
+        order: the field with each row's place in the data set, from 0, for batches that come in another order, as
+            `length_batches` makes them: rows are stored in the data set's order.
+        pooling_mask: the field with the mask of the positions that reducers use and stores hold, ``(batch, seq)``,
+            where it is not the model's own mask: padding and special tokens left out, say. It takes the place of
+            `mask`.
         device: move the model there first; without it the model stays where it is.
         progress: a progress bar, which needs tqdm; by default one is shown if tqdm is installed.
-        rows_per_unit: rows a unit has, rounded up to whole batches as large as the first one; by default about 64 MiB
-            of them, and at most 4,096.
+        rows_per_unit: how many rows a unit has, rounded up to whole batches as large as the first one; by default
+            about 64 MiB of them, and at most 4,096.
         format: of the shards; ``npz`` and ``npy`` hold bfloat16 and float8 as float32.
-        queue_bytes: how many bytes units may hold, those that wait to be written and the one that is under way; the
-            model waits while there are more.
-        resume: go on with a store that is there; False takes a new or empty folder only.
+        queue_bytes: how many bytes units may hold, those that wait to be written and the current one; the model waits
+            while there are more.
+        resume: resume the store in the folder, if there is one; with False the folder must be new or empty.
         mask: as for `capture`.
         sequence_axis: as for `capture`.
         calls: as for `capture`.
@@ -99,9 +99,8 @@ def extract(
         The store, opened.
 
     Raises:
-        ArgumentError: a batch lacks the ids or a kept entry, or is none of the above; a sampler that is random without
-            ids; or see `capture`.
-        OtherRunError: the folder holds a store that other arguments or other data have made.
+        ArgumentError: a batch lacks a field, or is none of the above; a random sampler without ids; or see `capture`.
+        OtherRunError: the folder holds a store of other arguments or other data.
         StoreError: the folder holds something else, an id comes twice, or the disk refuses.
 
     Example:

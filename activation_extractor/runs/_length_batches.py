@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from activation_extractor._arguments import check_size
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 
 WINDOW_ROWS = 1024
@@ -19,22 +20,22 @@ def length_batches(
     """Which rows go into one batch: rows of similar length, longest first within a window.
 
     Rows are sorted by length within windows of consecutive rows; windows keep their order. `extract` puts rows back
-    into the data set's order when it is told it (``order=``), and a window bounds what it has to hold for that. What is
-    returned is also a ``batch_sampler`` for a ``DataLoader``. The same lengths always give the same batches, which is
-    what makes a run go on where it ended.
+    into the data set's order when it is given (``order=``), and a window bounds what it holds for that. The result is
+    also a ``batch_sampler`` for a ``DataLoader``. The same lengths always give the same batches, so a run can be
+    resumed.
 
     Args:
         lengths: of each row, in tokens.
         batch_size: how many rows a batch has at most.
         max_tokens: how many tokens it has at most, padding counted: its rows times the longest of them. A row that is
-            longer by itself is a batch of its own. Either of the two, or both.
+            longer by itself is a batch of its own. Give `batch_size`, `max_tokens` or both.
         window_rows: how many consecutive rows are sorted together.
 
     Returns:
         For each batch the numbers of its rows; each row once.
 
     Raises:
-        ArgumentError: neither `batch_size` nor `max_tokens`, or one that is not positive, or a negative length.
+        ArgumentError: neither `batch_size` nor `max_tokens` is given, a size is not positive, or a length is negative.
 
     Example:
         >>> from activation_extractor import length_batches
@@ -46,15 +47,20 @@ def length_batches(
     if batch_size is None and max_tokens is None:
         raise ArgumentError("batch_size or max_tokens", "be given", None)
     for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens), ("window_rows", window_rows)):
-        if value is not None and (type(value) is not int or value < 1):
-            raise ArgumentError(name, "be a positive integer", value)
+        if value is not None:
+            check_size(name, value)
     sizes = [_checked(length) for length in lengths]
     most_rows, most_tokens = batch_size or len(sizes), max_tokens or float("inf")
-    return [
-        batch
-        for start in range(0, len(sizes), window_rows)
-        for batch in _batches(_longest_first(sizes, start, start + window_rows), sizes, most_rows, most_tokens)
-    ]
+    batches: list[list[int]] = []
+    for start in range(0, len(sizes), window_rows):
+        window = range(start, min(start + window_rows, len(sizes)))
+        batches.append([])
+        for row in sorted(window, key=lambda row: (-sizes[row], row)):
+            batch = batches[-1]
+            if batch and (len(batch) == most_rows or (len(batch) + 1) * sizes[batch[0]] > most_tokens):
+                batches.append([])
+            batches[-1].append(row)
+    return batches
 
 
 def _checked(length: int) -> int:
@@ -64,20 +70,3 @@ def _checked(length: int) -> int:
     if size < 0:
         raise ArgumentError("a length", "not be negative", size)
     return size
-
-
-def _longest_first(sizes: Sequence[int], start: int, stop: int) -> list[int]:
-    return sorted(range(start, min(stop, len(sizes))), key=lambda row: (-sizes[row], row))
-
-
-def _batches(rows: list[int], sizes: Sequence[int], most_rows: int, most_tokens: float) -> Iterator[list[int]]:
-    """Rows, longest first, cut where a batch is full."""
-    batch: list[int] = []
-    for row in rows:
-        is_full = len(batch) == most_rows or (len(batch) + 1) * sizes[batch[0] if batch else row] > most_tokens
-        if batch and is_full:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch

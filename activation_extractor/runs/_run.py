@@ -56,9 +56,14 @@ class Run(Sink):
         self.stored_rows = 0
         self._folder, self._codec, self._fingerprint, self._policy = folder, codec, fingerprint, policy
         self._writer = StoreWriter(folder, codec, policy, queue_bytes=queue_bytes, shares_store=resume)
-        self._has_store = resume and _is_store(folder)
+        self._has_store = resume and has_manifest(folder)
         if not self._has_store:
-            check_free(folder, "Choose another folder, or leave out resume=False to go on with it.")
+            try:
+                check_free(folder, "Choose another folder, or leave out resume=False to go on with it.")
+            except StoreError:
+                self._has_store = resume and has_manifest(folder)  # another process may have begun it meanwhile
+                if not self._has_store:
+                    raise
         self._about: Mapping[str, Any] = {}
         self._unit_number = 0
         self._inputs = 0  # the checksum over the batches of the current unit
@@ -89,7 +94,7 @@ class Run(Sink):
             advice = "Give extract a folder of its own."
             raise StoreError(self._folder, "be a store that extract wrote", "one that with-blocks wrote", advice)
         self._begin_writer()
-        self._writer.go_on()
+        self._writer.resume()
 
     def begin_batch(self, batch: Batch) -> bool:
         """Begin the next batch, in a new unit when the current one is full; returns whether to compute it.
@@ -109,7 +114,7 @@ class Run(Sink):
         if self._stored is None:
             return True
         self._stored.compare(batch.ids, rows)
-        self._writer.see(batch.ids)
+        self._writer.remember_ids(batch.ids)
         return False
 
     def write(self, step: Step) -> None:
@@ -170,17 +175,6 @@ class Run(Sink):
             self._writer.check_run()
             self._has_store = True
         return _StoredUnit(self._folder, Reader(self._codec, store_name(self._about)), str(path))
-
-
-def _is_store(folder: Path) -> bool:
-    """Whether a folder is a store, or becomes one while it is looked at."""
-    if has_manifest(folder):
-        return True
-    try:
-        check_free(folder)
-    except StoreError:
-        return has_manifest(folder)
-    return False
 
 
 class _StoredUnit:

@@ -16,9 +16,9 @@ from activation_extractor.sinks._steps import Step
 class Sink(ABC):
     """Where finished steps go.
 
-    A sink of one's own implements `write`; ``capture(..., sink=MySink())`` calls it after each step that ended well,
-    in the thread of the step, and `close` when the block is left. A capture that is entered again goes on writing.
-    `activation_extractor.testing._assertions.SinkTests` is a test suite for it.
+    To write a sink, implement `write`. ``capture(..., sink=MySink())`` calls it after each step that did not fail, in
+    the thread of the step, and `close` when the block is left. A capture that is entered again writes further steps.
+    `activation_extractor.testing.SinkTests` is a test suite for sinks.
 
     Attributes:
         reads_later: whether the sink itself calls `Step.check_masks`, which waits for an accelerator, some time before
@@ -28,7 +28,7 @@ class Sink(ABC):
     reads_later: ClassVar[bool] = False
 
     def begin(self, about: Mapping[str, Any]) -> None:  # noqa: B027 - most sinks have no use for it
-        """Be told what is to be captured, whenever a block is entered, before anything is attached.
+        """Learn what is captured; called whenever a block is entered, before a hook is attached.
 
         Args:
             about: ``model``, ``layers``, ``reducers``, ``mask``, ``sequence_axis`` and ``calls``, as JSON holds them.
@@ -36,10 +36,10 @@ class Sink(ABC):
 
     @abstractmethod
     def write(self, step: Step) -> None:
-        """Take a finished step; its tensors are the sink's from now on."""
+        """Store a finished step; its tensors are the sink's own from now on."""
 
     def close(self) -> None:  # noqa: B027 - most sinks have nothing to do here
-        """Bring what was written to safety; called whenever a block is left, also after an error."""
+        """Store what is not stored yet; called whenever a block is left, after an error too."""
 
 
 @final
@@ -84,4 +84,4 @@ class MemorySink(Sink):
     @property
     def ids(self) -> list[RowId]:
         """The ids of all rows."""
-        return [one for step in self.steps for one in step.ids or ()]
+        return [row_id for step in self.steps for row_id in step.ids or ()]

@@ -50,24 +50,29 @@ class Step:
 
 
 def check_ids(ids: Any) -> list[RowId] | None:
-    """Row ids as a list of strings or Python integers; None when none are given."""
+    """Row ids as a list of strings or Python integers; None when there are none.
+
+    Raises:
+        ArgumentTypeError: they are not a sequence, or not all strings or all integers.
+        ArgumentError: text that is not UTF-8, or an integer of more than 64 bits.
+    """
     if ids is None:
         return None
     if isinstance(ids, Tensor | np.ndarray):
         ids = ids.tolist()
     if not isinstance(ids, Iterable) or isinstance(ids, str | bytes | AbstractSet):
         raise ArgumentTypeError("ids", "be a sequence of strings or integers, one for each row", ids)
-    checked = [int(one) if isinstance(one, np.integer) else one for one in ids]
-    wrong = [one for one in checked if not isinstance(one, int | str) or isinstance(one, bool)]
-    if wrong or len({type(one) for one in checked}) > 1:
+    checked = [int(row_id) if isinstance(row_id, np.integer) else row_id for row_id in ids]
+    wrong = [row_id for row_id in checked if not isinstance(row_id, int | str) or isinstance(row_id, bool)]
+    if wrong or len({type(row_id) for row_id in checked}) > 1:
         raise ArgumentTypeError("ids", "be all strings or all integers", (wrong or checked)[0])
-    unfit = [one for one in checked if not _fits(one)]
-    if unfit:
-        raise ArgumentError("ids", "be UTF-8 text or fit 64 bits", unfit[0])
+    for row_id in checked:
+        if not _can_be_stored(row_id):
+            raise ArgumentError("ids", "be UTF-8 text or fit 64 bits", row_id)
     return checked
 
 
-def _fits(row_id: RowId) -> bool:
+def _can_be_stored(row_id: RowId) -> bool:
     if isinstance(row_id, int):
         return -(2**63) <= row_id < 2**63
     try:
@@ -78,18 +83,26 @@ def _fits(row_id: RowId) -> bool:
 
 
 def check_keep(keep: Any) -> dict[str, KeptColumn]:
-    """Further columns as tensors or lists of text, by name."""
+    """Kept columns as tensors or lists of text, by name.
+
+    Raises:
+        ArgumentTypeError: they are not a dict, or a column holds neither numbers nor text.
+        ArgumentError: a column is a single number, or holds text that is not UTF-8.
+    """
     if keep is None:
         return {}
     if not isinstance(keep, Mapping) or not all(isinstance(name, str) and name for name in keep):
         raise ArgumentTypeError("keep", "be a dict from names to tensors, arrays or lists", keep)
-    return {name: _kept(name, values) for name, values in keep.items()}
+    return {name: _kept_column(name, values) for name, values in keep.items()}
 
 
-def _kept(name: str, values: Any) -> KeptColumn:
-    listed = values.tolist() if isinstance(values, np.ndarray) and values.dtype.kind in "UO" else values
-    if isinstance(listed, list | tuple) and listed and all(isinstance(one, str) for one in listed):
-        return _texts(name, list(listed))
+def _kept_column(name: str, values: Any) -> KeptColumn:
+    texts = values.tolist() if isinstance(values, np.ndarray) and values.dtype.kind in "UO" else values
+    if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
+        for text in texts:
+            if not _can_be_stored(text):
+                raise ArgumentError("keep", f"be UTF-8 text in column {name!r}", text)
+        return list(texts)
     try:
         column = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -98,13 +111,6 @@ def _kept(name: str, values: Any) -> KeptColumn:
     if column.dim() == 0:
         raise ArgumentError("keep", f"have one row for each sample in column {name!r}", column.item())
     return column
-
-
-def _texts(name: str, values: list[str]) -> list[str]:
-    unfit = [one for one in values if not _fits(one)]
-    if unfit:
-        raise ArgumentError("keep", f"be UTF-8 text in column {name!r}", unfit[0])
-    return values
 
 
 def make_step(
@@ -119,17 +125,17 @@ def make_step(
     Raises:
         StepError: they have not, or a column has no rows.
     """
-    counts = {key: _rows(key, value) for key, value in values.items()}
-    kept = {name: len(column) for name, column in keep.items()}
-    rows = len(ids) if ids is not None else next(iter([*counts.values(), *kept.values()]))
-    for key, count in (*counts.items(), *kept.items()):
+    counts: list[tuple[Any, int]] = [(key, _row_count(key, value)) for key, value in values.items()]
+    counts += [(name, len(column)) for name, column in keep.items()]
+    rows = len(ids) if ids is not None else counts[0][1]
+    for key, count in counts:
         if count != rows:
             advice = "Group calls that belong together, give an id for each row, or leave that layer out."
             raise StepError("have the same rows in every column", f"{count} in {key!r} beside {rows}", advice)
     return Step(index, rows, values, ids, keep, list(checks))
 
 
-def _rows(key: tuple[str, str], value: Tensor | Ragged) -> int:
+def _row_count(key: tuple[str, str], value: Tensor | Ragged) -> int:
     if isinstance(value, Ragged):
         return len(value.lengths)
     if not value.dim():

@@ -29,19 +29,19 @@ class StoreSink(Sink):
 
     Attributes:
         path: the folder.
-        rows: how many rows it was given.
+        rows: how many rows were written to it.
         nbytes: how many bytes of columns they had.
 
     Args:
         path: a new or empty folder; made when the first step is written.
         unit_bytes: from how many bytes on a unit is written; also from 4,096 rows on.
         rows_per_unit: write a unit from this many rows on instead.
-        queue_bytes: how many bytes units may hold, those that wait to be written and the one that is under way; the
-            next step waits while there are more, but for one unit that is written while the next one is gathered.
-        append: add to a store that is there, if it is one of the same model, layers and reducers.
+        queue_bytes: how many bytes units may hold, those that wait to be written and the current one. The next step
+            waits while there are more, but for one unit that is written while the next one is gathered.
+        append: add to the store in the folder, if it is of the same model, layers and reducers.
 
     Raises:
-        StoreError: the folder holds something, or with ``append=True`` something else than a store of this format.
+        StoreError: the folder is not empty, or with ``append=True`` holds something else than a store of this format.
         ArgumentError: a size that is not positive.
     """
 
@@ -74,7 +74,7 @@ class StoreSink(Sink):
 
     @property
     def rows(self) -> int:
-        """How many rows it was given."""
+        """How many rows were written to it."""
         return self._writer.rows
 
     @property
@@ -83,22 +83,24 @@ class StoreSink(Sink):
         return self._writer.nbytes
 
     def begin(self, about: Mapping[str, Any]) -> None:
-        """Compare what is to be captured with what the store holds.
+        """Compare what is captured with what the store holds.
 
         Raises:
-            OtherRunError: a store that is added to holds something else.
-            StoreError: two captures that differ write to this sink.
+            OtherRunError: the store that is added to holds something else.
+            StoreError: two captures that differ write to this sink, or `extract` wrote the store that is added to.
         """
         with self._lock:
             if self._about is None:
-                self._begin(about)
+                self._writer.begin({"fingerprint": dict(about), "batches_per_unit": None, "model": about.get("model")})
+                if self._appends:
+                    self._resume(about)
             elif self._about != about:
                 advice = "Give each capture a sink and a folder of its own."
-                raise StoreError(self.path, "be written by captures of the same", "another one", advice)
+                raise StoreError(self.path, "be written by captures of the same layers and options", "others", advice)
             self._about = dict(about)
 
     def write(self, step: Step) -> None:
-        """Add the step to the unit; hand the unit over to be written when it is large enough.
+        """Add the step to the current unit; hand the unit over to be written when it is full.
 
         Raises:
             StoreError: the folder cannot be made, an id was seen before, a column changed its dtype or row shape, or
@@ -113,7 +115,7 @@ class StoreSink(Sink):
                 self._end_unit()
 
     def close(self) -> None:
-        """Write the unit that is under way, if it holds anything, and wait until all is on the disk.
+        """Write the current unit, if it holds anything, and wait until all units are on the disk.
 
         Raises:
             StoreError: the disk refused a unit.
@@ -125,18 +127,14 @@ class StoreSink(Sink):
             finally:
                 self._writer.finish()
 
-    def _begin(self, about: Mapping[str, Any]) -> None:
-        run = {"fingerprint": dict(about), "batches_per_unit": None, "model": about.get("model")}
-        self._writer.begin(run)
-        if not self._appends:
-            return
+    def _resume(self, about: Mapping[str, Any]) -> None:
         if read_manifest(self.path).unit_size is not None:
             advice = "Call extract again to go on with it, or choose another folder."
             raise StoreError(self.path, "be a store that with-blocks wrote", "one that extract wrote", advice)
-        self._writer.go_on()
+        self._writer.resume()
         reader = Reader(self.codec, store_name(about))
         for unit in list_units(self.path, self.codec):
-            self._writer.see(reader.ids(str(shard_path(self.path, unit, self.codec))))
+            self._writer.remember_ids(reader.ids(str(shard_path(self.path, unit, self.codec))))
 
     def _end_unit(self) -> None:
         self._writer.commit(unit_name(self._units, self._writer.name))
@@ -183,7 +181,12 @@ class NpzSink(StoreSink):
 
 
 def open_sink(sink: Sink | str | os.PathLike[str] | None) -> Sink | None:
-    """The sink that ``sink=`` means: a `Sink` as it is, a path as a `SafetensorsSink`."""
+    """The sink that ``sink=`` means: a `Sink` as it is, a `SafetensorsSink` for a path, None for None.
+
+    Raises:
+        ArgumentTypeError: it is neither a sink nor a path.
+        StoreError: the folder at the path is not empty.
+    """
     if sink is None or isinstance(sink, Sink):
         return sink
     if isinstance(sink, str | os.PathLike):

@@ -42,6 +42,7 @@ class StoreWriter:
     """Writes one run into one store.
 
     Attributes:
+        unit: the current unit, which gathers steps.
         name: of the writer's journal; no other writer has it, and names sort by the time at which writing began.
         rows: how many rows were added.
         nbytes: how many bytes of columns they had.
@@ -62,21 +63,16 @@ class StoreWriter:
         self._run: dict[str, Any] = {}
         self._manifest: Manifest | None = None
         self._transfer = Transfer()
-        self._schema, self._unit = Schema(codec), Unit(self._transfer)
+        self._schema, self.unit = Schema(codec), Unit(self._transfer)
         self._seen = SeenIds()
-        self._is_ready = False
+        self._has_folders = False
         self._published: Manifest | None = None
         self._background = Background(queue_bytes)
 
     @property
-    def unit(self) -> Unit:
-        """The current unit, which gathers steps."""
-        return self._unit
-
-    @property
     def is_full(self) -> bool:
         """Whether the current unit is to be committed before another step is added."""
-        return self._policy.is_full(self._unit)
+        return self._policy.is_full(self.unit)
 
     def begin(self, run: Mapping[str, Any]) -> None:
         """Describe the run: ``fingerprint``, the size of its units, and what else its manifest is to hold."""
@@ -91,7 +87,7 @@ class StoreWriter:
         """
         return check_same(self.folder, make_manifest(self.codec, self._run, [], [], None))
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Resume the store in the folder: columns must stay what they are in it.
 
         Raises:
@@ -102,7 +98,7 @@ class StoreWriter:
         self._manifest = self._published = manifest
         self._schema = Schema.of(manifest)
 
-    def see(self, ids: Iterable[RowId] | None) -> None:
+    def remember_ids(self, ids: Iterable[RowId] | None) -> None:
         """Remember ids of stored rows, so that none of them is added again.
 
         Raises:
@@ -122,12 +118,17 @@ class StoreWriter:
             ArgumentError: a column has a dtype that the format lacks.
         """
         self._background.check()
-        if not self._is_ready:
-            self._prepare_folder()
+        if not self._has_folders:  # a read-only folder raises at the first step, rather than at the first unit
+            shards = self.folder / SHARDS
+            make_folders(shards)
+            sweep(self.folder)
+            sweep(shards)
+            check_writable(shards)
+            self._has_folders = True
         schema, columns = self._schema.fit(step)
-        self.see(step.ids)
+        self.remember_ids(step.ids)
         self._schema = schema  # a step that is refused above leaves it as it was
-        nbytes = self._unit.add(columns, step)
+        nbytes = self.unit.add(columns, step)
         self.rows += step.rows
         self.nbytes += nbytes
         return nbytes
@@ -143,7 +144,7 @@ class StoreWriter:
         Raises:
             StoreError: an earlier unit could not be written.
         """
-        unit, self._unit = self._unit, Unit(self._transfer)
+        unit, self.unit = self.unit, Unit(self._transfer)
         if self._manifest is None:
             schema = self._schema
             self._manifest = make_manifest(self.codec, self._run, schema.columns, schema.keep, schema.ids)
@@ -158,15 +159,6 @@ class StoreWriter:
             StoreError: a unit could not be written.
         """
         self._background.finish()
-
-    def _prepare_folder(self) -> None:
-        """Make the folders, and raise at the first step, rather than at the first unit, where they are read-only."""
-        shards = self.folder / SHARDS
-        make_folders(shards)
-        sweep(self.folder)
-        sweep(shards)
-        check_writable(shards)
-        self._is_ready = True
 
     def _write(
         self, manifest: Manifest, name: str, unit: Unit, metadata: Mapping[str, str], order: Tensor | None

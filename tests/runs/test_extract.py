@@ -155,7 +155,7 @@ def test_no_rows_at_all_is_an_error(model, tmp_path, batches):
 
 
 def test_a_batch_without_the_ids_is_an_error_that_shows_its_entries(model, tmp_path):
-    with pytest.raises(ArgumentError, match=r"a batch must hold the entry 'id', got \['input', 'idx'\]\. Check ids="):
+    with pytest.raises(ArgumentError, match=r"a batch must hold the field 'id', got \['input', 'idx'\]\. Check ids="):
         run(model, [{"input": ROWS, "idx": list(range(6))}], tmp_path / "out", ids="id")
     run(model, [{"input": ROWS, "idx": list(range(6))}], tmp_path / "out", ids="idx")  # as the text advises
 
@@ -163,7 +163,7 @@ def test_a_batch_without_the_ids_is_an_error_that_shows_its_entries(model, tmp_p
 @pytest.mark.parametrize(
     ("batch", "options", "text"),
     [
-        ({"input": ROWS}, {"keep": "label"}, r"a batch must hold the entry 'label', got \['input'\]"),
+        ({"input": ROWS}, {"keep": "label"}, r"a batch must hold the field 'label', got \['input'\]"),
         (ROWS, {"ids": "id"}, "a batch with ids, keep, order or pooling_mask must be a mapping, got 'Tensor'"),
         ((ROWS,), {"keep": ["label"]}, "a batch with ids, keep, order or pooling_mask must be a mapping, got 'tuple'"),
         ("text", {}, "a batch must be a mapping, a tuple or a tensor, got 'str'"),
@@ -190,9 +190,9 @@ def test_a_batch_that_cannot_be_used_is_an_error_and_leaves_no_hook(model, tmp_p
         (
             {"ids": 3},
             ArgumentTypeError,
-            "ids must name an entry of the batches, or be a callable that is given one, got 3",
+            "ids must name a field of the batches, or be a callable that takes a batch, got 3",
         ),
-        ({"keep": [3]}, ArgumentTypeError, r"keep must name entries of the batches, got \[3\]"),
+        ({"keep": [3]}, ArgumentTypeError, r"keep must name fields of the batches, got \[3\]"),
         ({"rows_per_unit": 0}, ArgumentError, "rows_per_unit must be a positive integer, got 0"),
         ({"reduce": "median"}, ArgumentError, "reduce must be one of"),
         ({"calls": "first"}, ArgumentError, "calls must be one of"),
@@ -217,7 +217,7 @@ def test_a_wrong_argument_draws_no_progress_bar(model, tmp_path, capsys, layers)
 
 
 def test_keep_must_be_names(model, tmp_path):
-    with pytest.raises(ArgumentTypeError, match="keep must name entries"):
+    with pytest.raises(ArgumentTypeError, match="keep must name fields"):
         run(model, [ROWS], tmp_path / "out", keep=5)
 
 

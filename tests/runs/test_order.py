@@ -139,7 +139,7 @@ def test_a_place_without_a_row_is_an_error(tmp_path):
 
 
 def test_order_names_an_entry(tmp_path):
-    with pytest.raises(ArgumentTypeError, match=r"order must name an entry of the batches, got 3\."):
+    with pytest.raises(ArgumentTypeError, match=r"order must name a field of the batches, got 3\."):
         extract(BlockStack(), [], "h.0", out=tmp_path / "out", order=3)
 
 

@@ -68,9 +68,9 @@ def test_a_pooling_mask_of_another_shape_is_an_error(tmp_path):
 def test_mask_and_pooling_mask_are_one_too_many(tmp_path):
     with pytest.raises(ArgumentError, match=r"mask must be left out with pooling_mask, got None\."):
         run(tmp_path / "out", pooling_mask="inner", mask=None)
-    with pytest.raises(ArgumentTypeError, match=r"pooling_mask must name an entry of the batches, got tensor"):
+    with pytest.raises(ArgumentTypeError, match=r"pooling_mask must name a field of the batches, got tensor"):
         run(tmp_path / "out", pooling_mask=torch.ones(1))
-    with pytest.raises(ArgumentError, match=r"a batch must hold the entry 'outer'"):
+    with pytest.raises(ArgumentError, match=r"a batch must hold the field 'outer'"):
         run(tmp_path / "out", pooling_mask="outer")
 
 

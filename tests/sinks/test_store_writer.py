@@ -205,8 +205,8 @@ def test_an_id_that_comes_again_is_an_error_also_in_a_later_unit(folder, ids):
     text = rf"store' must hold each id once, got {ids[1]!r} again\. Give every row an id of its own\."
     with pytest.raises(StoreError, match=text):
         made.add(step([ids[1]]))
-    made.see([type(ids[0])(5)])
-    made.see(None)
+    made.remember_ids([type(ids[0])(5)])
+    made.remember_ids(None)
     with pytest.raises(StoreError, match="must hold each id once"):
         made.add(step([type(ids[0])(5)]))
     made.finish()

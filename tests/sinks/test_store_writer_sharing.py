@@ -143,7 +143,7 @@ def test_a_writer_goes_on_in_the_layout_of_the_store(tmp_path):
     write(writer(tmp_path), unit_name(0, NAMES[0]), mean_step(1, [1]))
     before = (tmp_path / "manifest.json").read_bytes()
     made = writer(tmp_path, 1, shares_store=False)
-    made.go_on()
+    made.resume()
     with pytest.raises(StoreError, match=r"must keep one dtype and row shape in a store, got float64 \(2,\) after"):
         made.add(Step(0, 1, {("h.0", "mean"): torch.zeros(1, 2, dtype=torch.float64)}, [2], {}))
     with pytest.raises(StoreError, match="got str after int"):
