@@ -84,21 +84,19 @@ class HookWatch:
     """
 
     def __init__(self) -> None:
-        self._is_on = True
         self._first_id = RemovableHandle.next_id  # torch counts its handles
         self._pauses: list[list[float]] = []  # of each, its first id and the first id after it
-        self._registered: dict[tuple[int, int], _Registered] = {}
+        self._registered: list[_Registered] = []
         self._methods = {name: self._watched(name, attribute) for name, attribute in _METHODS.items()}
         for name, method in self._methods.items():
             setattr(nn.Module, name, method)
 
     def stop(self) -> list[LeftHook]:
         """Put torch's methods back and let go of the hooks; returns `left`, and nothing the second time."""
-        self._is_on = False
         for name, method in self._methods.items():
             if vars(nn.Module)[name] is method:  # else another patch is on top of it: ours does nothing from now on
                 setattr(nn.Module, name, method.__wrapped__)
-        left, self._first_id, self._registered = self.left(), sys.maxsize, {}
+        left, self._first_id, self._registered = self.left(), sys.maxsize, []
         return left
 
     @contextmanager
@@ -113,12 +111,14 @@ class HookWatch:
 
     def left(self) -> list[LeftHook]:
         """The hooks that are attached now, in the order of their registration."""
-        for attribute in HOOK_KINDS:
-            hooks = hooks_in(None, attribute)
-            for key in list(hooks):
-                self._registered[id(hooks), key] = _Registered(key, hooks, attribute, "", lambda: None)
+        on_every_module = [
+            _Registered(key, hooks, attribute, "", lambda: None)
+            for attribute in HOOK_KINDS
+            for hooks in [hooks_in(None, attribute)]
+            for key in list(hooks)
+        ]
         attached = []
-        for registered in sorted(self._registered.values(), key=lambda registered: registered.key):
+        for registered in sorted([*self._registered, *on_every_module], key=lambda registered: registered.key):
             key, hook = registered.key, registered.hook
             is_new = key >= self._first_id and not any(first <= key < end for first, end in self._pauses)
             if is_new and hook is not None and not _is_torchs(hook):
@@ -132,10 +132,10 @@ class HookWatch:
         @wraps(method)
         def register(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             handle = method(module, *args, **kwargs)
-            hooks = handle.hooks_dict_ref() if self._is_on and isinstance(handle, RemovableHandle) else None
-            if hooks is not None:
+            hooks = handle.hooks_dict_ref() if isinstance(handle, RemovableHandle) else None
+            if hooks is not None and handle.id >= self._first_id:
                 registered = _Registered(handle.id, hooks, attribute, type(module).__name__, weakref.ref(module))
-                self._registered.setdefault((id(hooks), handle.id), registered)  # a method may call another one
+                self._registered.append(registered)
             return handle
 
         return register

@@ -6,6 +6,7 @@ import functools
 import inspect
 import pickle
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,10 @@ from torch.nn.modules import module as torch_module
 
 from activation_extractor.testing import _hook_leaks
 from activation_extractor.testing._hook_leaks import HookWatch, LeftHook
+
+
+class Recorder:
+    def __call__(self, *values: Any) -> None: ...
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +138,8 @@ def test_stopping_twice_changes_nothing(watch: HookWatch) -> None:
     module = nn.Linear(2, 2)
     module.register_forward_hook(record)
     assert len(watch.stop()) == 1
-    assert watch.stop() == []
+    with torch_module.register_module_forward_hook(record):
+        assert watch.stop() == []
     assert are_original()
 
 
@@ -198,11 +204,15 @@ def test_a_patch_on_top_stays_and_the_method_below_comes_back_later() -> None:
         patch = nn.Module.register_forward_hook
         watch.stop()
         assert nn.Module.register_forward_hook is patch
-        module.register_forward_hook(record)
+        hook = Recorder()
+        module.register_forward_hook(hook)
+        hook_is_alive = weakref.ref(hook)
         assert watch.left() == []
+        del module, hook
+        assert not hook_is_alive()
     assert nn.Module.register_forward_hook is ours
     watch = HookWatch()
-    module.register_forward_hook(record)
+    nn.Linear(2, 2).register_forward_hook(record)
     assert len(watch.stop()) == 1
     assert nn.Module.register_forward_hook is ours
     nn.Module.register_forward_hook = ORIGINALS["register_forward_hook"]
