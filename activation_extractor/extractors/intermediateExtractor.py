@@ -156,12 +156,10 @@ def to_array(layer: str, output: Any) -> np.ndarray[Any, Any]:
 
 
 def _value(layer: str, output: Any) -> np.ndarray[Any, Any] | Tensor:
-    if isinstance(output, np.ndarray):
-        return output
-    tensor = main_tensor(output)
-    if tensor is None:
+    value = output if isinstance(output, np.ndarray) else main_tensor(output)
+    if value is None:
         raise ValueNotFoundError(layer, output)
-    return tensor
+    return value
 
 
 def _check_format(emb_format: str, custom_position: int | None) -> None:

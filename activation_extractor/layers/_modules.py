@@ -15,7 +15,6 @@ from activation_extractor.errors import ArgumentTypeError, UnhookableLayerError
 
 # Attributes under which torch.compile, FSDP and activation checkpointing keep the module that they wrap.
 WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-_PARALLEL = (DataParallel, DistributedDataParallel)  # they keep it under "module"
 _PLACES = WRAPPER_SEGMENTS | {"module"}
 
 Visited = list[tuple[str, str, nn.Module]]  # full name, plain name and module, wrappers before what they wrap
@@ -38,7 +37,7 @@ def check_model(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         condition = "be a torch.nn.Module or a function that returns one"
         raise ArgumentTypeError("model", condition, model, "Load the model first.")
-    ModuleTree(model).find("")  # which passes through its wrappers
+    ModuleTree(model).find("")  # raises for a wrapper that calls replicas
     return model
 
 
@@ -55,7 +54,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def check_hookable(name: str, module: nn.Module) -> None:
-    """Refuse a module that never calls hooks."""
+    """Refuse a module that never calls hooks.
+
+    Raises:
+        UnhookableLayerError: it is one of TorchScript, or has no forward.
+    """
     if isinstance(module, ScriptModule):
         raise UnhookableLayerError(name, "a TorchScript module, which refuses hooks", "Capture the Python model.")
     if not has_forward(module):
@@ -175,6 +178,6 @@ def _wrapped_segment(module: nn.Module, children: dict[str, nn.Module | None]) -
     """The attribute under which `module` keeps the module that it wraps; None for an ordinary module."""
     if children.keys().isdisjoint(_PLACES):
         return None
-    if isinstance(module, _PARALLEL):
+    if isinstance(module, DataParallel | DistributedDataParallel):
         return "module"
     return next((segment for segment in children if segment in WRAPPER_SEGMENTS), None)

@@ -24,7 +24,7 @@ class MaskCheck:
         self.verdict = torch.stack([is_additive(mask), has_real.all(), has_real.int().argmin()])
 
     def settle(self, verdict: Tensor) -> None:
-        """Raise what the verdict, here or copied to the CPU, says.
+        """Raise the error that a verdict stands for; `verdict` may be a copy on the CPU.
 
         Raises:
             MaskError: the mask is additive, or has a row without a real position.
@@ -38,7 +38,7 @@ class MaskCheck:
 
 
 def check_form(mask: Any) -> None:
-    """Refuse what can be a mask of no activation.
+    """Refuse a value that is a mask for no activation at all.
 
     Raises:
         MaskError: it is no tensor ``(batch, seq)``, or additive.

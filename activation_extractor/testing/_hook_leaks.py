@@ -74,13 +74,13 @@ def hooks_on(model: nn.Module) -> list[LeftHook]:
 class HookWatch:
     """Finds the hooks that are registered while it is on, by any thread, and are still attached.
 
-    It is on from its making to `stop`, and until then puts methods of its own in the place of those of `nn.Module` that
-    register hooks. To compare the hooks of all live modules before and after a test would do without, but would walk
-    over the heap for every test (40 ms with transformers imported, 70 ms with a BERT beside it).
+    It is on from its making to `stop`. Until then methods of its own stand in the place of those of `nn.Module` that
+    register hooks. Comparing the hooks of all live modules before and after each test needs no such methods, but walks
+    over the heap, of 40 ms each with transformers imported and of 70 ms with a BERT beside it.
 
     It holds no modules, but their hooks: garbage collection plays no part in what is found. A module that is gone, or
     whose model is, is named by its class alone. A hook that came with a copy of its module, or that was written to
-    torch's dictionaries by hand, was not registered, and is not found. Of two watches the later one has to stop first.
+    torch's dictionaries by hand, was not registered and is not found. Of two watches the later one must stop first.
     """
 
     def __init__(self) -> None:
