@@ -192,6 +192,17 @@ def test_the_front_page_is_short_and_leads_to_the_guide_of_each_room_in_their_or
     assert {path.parent.name for path in ROOT.glob("activation_extractor/[a-z]*/__init__.py")} == set(NAMES[1:])
 
 
+@pytest.mark.parametrize(
+    "command", sorted(path.stem for path in (ROOT / "activation_extractor/cli/commands").glob("[a-z]*.py"))
+)
+def test_the_guide_of_the_command_line_names_every_option(command):
+    page = (ROOT / "activation_extractor/cli/README.md").read_text(encoding="utf-8")
+    help_text = CliRunner().invoke(app, [command, "--help"]).output.partition("Options")[2]
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", help_text)) - {"--help"}
+    assert options
+    assert {option for option in options if not re.search(rf"{option}(?![\w-])", page)} == set()
+
+
 @pytest.mark.parametrize("name", ["capture", "extract", "open_store", "blocks", "inputs", "gradients", "Sink"])
 def test_the_pages_show_the_public_names(name):
     assert any(re.search(rf"\b{name}\b", part.text) for page in PAGES for part in parts_of(page.read_text("utf-8")))
