@@ -103,6 +103,26 @@ def _input_hook(target: Target, owner: Owner, record: Record) -> Callable[..., N
     return record_input
 
 
+def detach_all(undo: list[Detach]) -> None:
+    """Call and drop each, the last one first; an error of one is raised when all of them have been called.
+
+    A KeyboardInterrupt between two lines would leave hooks on, so the one that was interrupted is called again, which
+    does no harm, and the others after it. (`contextlib.ExitStack` takes a callback off its list before it calls it: an
+    interrupt in between loses it.)
+    """
+    try:
+        while undo:
+            undo[-1]()
+            undo.pop()
+    except KeyboardInterrupt:
+        detach_all(undo)
+        raise
+    except BaseException:
+        undo.pop()
+        detach_all(undo)
+        raise
+
+
 def picker(target: Target) -> Callable[[Any], Tensor]:
     """What finds the tensor to record in what the layer takes or returns; ValueNotFoundError when there is none."""
 
@@ -134,18 +154,10 @@ class Attached:
         hide_ours(self._hooks)
 
     def detach(self) -> None:
-        """Take them off again; a second time nothing happens.
-
-        A KeyboardInterrupt between two hooks would leave the second one on: then all are taken off before it goes on.
-        """
-        ids, all_hooks = self._ids, self._hooks
-        try:
-            for index in range(len(ids)):
-                all_hooks[index].pop(ids[index], None)
-        except KeyboardInterrupt:
-            self.detach()
-            raise
-        show_all(all_hooks)
+        """Take them off again; a second time nothing happens."""
+        for hooks, hook_id in zip(self._hooks, self._ids, strict=False):  # fewer ids, if `add` was interrupted
+            hooks.pop(hook_id, None)
+        show_all(self._hooks)
 
 
 def _attach(module: nn.Module, hook: Callable[..., None]) -> Detach:

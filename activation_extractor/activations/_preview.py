@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -14,7 +13,7 @@ from activation_extractor import _display
 from activation_extractor._hooks import _context
 from activation_extractor._hooks._context import Owner
 from activation_extractor._hooks._stance import eager_stance
-from activation_extractor._hooks._taps import picker, tap
+from activation_extractor._hooks._taps import Detach, detach_all, picker, tap
 from activation_extractor.errors import ValueNotFoundError
 from activation_extractor.layers._modules import check_model, evaluating
 from activation_extractor.layers._selections import Target, resolve
@@ -163,15 +162,16 @@ class _Seen:
 def _run(model: nn.Module, targets: Sequence[Target], args: Any, kwargs: Any) -> dict[str, _Seen]:
     seen = {target.name: _Seen() for target in targets}
     owner = Owner()
-    with ExitStack() as undo:
+    undo: list[Detach] = [lambda: _context.leave(owner), lambda: eager_stance.leave(owner)]
+    try:
         for target in targets:
-            undo.callback(_tap(target, owner, seen[target.name]))
-        undo.callback(eager_stance.leave, owner)
+            undo.append(_tap(target, owner, seen[target.name]))
         eager_stance.enter(owner)
-        undo.callback(_context.leave, owner)
         _context.enter(owner)
         with evaluating(model), torch.inference_mode():
             model(*args, **kwargs)
+    finally:
+        detach_all(undo)
     return seen
 
 

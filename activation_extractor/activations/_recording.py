@@ -12,7 +12,7 @@ from torch import nn
 from activation_extractor._hooks import _context
 from activation_extractor._hooks._forwards import unwatch, watch
 from activation_extractor._hooks._stance import eager_stance
-from activation_extractor._hooks._taps import Attached, Detach, tap, tap_gradient
+from activation_extractor._hooks._taps import Attached, Detach, detach_all, tap, tap_gradient
 from activation_extractor.activations._fast_recorders import fast_hooks, is_simple
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
@@ -73,7 +73,7 @@ class Recording:
             undo.append(lambda: _context.leave(state))
             _context.enter(state)
         except BaseException:
-            undo_all(undo)
+            detach_all(undo)
             raise
         return self
 
@@ -88,7 +88,7 @@ class Recording:
         """
         state, recorded, options = self.state, self._shared.recorded, self._shared.options
         state.is_open = False
-        undo_all(self._undo)
+        detach_all(self._undo)
         self._root = None
         recorded.close()
         try:
@@ -129,18 +129,3 @@ class Recording:
                 return call(*args, **kwargs)
         finally:
             state.end()
-
-
-def undo_all(undo: list[Detach]) -> None:
-    """Undo everything, the last thing first, each of them harmless twice: what was interrupted is done again."""
-    while undo:
-        try:
-            undo[-1]()
-        except KeyboardInterrupt:
-            undo_all(undo)
-            raise
-        except BaseException:
-            undo.pop()
-            undo_all(undo)
-            raise
-        undo.pop()
