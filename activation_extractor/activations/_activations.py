@@ -19,8 +19,10 @@ from activation_extractor.errors import OverwrittenError
 from activation_extractor.reducers._keys import EntryKey, entry_keys, pairs_of, resolve_key
 from activation_extractor.sinks._steps import check_ids, check_keep
 
+_HEADER = ("layer", "reducer", "shape", "dtype", "device")
 
-class Activations(Mapping[Any, Any]):
+
+class Activations(Mapping[Any, Tensor]):
     """The activations of a block, by layer and reducer.
 
     ``acts[layer, reducer]`` always works; ``acts[layer]`` is short for the only reducer. Iteration gives names when
@@ -29,7 +31,8 @@ class Activations(Mapping[Any, Any]):
 
     A value is a tensor on the device where it was made (or on ``to=``), outside any graph unless ``detach=False``, and
     an ordinary tensor also when the model ran under ``inference_mode``. It owns its memory unless ``copy=False``;
-    reading it again gives the same tensor. With ``calls="all"`` it is the list of the calls' tensors.
+    reading it again gives the same tensor. With ``calls="all"`` it is a list, ``list[Tensor]``, of the calls' tensors:
+    a type checker, which cannot know that, takes every value for a tensor.
 
     The results stay after the block, until `clear`. With a sink they are those of the latest step, as copies.
     """
@@ -37,14 +40,18 @@ class Activations(Mapping[Any, Any]):
     def __init__(self, recording: Recording) -> None:
         self._results, self._steps = recording.results, recording.steps
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: EntryKey) -> Tensor:
         """The value of a layer.
 
+        Args:
+            key: a recorded name, or the name and the reducer.
+
         Raises:
-            ActivationNotFoundError: nothing of that name was recorded, or which reducer is meant is not said.
-            OverwrittenError: it was kept with ``copy=False`` and written to since.
+            ActivationNotFoundError: nothing was recorded under that name, or the key must name one of several reducers.
+            OverwrittenError: it was recorded with ``copy=False`` and written to since.
         """
-        return self._results.hand_out(resolve_key(key, self._results.names, self._results.reducers))
+        value: Any = self._results.hand_out(resolve_key(key, self._results.names, self._results.reducers))
+        return value  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[EntryKey]:
         return iter(entry_keys(self._results.names, self._results.reducers))
@@ -53,10 +60,10 @@ class Activations(Mapping[Any, Any]):
         return len(self._results.names) * len(self._results.reducers)
 
     def __repr__(self) -> str:
-        return _display.table(*self._table())
+        return _display.table(*self._table(), header=_HEADER)
 
     def _repr_html_(self) -> str:
-        return _display.html_table(*self._table())
+        return _display.html_table(*self._table(), header=_HEADER)
 
     @property
     def names(self) -> list[str]:
@@ -100,10 +107,9 @@ class Activations(Mapping[Any, Any]):
 
         An array shares its tensor's memory where that is possible.
         """
-        values = ((key, self[key]) for key in self)
+        values: Any = self.items()
         return {
-            key: [to_numpy(one) for one in value] if isinstance(value, list) else to_numpy(value)
-            for key, value in values
+            key: list(map(to_numpy, value)) if isinstance(value, list) else to_numpy(value) for key, value in values
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -126,19 +132,19 @@ class Activations(Mapping[Any, Any]):
         self._results.clear()
 
     def _table(self) -> tuple[str, list[tuple[str, ...]]]:
-        rows = [row for key in self for row in self._describe(key)]
+        rows = []
+        for key in self:
+            try:
+                rows += _display.describe(key, self[key])
+            except OverwrittenError:
+                rows.append((str(key), "overwritten", "", "", ""))
         return _display.total("Activations", len(rows), self.nbytes), rows
 
-    def _describe(self, key: Any) -> list[tuple[str, ...]]:
-        try:
-            return _display.describe(key, self[key])
-        except OverwrittenError:
-            return [(str(key), "overwritten", "", "", "")]
-
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for key in self:
-            pair, value = key if isinstance(key, tuple) else (key, None), self[key]
+        values: Any = self.items()
+        for key, value in values:
+            pair = key if isinstance(key, tuple) else (key, None)
             if isinstance(value, list):
-                yield from ((saved_entry(pair, call), one) for call, one in enumerate(value))
+                yield from ((saved_entry(pair, call), tensor) for call, tensor in enumerate(value))
             else:
                 yield saved_entry(pair), value

@@ -99,8 +99,9 @@ def capture(
         ...     _ = model(torch.randn(2, 4))
         >>> acts
         Activations: 2 tensors, 128 B
-          0  (2, 8)  float32  cpu
-          1  (2, 8)  float32  cpu
+          layer  shape   dtype    device
+          0      (2, 8)  float32  cpu
+          1      (2, 8)  float32  cpu
     """
     options = Options(
         reduce=reduce,
@@ -228,7 +229,7 @@ class Capture:
             mask = {"entry": options.mask.name} if isinstance(options.mask, BatchMask) else options.mask
             self._known_about = {
                 "model": type(root).__qualname__,
-                "layers": [[one.name, one.layer, one.side, describe(one.select)] for one in targets],
+                "layers": [[it.name, it.layer, it.side, describe(it.select)] for it in targets],
                 "reducers": describe(options.reducers),
                 "mask": describe(mask),
                 "sequence_axis": describe(options.sequence_axis),

@@ -106,10 +106,11 @@ def test_a_wrong_key_is_an_error_that_helps(acts, pooled):
 def test_it_shows_itself_as_a_table(pooled, acts):
     assert repr(pooled) == (
         "Activations: 4 tensors, 256 B\n"
-        "  h.0  mean  (2, 8)  float32  cpu\n"
-        "  h.0  last  (2, 8)  float32  cpu\n"
-        "  h.1  mean  (2, 8)  float32  cpu\n"
-        "  h.1  last  (2, 8)  float32  cpu"
+        "  layer  reducer  shape   dtype    device\n"
+        "  h.0    mean     (2, 8)  float32  cpu\n"
+        "  h.0    last     (2, 8)  float32  cpu\n"
+        "  h.1    mean     (2, 8)  float32  cpu\n"
+        "  h.1    last     (2, 8)  float32  cpu"
     )
     acts.clear()
     assert repr(acts) == "Activations: 0 tensors, 0 B"
@@ -119,6 +120,7 @@ def test_a_notebook_shows_the_same_table(pooled, acts):
     assert pooled._repr_html_().split("\n") == [
         "<table>",
         "<caption>Activations: 4 tensors, 256 B</caption>",
+        "<tr><th>layer</th><th>reducer</th><th>shape</th><th>dtype</th><th>device</th></tr>",
         "<tr><td>h.0</td><td>mean</td><td>(2, 8)</td><td>float32</td><td>cpu</td></tr>",
         "<tr><td>h.0</td><td>last</td><td>(2, 8)</td><td>float32</td><td>cpu</td></tr>",
         "<tr><td>h.1</td><td>mean</td><td>(2, 8)</td><td>float32</td><td>cpu</td></tr>",

@@ -51,6 +51,10 @@ with capture(model, ["h.0", nn.Linear, re.compile("h"), model, lambda name, modu
     with acts.step(ids=["a"], keep={"label": [1]}):
         model(torch.zeros(2))
 assert_type(acts.nbytes, int)
+assert_type(acts["h.0"], Tensor)
+assert_type(acts["h.0", "mean"], Tensor)
+assert_type(acts["h.0"].shape, torch.Size)
+assert_type(acts.get("h.0"), Tensor | None)
 acts.save(Path("acts.npz"))
 
 capture(model, {"x": outputs("h.0", select=0), "y": inputs("h.1"), "z": gradients("h.2")}, calls="join")
