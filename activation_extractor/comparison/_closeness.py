@@ -18,7 +18,7 @@ class Closeness:
     What is not finite on both sides is counted and left out of everything else.
 
     Args:
-        tolerance: from when on values differ.
+        tolerance: beyond which values differ.
 
     Attributes:
         max_abs: the largest ``|value - reference|``.
@@ -43,20 +43,22 @@ class Closeness:
         """
         is_complex = reference.is_complex() or values.is_complex()
         reference, values = _flat(reference, is_complex).cpu(), _flat(values, is_complex).cpu()
-        one, other = reference.double(), values.double()
-        distance = _distance(reference, values, one, other)
-        squares = float(one @ one), float(other @ other)
+        left, right = reference.double(), values.double()
+        distance = _distance(reference, values, left, right)
+        squares = float(left @ left), float(right @ right)
         if not math.isfinite(sum(squares)):
-            self._count(one, other)
-            finite = one.isfinite() & other.isfinite()
-            one, other, distance = one[finite], other[finite], distance[finite]
-            squares = float(one @ one), float(other @ other)
-        self._finite += len(one)
-        self._dot += float(one @ other)
+            nans, right_nans = left.isnan(), right.isnan()
+            self.nan_count += int((nans ^ right_nans).sum())
+            self.inf_count += int(((left.isinf() | right.isinf()) & (left != right) & ~nans & ~right_nans).sum())
+            finite = left.isfinite() & right.isfinite()
+            left, right, distance = left[finite], right[finite], distance[finite]
+            squares = float(left @ left), float(right @ right)
+        self._finite += len(left)
+        self._dot += float(left @ right)
         self._reference_square += squares[0]
         self._square += squares[1]
         if distance.any():
-            size = one.abs()
+            size = left.abs()
             self.max_abs = max(self.max_abs, float(distance.max()))
             self.max_rel = max(self.max_rel, float(torch.where(size > 0, distance / size, 0.0).max()))
             if self._tolerance.atol is None:
@@ -88,26 +90,23 @@ class Closeness:
         """Whether all finite values are within the tolerance."""
         return not self._is_outside and self._excess <= self.atol
 
-    def _count(self, one: Tensor, other: Tensor) -> None:
-        nans, other_nans = one.isnan(), other.isnan()
-        self.nan_count += int((nans ^ other_nans).sum())
-        self.inf_count += int(((one.isinf() | other.isinf()) & (one != other) & ~nans & ~other_nans).sum())
 
+def _distance(reference: Tensor, values: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """How far apart numbers are, float64; integers are subtracted as integers, since float64 rounds large ones.
 
-def _distance(reference: Tensor, values: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """How far apart they are; of integers as integers, since float64 does not tell large ones apart."""
+    Args:
+        reference: numbers of any real dtype.
+        values: as many.
+        left: `reference` in float64.
+        right: `values` in float64.
+    """
     is_unsigned = [tensor.dtype == torch.uint64 for tensor in (reference, values)]
     if reference.is_floating_point() or values.is_floating_point() or is_unsigned[0] != is_unsigned[1]:
-        return (other - one).abs()
-    whole, whole_other = _ordered(reference), _ordered(values)
-    apart = torch.maximum(whole, whole_other) - torch.minimum(whole, whole_other)  # may wrap: read it as unsigned
+        return (right - left).abs()
+    # XOR with the lowest integer maps uint64 to int64, keeping order and distances.
+    whole, other = (part.to(torch.int64) ^ (_LOWEST if is_unsigned[0] else 0) for part in (reference, values))
+    apart = torch.maximum(whole, other) - torch.minimum(whole, other)  # wraps above 2**63
     return torch.where(apart < 0, apart.double() + 2.0**64, apart.double())
-
-
-def _ordered(integers: Tensor) -> Tensor:
-    """Integers as int64, in their order and at their distances."""
-    whole = integers.to(torch.int64)
-    return whole ^ _LOWEST if integers.dtype == torch.uint64 else whole
 
 
 def _flat(tensor: Tensor, is_complex: bool) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import overload
 
 import torch
 
@@ -26,7 +26,7 @@ class LayerComparison:
         reducer: the reducer's name; None where neither side tells it.
         other: its name on the right; None where it is missing there.
         dtypes: on the left and on the right; None where it is missing.
-        shapes: likewise; an axis along which rows differ is None.
+        shapes: on the left and on the right; None where it is missing, and for an axis along which rows differ.
         max_abs: the largest ``|right - left|``; NaN where shapes differ or a side is missing, as are the next two.
         max_rel: the largest ``|right - left| / |left|``, where left is not 0.
         cosine: of the angle between all values on the left and on the right; NaN too where one side is all zeros,
@@ -130,36 +130,22 @@ class Comparison(Sequence[LayerComparison]):
                 "" if row.ok else ">" if index == first_index else "x",
                 _both(_name(row.layer), _name(row.layer if row.other is None else row.other)),
                 printable(row.reducer or "") if has_reducers else "",
-                *map(_number, (row.max_abs, row.max_rel)),
+                *(_MISSING if math.isnan(value) else f"{value:.3g}" for value in (row.max_abs, row.max_rel)),
                 _MISSING if math.isnan(row.cosine) else f"{row.cosine:.6f}",
-                _both(*(_dtype(one) for one in row.dtypes)),
-                _both(*(_shape(one) for one in row.shapes)),
-                ", ".join(_difference(row, one) for one in row.differences),
+                _both(*(_MISSING if dtype is None else str(dtype).removeprefix("torch.") for dtype in row.dtypes)),
+                _both(*(_MISSING if shape is None else str(shape).replace("None", "*") for shape in row.shapes)),
+                ", ".join(
+                    {"NaN": f"{row.nan_count:,} NaN", "infinity": f"{row.inf_count:,} infinite"}.get(what, what)
+                    for what in row.differences
+                ),
             )
             for index, row in enumerate(self._rows)
         ]
-
-
-def _difference(row: LayerComparison, what: str) -> str:
-    counts = {"NaN": f"{row.nan_count:,} NaN", "infinity": f"{row.inf_count:,} infinite"}
-    return counts.get(what, what)
 
 
 def _name(layer: str) -> str:
     return printable(layer) or "(the model)"
 
 
-def _both(one: str, other: str) -> str:
-    return one if one == other else f"{one} / {other}"
-
-
-def _number(value: float) -> str:
-    return _MISSING if math.isnan(value) else f"{value:.3g}"
-
-
-def _dtype(dtype: torch.dtype | None) -> str:
-    return _MISSING if dtype is None else str(dtype).removeprefix("torch.")
-
-
-def _shape(shape: Any) -> str:
-    return _MISSING if shape is None else str(shape).replace("None", "*")
+def _both(left: str, right: str) -> str:
+    return left if left == right else f"{left} / {right}"

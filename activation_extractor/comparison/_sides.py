@@ -47,10 +47,10 @@ class Side:
 
     Args:
         source: `Activations`, a `Store`, or a mapping of names, or ``(name, reducer)``, to tensors or arrays.
-        argument: what the user calls it.
+        argument: the name of the argument, for errors.
 
     Attributes:
-        keys: what there is, in order; each call of ``calls="all"`` by itself.
+        keys: the keys of its values, in order; with ``calls="all"`` one for each call.
         store: the store, if it is one.
         tensors: otherwise the values.
 
@@ -161,14 +161,15 @@ def _pieces(value: Value) -> Iterator[Tensor]:
 
 
 def _tensors(source: Mapping[Any, Any], argument: str) -> Iterator[tuple[Key, Tensor]]:
-    """What is in memory, by key; the calls of ``calls="all"`` one by one."""
+    """The tensors in memory, by key; with ``calls="all"`` one for each call."""
     for key in source.pairs if isinstance(source, Activations) else source:
         name, reducer = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
         if not isinstance(name, str) or not isinstance(reducer, str | None):
             raise ArgumentTypeError(f"a key of {argument}", "be a name or a (name, reducer)", key)
         value = source[key]
         if isinstance(value, list):
-            yield from (((f"{name}#{index}", reducer), _tensor(one, argument)) for index, one in enumerate(value))
+            calls = enumerate(value)
+            yield from (((f"{name}#{number}", reducer), _tensor(tensor, argument)) for number, tensor in calls)
         else:
             yield (name, reducer), _tensor(value, argument)
 

@@ -1,4 +1,4 @@
-"""From when on values differ: tolerances, by layer and by dtype."""
+"""How far apart values may be: tolerances, by layer and by dtype."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.layers._patterns import glob
 
 GivenTolerance = float | Mapping[str, float] | None
-_ALL = re.compile(".*", re.DOTALL)
 # What rounding may come to, beside the scale of a layer: more than any layer of pretrained transformers of 6 and 8
 # blocks showed against finer dtypes, other attention kernels and other threads. Halves are 32 epsilons.
 _ROUNDING = {
@@ -33,7 +32,7 @@ class Tolerances:
 
     Args:
         rtol: see `compare`.
-        atol: likewise.
+        atol: see `compare`.
 
     Raises:
         ArgumentError: a tolerance that is negative or no number.
@@ -70,11 +69,12 @@ def _by_pattern(argument: str, given: GivenTolerance) -> dict[str | None, float]
 
 
 def _first_fit(tolerances: Mapping[str | None, float], layer: str) -> float | None:
-    return next((one for pattern, one in tolerances.items() if _layers_of(pattern).fullmatch(layer)), None)
+    fits = (tolerance for pattern, tolerance in tolerances.items() if _layers_of(pattern).fullmatch(layer))
+    return next(fits, None)
 
 
 def _layers_of(pattern: str | None) -> re.Pattern[str]:
-    return _ALL if pattern is None else glob(pattern)
+    return re.compile(".*", re.DOTALL) if pattern is None else glob(pattern)
 
 
 def default_rtol(*dtypes: torch.dtype) -> float:
@@ -85,7 +85,7 @@ def default_rtol(*dtypes: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """From when on values differ: ``|value - reference| > atol + rtol * |reference|``.
+    """Beyond which values differ: ``|value - reference| > atol + rtol * |reference|``.
 
     Attributes:
         rtol: relative to each reference value.

@@ -167,7 +167,7 @@ def test_rows_are_matched_by_their_ids(tmp_path, good):
 
 def test_stores_of_other_rows_are_an_error(tmp_path, good):
     line = mistake("compare", good, make_store(tmp_path / "other", values(), "abcx"))
-    assert "be the same rows, got 'd', which right lacks" in line
+    assert "have the same row ids on both sides, got 1 id on the left alone, such as 'd'" in line
 
 
 @pytest.mark.parametrize(

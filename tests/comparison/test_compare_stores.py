@@ -103,9 +103,15 @@ def test_a_row_in_another_place_differs_without_ids_and_not_with_them(tmp_path):
 
 def test_other_ids_are_a_match_error_and_another_number_of_rows_without_ids_another_shape(tmp_path):
     left = store(tmp_path / "a", {"a": torch.ones(2, 1)}, ids=["x", "y"])
-    for name, ids, got in [("b", ["x", "z"], "'y', which right lacks"), ("c", "xyz", "1 that left lacks, such as 'z'")]:
+    for name, ids, got in [
+        ("b", ["x", "z"], "1 id on the left alone, such as 'y'"),
+        ("c", "xyz", "1 id on the right alone, such as 'z'"),
+    ]:
         right = store(tmp_path / name, {"a": torch.ones(len(ids), 1)}, ids=list(ids))
-        with pytest.raises(MatchError, match=f"^What is compared must be the same rows, got {got}. Compare stores of"):
+        with pytest.raises(
+            MatchError,
+            match=f"^What is compared must have the same row ids on both sides, got {got}. Compare stores of",
+        ):
             compare(left, right)
     bare = store(tmp_path / "d", {"a": torch.ones(3, 1)})
     assert differences(compare(left, bare)) == {"a": ("shape",)}

@@ -227,7 +227,7 @@ def test_a_match_of_another_kind_is_a_type_error(match, text):
 
 def test_a_match_that_names_nothing_shares_nothing():
     for match in ({}, lambda name: None):
-        with pytest.raises(MatchError, match="must have layers that match names"):
+        with pytest.raises(MatchError, match="must share a layer, got no name from match="):
             by_name("a", "a", match)
 
 

@@ -240,11 +240,11 @@ def test_rows_are_found_by_their_ids(ids, others, rows_per_unit):
 @pytest.mark.parametrize(
     ("ids", "others", "got"),
     [
-        (["a", "b"], ["a", "c"], "'b', which right lacks"),
-        (["a", "b"], ["a"], "'b', which right lacks"),
-        (["a"], ["a", "b"], "1 that left lacks, such as 'b'"),
-        (["b"], ["c", "b", "a"], "2 that left lacks, such as 'c'"),
-        ([1, 2], ["1", "2"], "1, which right lacks"),
+        (["a", "b"], ["a", "c"], "1 id on the left alone, such as 'b'"),
+        (["a", "b"], ["a"], "1 id on the left alone, such as 'b'"),
+        (["a"], ["a", "b"], "1 id on the right alone, such as 'b'"),
+        (["b"], ["c", "b", "a"], "2 ids on the right alone, such as 'c'"),
+        ([1, 2], ["1", "2"], "2 ids on the left alone, such as 1"),
     ],
 )
 def test_other_ids_are_a_match_error(tmp_path, ids, others, got):
@@ -254,7 +254,8 @@ def test_other_ids_are_a_match_error(tmp_path, ids, others, got):
     with pytest.raises(MatchError) as caught:
         row_order(left, right)
     assert (
-        str(caught.value) == f"What is compared must be the same rows, got {got}. Compare stores of the same data set."
+        str(caught.value)
+        == f"What is compared must have the same row ids on both sides, got {got}. Compare stores of the same data set."
     )
 
 
