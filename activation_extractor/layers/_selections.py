@@ -148,14 +148,14 @@ def _match(tree: ModuleTree, selection: Any) -> tuple[list[tuple[str, nn.Module]
         if (layer := tree.find(selection)) is not None:
             return [layer], True
         if not any(character in selection for character in "*?["):
-            raise LayerNotFoundError(selection, _close_matches(selection, tree))
+            raise LayerNotFoundError(selection, get_close_matches(selection, filter(None, tree.modules)))
     is_literal = isinstance(selection, nn.Module)
     names = tree.names_of(selection) if is_literal else _described(tree, selection)
     if not names and is_literal:
         raise LayerNotFoundError(type(selection).__name__, advice="This module is not part of the model.")
     if not names:
-        text = _text(selection)
-        raise LayerNotFoundError(getattr(selection, "__qualname__", selection), _close_matches(text, tree))
+        close_matches = get_close_matches(_text(selection), filter(None, tree.modules))
+        raise LayerNotFoundError(getattr(selection, "__qualname__", selection), close_matches)
     tree.check(names)
     return [(name, tree.modules[name]) for name in names], is_literal
 
@@ -186,10 +186,6 @@ def _fitting(selection: Any, modules: Mapping[str, nn.Module]) -> Iterable[str]:
         return [name for name, module in named if selection(name, module)]
     condition = "be a name, pattern, regex, module, module type, predicate, or an iterable or dict of these"
     raise ArgumentTypeError("layers", condition, selection)
-
-
-def _close_matches(text: str, tree: ModuleTree) -> list[str]:
-    return get_close_matches(text, filter(None, tree.modules), n=3)
 
 
 def _text(selection: Any) -> str:

@@ -17,7 +17,6 @@ from activation_extractor.layers._patterns import glob
 from activation_extractor.layers._signatures import positions_of, signature_of
 from activation_extractor.reducers._mask_fit import MaskCheck, check_form, fit, is_additive
 
-_VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
 _DEFAULT = "attention_mask"
 _DECODER = "decoder_attention_mask"
 # Names under which models take what they keep between decoding steps.
@@ -176,7 +175,7 @@ def _source(mask: str | Tensor | BatchMask | None, signature: inspect.Signature 
     if not isinstance(mask, str):
         return (lambda *_: mask.now) if isinstance(mask, BatchMask) else (lambda *_: mask)
     parameters = signature.parameters if signature else {}
-    takes_any = signature is None or _VAR_KEYWORD in [parameter.kind for parameter in parameters.values()]
+    takes_any = signature is None or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     # A lone argument may be a dict of features.
     if mask != _DEFAULT and mask not in parameters and not takes_any and len(parameters) != 1:
         raise ArgumentError("mask", f"name an argument of the model ({', '.join(sorted(parameters))})", mask)
