@@ -1,4 +1,4 @@
-"""The formats that a shard can have."""
+"""Codecs: the formats that a shard can have."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Codec:
     """A format of shards.
 
     Attributes:
-        name: as the manifest calls it.
-        suffix: of a shard's name.
-        convert: makes of a tensor what is stored, in a dtype of the format and on its device; refuses what cannot be.
+        name: its name in a manifest.
+        suffix: the end of a shard's name.
+        convert: returns a tensor in a dtype that the format has, on the same device; raises ArgumentError for others.
         write: writes a shard at a free path, synced; returns its seal.
         read: reads a shard's header.
     """

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 _ROW_WORDS = 1 << 16
-_ROWS_AT_ONCE = 8  # 4 MiB, which a cache may hold
+_ROWS_AT_ONCE = 8  # their products are 4 MiB, which a cache may hold
 _SAMPLE_BYTES = 1 << 20
 
 
 def tensor_sum(tensor: Tensor) -> Tensor:
     """A 64-bit sum that changes with any bit of a tensor's values, and with their order.
 
-    Each 32-bit word times a random odd number of its place in a row of words, summed modulo 2**64 (multilinear
-    hashing); the rows' sums are summed in the same way. The order in which a device adds does not matter.
+    Each 32-bit word is multiplied by a random odd number for its place in a row of words, and the products are summed
+    modulo 2**64 (multilinear hashing); the rows' sums are summed in the same way. The sum does not depend on the order
+    in which a device adds. ``torch.hash_tensor`` would not do: it gives a reversed tensor the same hash, and older
+    releases of torch lack it.
     """
     data = bytes_where_they_are(tensor)
     whole = len(data) // 4 * 4
@@ -63,7 +65,7 @@ def bytes_where_they_are(tensor: Tensor) -> Tensor:
 
 
 def sampled(data: Any) -> Any:
-    """Bytes, all of them or 8-byte words at equal distances and the bytes behind the last word; of either library."""
+    """The bytes of a tensor or array; of more than 1 MiB, 8-byte words at equal distances and what follows the last."""
     if len(data) <= _SAMPLE_BYTES:
         return data
     step, whole = len(data) // _SAMPLE_BYTES, len(data) // 8 * 8

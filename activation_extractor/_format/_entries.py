@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-Key = tuple[str, str | None]  # of a value: recorded name; reducer's name, or None where that is not known
+Key = tuple[str, str | None]  # of a value: the recorded name; the reducer's name, None where it is not known
 
 _UNSAFE = "%:#/\\\0"
 
 # Entries of a shard beside `layer:reducer`. A bare `#` cannot come from a name, where it is escaped.
 IDS = "#ids"
 KEEP = "#keep:"
-OFFSETS = "#offsets"  # behind a ragged column, or behind ids that are text: where each row begins
-ROWS = "#rows"  # behind a column that is short of rows: which rows of the shard it has
+OFFSETS = "#offsets"  # after the name of a ragged column, or of ids that are text: where each row begins
+ROWS = "#rows"  # after the name of a column that has fewer rows than the shard: which ones it has
 
 
 def escape(name: str) -> str:
     """A name that is safe on disk: `%`, `:`, `#`, path separators and NUL in percent form."""
-    return "".join(f"%{ord(one):02X}" if one in _UNSAFE else one for one in name)
+    return "".join(f"%{ord(letter):02X}" if letter in _UNSAFE else letter for letter in name)
 
 
 def unescape(name: str) -> str:
-    """What `escape` was given."""
+    """The name that `escape` was given."""
     head, *parts = name.split("%")
     return head + "".join(chr(int(part[:2], 16)) + part[2:] for part in parts)
 
@@ -53,9 +53,9 @@ def is_index(entry: str) -> bool:
 
 
 def _unescaped(name: str) -> str | None:
-    """What a name stands for in a file that anybody may have written; None unless `escape` has made it."""
+    """The name that was escaped; None for text that `escape` does not make, which a damaged file may hold."""
     try:
-        found = unescape(name)
+        original = unescape(name)
     except ValueError:
         return None
-    return found if escape(found) == name else None
+    return original if escape(original) == name else None

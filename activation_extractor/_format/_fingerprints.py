@@ -52,7 +52,7 @@ def weights_digest(model: nn.Module) -> str:
     state = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     listed = [[name, str(value.dtype), list(value.shape)] for name, value in state.items()]
     sums = [tensor_sum(value) for value in state.values() if not value.is_meta]  # such weights are elsewhere
-    return _digest([listed, [int(one) for one in sums]])
+    return _digest([listed, list(map(int, sums))])
 
 
 def structure_digest(model: nn.Module) -> str:
@@ -62,13 +62,13 @@ def structure_digest(model: nn.Module) -> str:
     """
     config: Any = getattr(model, "config", None)
     settings = config.to_dict() if hasattr(config, "to_dict") else {}
-    told = {key: value for key, value in settings.items() if not key.startswith("_") and key != "transformers_version"}
+    public = {key: value for key, value in settings.items() if key[:1] != "_" and key != "transformers_version"}
     attributes = [_attributes(module) for module in model.modules()]
-    return _digest([type(model).__qualname__, repr(model), describe(attributes), told])
+    return _digest([type(model).__qualname__, repr(model), describe(attributes), public])
 
 
 def inputs_crc32(arguments: Any, start: int) -> int:
-    """A checksum over what a model is called with, going on from `start`.
+    """A checksum over the arguments of a model's call, continued from `start`.
 
     Tensors and arrays of up to 1 MiB count whole; of larger ones words at equal distances, 1 MiB altogether.
     """
@@ -131,7 +131,11 @@ class _Describer:
             return self._array(np.asarray(value))
         if isinstance(value, nn.Module):
             return {"module": structure_digest(value), "weights": weights_digest(value)}
-        return self._code(value) if isinstance(value, CodeType) else self._object(value)
+        if isinstance(value, CodeType):
+            body = hashlib.sha256(value.co_code).hexdigest()
+            constants = value.co_consts[_has_docstring(value) :]
+            return [value.co_name, body, list(value.co_names), self.describe(constants)]
+        return self._object(value)
 
     def _array(self, array: np.ndarray[Any, Any]) -> Any:
         if array.dtype.hasobject:
@@ -139,9 +143,9 @@ class _Describer:
         return {"array": [str(array.dtype), list(array.shape), zlib.crc32(np.ascontiguousarray(array).tobytes())]}
 
     def _object(self, value: Any) -> Any:
-        known = next((number for number, one in enumerate(self._objects) if one is value), None)
-        if known is not None:
-            return f"object {known}"
+        for number, known in enumerate(self._objects):
+            if known is value:
+                return f"object {number}"
         self._objects.append(value)
         if isinstance(value, functools.partial):
             return {"partial": self.describe(value.func), "with": self.describe([value.args, value.keywords])}
@@ -154,8 +158,8 @@ class _Describer:
             return f"{getattr(value, '__module__', '')}.{name}"
         call = inspect.getattr_static(type(value), "__call__", None)
         state = _state(value)
-        told = self.describe(state) if state is not None else _ADDRESS.sub("", repr(value))
-        return {"type": type(value).__qualname__, "state": told, "call": self.describe(call)}
+        described = self.describe(state) if state is not None else _ADDRESS.sub("", repr(value))
+        return {"type": type(value).__qualname__, "state": described, "call": self.describe(call)}
 
     def _function(self, function: FunctionType) -> Any:
         if (function.__module__ or "").partition(".")[0] == __name__.partition(".")[0]:
@@ -163,11 +167,6 @@ class _Describer:
         cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
         parts = [function.__code__, function.__defaults__, function.__kwdefaults__, cells, dict(_named(function))]
         return {"function": function.__qualname__, "code": _digest(self.describe(parts))}
-
-    def _code(self, code: CodeType) -> Any:
-        constants = code.co_consts[_has_docstring(code) :]
-        body = hashlib.sha256(code.co_code).hexdigest()
-        return [code.co_name, body, list(code.co_names), self.describe(constants)]
 
 
 def _state(value: Any) -> Any:
@@ -181,16 +180,16 @@ def _state(value: Any) -> Any:
 
 
 def _has_docstring(code: CodeType) -> bool:
-    """Whether the first constant is a docstring, or stands for one that is not there: it computes nothing."""
+    """Whether the first constant is the docstring, or the None in its place: it computes nothing."""
     if _HAS_DOCSTRING is not None:
         return bool(code.co_flags & _HAS_DOCSTRING)
     return isinstance((*code.co_consts, 0)[0], str | None) and not code.co_name.startswith("<")
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module that are plain values; whether it trains, and where it was loaded from, left out."""
-    found = ((name, value) for name, value in vars(module).items() if isinstance(value, _SETTINGS))
-    return {name: value for name, value in found if name[0] != "_" and name not in ("training", "name_or_path")}
+    """The attributes of a module that are plain values, but for whether it trains and where it was loaded from."""
+    settings = ((name, value) for name, value in vars(module).items() if isinstance(value, _SETTINGS))
+    return {name: value for name, value in settings if name[0] != "_" and name not in ("training", "name_or_path")}
 
 
 def _named(function: FunctionType) -> Iterator[tuple[str, Any]]:

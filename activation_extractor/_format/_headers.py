@@ -1,4 +1,4 @@
-"""What a shard holds, as its header tells: entries, where their bytes lie, and their checksums."""
+"""The header of a shard: its entries, where their bytes lie, and their checksums."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Header:
     """The header of a shard.
 
     Attributes:
-        metadata: what the writer noted: the unit, its rows, the store that it belongs to.
+        metadata: the unit, its rows, the store that it belongs to, and the seal.
         extents: by entry name.
     """
 
@@ -64,25 +64,25 @@ class Header:
     extents: Mapping[str, Extent]
 
     def check_seal(self) -> None:
-        """Refuse a header in which something was changed.
+        """Make sure that nothing in the header was changed.
 
         Raises:
-            ValueError: the seal is not that of the rest.
+            ValueError: the seal is not the checksum of the rest.
         """
-        entries = ((name, one.dtype, one.shape, one.crc32) for name, one in self.extents.items())
+        entries = ((name, extent.dtype, extent.shape, extent.crc32) for name, extent in self.extents.items())
         if self.metadata.get(SEAL) != seal(self.metadata, entries):
             raise ValueError("a header that does not match its seal")
 
 
 def seal(metadata: Mapping[str, str], entries: Iterable[tuple[str, torch.dtype, Sequence[int], int]]) -> str:
-    """A checksum over everything that a header says, in hexadecimal; the same for every format."""
-    said = {key: value for key, value in metadata.items() if key != SEAL}
+    """A checksum over all that a header holds but the seal itself, in hexadecimal; the same for every format."""
+    others = {key: value for key, value in metadata.items() if key != SEAL}
     listed = sorted((name, str(dtype), list(shape), crc) for name, dtype, shape, crc in entries)
-    return f"{zlib.crc32(json.dumps([said, listed], sort_keys=True).encode()):08x}"
+    return f"{zlib.crc32(json.dumps([others, listed], sort_keys=True).encode()):08x}"
 
 
 def sealed(metadata: Mapping[str, str], entries: Entries, crcs: Mapping[str, int]) -> dict[str, str]:
-    """What is noted about a shard, with the seal over it and over the entries and their checksums."""
+    """The metadata of a shard, with the seal over it and over the entries and their checksums."""
     listed = ((name, chunks[0].dtype, shape_of(chunks), crcs[name]) for name, chunks in entries.items())
     return {**metadata, SEAL: seal(metadata, listed)}
 
@@ -95,7 +95,7 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 
 def crc32_of(chunks: Iterable[Tensor], start: int = 0) -> int:
-    """The CRC-32 (of zlib) of the bytes of chunks one behind the other, going on from `start`."""
+    """The CRC-32 (of zlib) of the bytes of chunks, one after another, continued from `start`."""
     for chunk in chunks:
         start = zlib.crc32(bytes_of(chunk), start)
     return start
@@ -107,24 +107,24 @@ def shape_of(chunks: Sequence[Tensor]) -> list[int]:
 
 
 def check_shape(shape: Any) -> tuple[int, ...]:
-    """A shape that a file claims, when it can be one.
+    """The shape in a file's header, as a tuple.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it is not a list of sizes.
     """
     if not isinstance(shape, list | tuple) or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
-        raise ValueError("a shape that is none")
+        raise ValueError("a shape that is not a list of sizes")
     return tuple(shape)
 
 
 def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """A dict of the members of a JSON object, none of which may come twice."""
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in members:
             raise ValueError(f"the name {name!r} twice")
-        found[name] = value
-    return found
+        members[name] = value
+    return members
 
 
 def check_apart(spans: Iterable[tuple[int, int]], stop: int) -> None:
@@ -132,7 +132,7 @@ def check_apart(spans: Iterable[tuple[int, int]], stop: int) -> None:
 
     Raises:
         ValueError: they overlap.
-        TruncatedError: one ends behind `stop`.
+        TruncatedError: one ends after `stop`.
     """
     end = 0
     for first, last in sorted(spans):

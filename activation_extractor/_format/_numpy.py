@@ -1,7 +1,7 @@
 """numpy's formats: npz files, and folders of npy files. Read by their headers, so that slices need no copy of the rest.
 
-An npz file is a zip archive of npy files, here uncompressed. What is known about a shard stands in the archive's
-comment, or in ``about.json`` of the folder. Nothing is ever pickled or unpickled.
+An npz file is a zip archive of npy files, here uncompressed. The metadata of a shard stands in the archive's comment,
+or in ``about.json`` of the folder. Nothing is ever pickled or unpickled.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def write_npz_shard(path: Path, entries: Entries, metadata: Mapping[str, str]) -
 
 
 def read_npz_shard(path: Path) -> Header:
-    """What an npz shard holds; see `activation_extractor._format._safetensors.read_safetensors_shard`."""
+    """The header of an npz shard; see `activation_extractor._format._safetensors.read_safetensors_shard`."""
     descriptor = open_regular(path)
     with open(descriptor, "rb") as file, zipfile.ZipFile(file) as archive:
         end = struct.pack("<H", len(archive.comment)) + archive.comment
         if read_at(descriptor, os.fstat(descriptor).st_size - len(end), len(end)) != end:
-            raise ValueError("bytes behind its end")
+            raise ValueError("bytes after its end")
         metadata = json.loads(archive.comment, object_pairs_hook=unique)
-        members = {one.filename.removesuffix(_SUFFIX): one for one in archive.infolist()}
+        members = {member.filename.removesuffix(_SUFFIX): member for member in archive.infolist()}
         if len(members) < len(archive.infolist()):
             raise ValueError("an entry twice")
         starts = {name: _member_start(descriptor, member) for name, member in members.items()}
@@ -103,24 +103,26 @@ def write_npy_shard(folder: Path, entries: Entries, metadata: Mapping[str, str])
 
 
 def read_npy_shard(folder: Path) -> Header:
-    """What a folder of npy files holds; see `activation_extractor._format._safetensors.read_safetensors_shard`."""
+    """The header of a folder of npy files; see `activation_extractor._format._safetensors.read_safetensors_shard`."""
     if folder.is_symlink():
         raise ValueError("a link")
-    said = json.loads(read_whole(folder / METADATA_FILE), object_pairs_hook=unique)
+    content = json.loads(read_whole(folder / METADATA_FILE), object_pairs_hook=unique)
     extents = {}
-    for number, (name, crc) in enumerate(said["crc32"].items()):
+    for number, (name, crc) in enumerate(content["crc32"].items()):
         path = folder / npy_file(number, name)  # never a path out of the file
         descriptor = open_regular(path)
         try:
             extents[name] = _extent(path, descriptor, 0, os.fstat(descriptor).st_size, crc)
         finally:
             os.close(descriptor)
-    return Header(said["about"], extents)
+    return Header(content["about"], extents)
 
 
 def npy_file(number: int, entry: str) -> str:
-    """What an entry's file is called: its number, and as much of its name as any disk takes."""
-    readable = "".join(one if one.isascii() and (one.isalnum() or one in "._-+()") else "_" for one in entry)
+    """The name of an entry's file: its number, and up to 100 letters of its name, those that every disk allows."""
+    readable = "".join(
+        letter if letter.isascii() and (letter.isalnum() or letter in "._-+()") else "_" for letter in entry
+    )
     return f"{number:04d}-{readable[:100]}{_SUFFIX}"
 
 
@@ -144,10 +146,12 @@ def _fill(archive: zipfile.ZipFile, entries: Entries) -> dict[str, int]:
     for name, chunks in entries.items():
         member = zipfile.ZipInfo(name + _SUFFIX, _NO_DATE)
         header_bytes = _LOCAL_HEADER.size + len(member.filename.encode()) + _ZIP64_BYTES
-        member.extra = _padding(archive.start_dir + header_bytes)  # where the archive ends so far
+        # An extra field that moves the array to a multiple of 64 bytes, so that it can be mapped.
+        padding = -(archive.start_dir + header_bytes + 4) % _ALIGNMENT  # start_dir is where the archive ends so far
+        member.extra = struct.pack("<HH", _PADDING_ID, padding) + bytes(padding)
         with archive.open(member, "w", force_zip64=True) as file:
             _write_array(file.write, chunks)
-    return {one.filename.removesuffix(_SUFFIX): one.CRC for one in archive.infolist()}
+    return {member.filename.removesuffix(_SUFFIX): member.CRC for member in archive.infolist()}
 
 
 def _write_array(write: Callable[[Any], Any], chunks: Sequence[Tensor]) -> int:
@@ -165,12 +169,6 @@ def _write_array(write: Callable[[Any], Any], chunks: Sequence[Tensor]) -> int:
     return crc
 
 
-def _padding(position: int) -> bytes:
-    """An extra field that moves what follows to a multiple of 64 bytes, so that arrays can be mapped."""
-    size = -(position + 4) % _ALIGNMENT
-    return struct.pack("<HH", _PADDING_ID, size) + bytes(size)
-
-
 def _member_start(descriptor: int, member: zipfile.ZipInfo) -> int:
     """The first byte of an archive's member, which must be stored as it is."""
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or member.file_size != member.compress_size:
@@ -185,7 +183,7 @@ def _member_start(descriptor: int, member: zipfile.ZipInfo) -> int:
 
 
 def _extent(path: Path, descriptor: int, first: int, size: int, crc: int) -> Extent:
-    """Where the values of an npy array lie that takes `size` bytes from byte `first` on."""
+    """The extent of an npy array that takes `size` bytes from byte `first` on."""
     head = io.BytesIO(read_at(descriptor, first, min(size, _LONGEST_HEADER)))
     if npy.read_magic(head) != (1, 0):
         raise ValueError("an npy file of another version")
@@ -197,5 +195,5 @@ def _extent(path: Path, descriptor: int, first: int, size: int, crc: int) -> Ext
     if extent.stop > first + size:
         raise TruncatedError(f"a file that ends at byte {first + size} of {extent.stop}")
     if extent.stop < first + size:
-        raise ValueError("bytes behind an array")
+        raise ValueError("bytes after the end of an array")
     return extent

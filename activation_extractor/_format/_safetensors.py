@@ -69,7 +69,7 @@ def write_safetensors(
     Args:
         path: the file.
         tensors: by entry name, a tensor or its chunks along axis 0, on any device.
-        metadata: what goes into the header beside them.
+        metadata: texts for the header.
 
     Raises:
         ArgumentError: a dtype that the format does not have.
@@ -82,7 +82,7 @@ def write_safetensors(
 def stream_safetensors(
     file: BinaryIO, tensors: Mapping[str, Tensor | Sequence[Tensor]], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write the bytes of a safetensors file; what is given is as for `write_safetensors`."""
+    """Write the bytes of a safetensors file; the arguments are those of `write_safetensors`."""
     entries = {name: [value] if isinstance(value, Tensor) else list(value) for name, value in tensors.items()}
     header, chunks = arranged(entries, metadata)
     file.write(header)
@@ -129,26 +129,26 @@ def arranged(entries: Entries, metadata: Mapping[str, str] | None) -> tuple[byte
 
 
 def read_safetensors_shard(path: Path) -> Header:
-    """What a shard holds. Every number in its header is checked against the file before it is believed.
+    """The header of a shard, each number of it checked against the file.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no such shard, or a damaged one.
+        ValueError: it is damaged, or has another format.
     """
     header, data_start, size = read_header(path)
-    noted = header.pop(_METADATA)
-    crcs = {key.removeprefix(_CRC32): value for key, value in noted.items() if key.startswith(_CRC32)}
-    metadata = {key: value for key, value in noted.items() if not key.startswith(_CRC32)}
+    listed = header.pop(_METADATA)
+    crcs = {key.removeprefix(_CRC32): value for key, value in listed.items() if key.startswith(_CRC32)}
+    metadata = {key: value for key, value in listed.items() if not key.startswith(_CRC32)}
     _check_ranges(header, size - data_start)
     return Header(metadata, {name: _extent(path, data_start, entry, crcs[name]) for name, entry in header.items()})
 
 
 def read_header(path: Path) -> tuple[Any, int, int]:
-    """The JSON at the head of a file, where the tensors' bytes begin behind it, and the file's size.
+    """The JSON header of a file, the first byte of the tensors behind it, and the file's size.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it has no such head.
+        ValueError: it does not begin with a header.
     """
     descriptor = open_regular(path)
     try:
@@ -180,7 +180,7 @@ def _check_ranges(header: Mapping[str, Any], size: int) -> None:
     if end > size:
         raise TruncatedError(f"a file that ends {end - size} bytes too early")
     if end < size:
-        raise ValueError(f"{size - end} bytes behind its last entry")
+        raise ValueError(f"{size - end} bytes after its last entry")
 
 
 def _extent(path: Path, data_start: int, entry: Mapping[str, Any], crc32: str) -> Extent:
@@ -188,7 +188,7 @@ def _extent(path: Path, data_start: int, entry: Mapping[str, Any], crc32: str) -
     start = data_start + first
     extent = Extent(path, start, _DTYPES[entry["dtype"]], check_shape(entry["shape"]), int(crc32, 16), start)
     if f"{extent.crc32:08x}" != crc32:
-        raise ValueError("a checksum that no writer spells so")
+        raise ValueError("a checksum that is not eight hexadecimal digits")
     if extent.stop - start != last - first:
         raise ValueError("a shape that does not fit its bytes")
     return extent
@@ -197,5 +197,5 @@ def _extent(path: Path, data_start: int, entry: Mapping[str, Any], crc32: str) -
 def _range(entry: Mapping[str, Any]) -> tuple[int, int]:
     first, last = entry["data_offsets"]
     if type(first) is not int or type(last) is not int:
-        raise ValueError("offsets that are no numbers")
+        raise ValueError("offsets that are not integers")
     return first, last

@@ -23,8 +23,7 @@ from activation_extractor._format._manifest import (
     store_name,
     write_manifest,
 )
-from activation_extractor._format._rows import RowId
-from activation_extractor._format._seen_ids import SeenIds
+from activation_extractor._format._rows import RowId, add_ids
 from activation_extractor._format._shards import SHARDS, read_shard, shard_path, write_shard
 from activation_extractor.errors import OtherRunError, StoreError
 from activation_extractor.sinks._background import Background
@@ -64,7 +63,7 @@ class StoreWriter:
         self._manifest: Manifest | None = None
         self._transfer = Transfer()
         self._schema, self.unit = Schema(codec), Unit(self._transfer)
-        self._seen = SeenIds()
+        self._ids: set[str] = set()
         self._has_folders = False
         self._published: Manifest | None = None
         self._background = Background(queue_bytes)
@@ -104,7 +103,7 @@ class StoreWriter:
         Raises:
             StoreError: an id comes twice.
         """
-        repeated = self._seen.add(list(ids or ()))
+        repeated = add_ids(self._ids, ids or ())
         if repeated is not None:
             advice = "Give every row an id of its own."
             raise StoreError(self.folder, "hold each id once", f"{repeated!r} again", advice)

@@ -15,18 +15,18 @@ from activation_extractor.sinks._arena import Arena
 from activation_extractor.sinks._steps import Step
 from activation_extractor.sinks._transfer import Arrival, Transfer
 
-_SMALL_CHUNK_BYTES = 64 * 2**10
+_SMALL_CHUNK_BYTES = 64 * 2**10  # chunks of this mean size are joined: writing one costs as much as copying 64 KiB
 
 
 class Unit:
     """Consecutive whole steps that become one shard, on the CPU or on their way to it.
 
     Attributes:
-        rows: how many rows they have.
+        rows: how many rows the steps have.
         nbytes: how many bytes their columns have.
 
     Args:
-        transfer: what brings columns to the CPU.
+        transfer: copies columns to the CPU.
     """
 
     def __init__(self, transfer: Transfer) -> None:
@@ -55,29 +55,25 @@ class Unit:
         return self.nbytes - before
 
     def entries(self, order: Tensor | None = None) -> dict[str, list[Tensor]]:
-        """What goes into the shard, as chunks; waits until they have arrived.
+        """The entries of the shard, as chunks; waits until they have arrived on the CPU.
 
         Args:
-            order: which of the rows comes first, second, ..., ``(rows,)`` int64; None leaves them as they came.
+            order: the rows in the order in which they are stored, ``(rows,)`` int64; None where they stay as they came.
 
         Raises:
-            MaskError: a step's values were reduced with a mask that is none.
+            MaskError: a step's values were reduced with an invalid mask.
         """
         self._arrival.wait()
         for step, check, verdict in self._checks:
-            _settle(step, check, verdict)
+            try:
+                check.settle(verdict)
+            except MaskError as error:
+                add_note(error, f"found when the values of step {step} had arrived on the CPU")
+                raise
         entries = _id_entries(self._ids if order is None or not self._ids else [self._ids[row] for row in order])
         for name, column in self._columns.items():
             entries |= column.entries(name, self.rows, order)
         return entries
-
-
-def _settle(step: int, check: MaskCheck, verdict: Tensor) -> None:
-    try:
-        check.settle(verdict)
-    except MaskError as error:
-        add_note(error, f"seen when step {step} had come from its device")
-        raise
 
 
 class _Column:
@@ -97,19 +93,19 @@ class _Column:
         return chunk.numel() * chunk.element_size()
 
     def entries(self, name: str, unit_rows: int, order: Tensor | None) -> dict[str, list[Tensor]]:
-        chunks, lengths, rows = self._chunks, self._lengths, self._rows()
+        """The entries of the column in a shard: its values and, where they are needed, offsets and row numbers."""
+        chunks, lengths = self._chunks, self._lengths
+        rows = [torch.arange(start, stop) for start, stop in self._spans]
         if order is not None:
             chunks, lengths, rows = self._ordered(order, torch.cat(rows))
-        entries = {name: _joined(chunks)}
+        if len(chunks) > 1 and sum(chunk.nbytes for chunk in chunks) <= len(chunks) * _SMALL_CHUNK_BYTES:
+            chunks = [torch.cat(chunks)]
+        entries = {name: chunks}
         if lengths:
             entries[name + OFFSETS] = [offsets(torch.cat(lengths))]
         if sum(stop - start for start, stop in self._spans) < unit_rows:
             entries[name + ROWS] = rows
         return entries
-
-    def _rows(self) -> list[Tensor]:
-        """Which rows of the unit each chunk is of."""
-        return [torch.arange(start, stop) for start, stop in self._spans]
 
     def _ordered(self, order: Tensor, rows: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Values, lengths if any, and rows of the unit, with the unit's rows in another order."""
@@ -120,12 +116,6 @@ class _Column:
         lengths = torch.cat(self._lengths)
         parts = torch.split(values, lengths.tolist())
         return [torch.cat([parts[row] for row in by_place])], [lengths[by_place]], [places]
-
-
-def _joined(chunks: list[Tensor]) -> list[Tensor]:
-    """Many small chunks as one: each costs the writer as much as copying some tens of KiB."""
-    nbytes = sum(chunk.nbytes for chunk in chunks)
-    return [torch.cat(chunks)] if len(chunks) > 1 and nbytes <= len(chunks) * _SMALL_CHUNK_BYTES else chunks
 
 
 def _id_entries(ids: list[RowId]) -> dict[str, list[Tensor]]:

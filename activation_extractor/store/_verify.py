@@ -16,7 +16,7 @@ from activation_extractor._format._journal import JOURNAL, JournalRecord, read_r
 from activation_extractor._format._manifest import MANIFEST, Manifest, read_manifest, store_name
 from activation_extractor._format._numpy import METADATA_FILE
 from activation_extractor._format._reader import Reader
-from activation_extractor._format._seen_ids import SeenIds
+from activation_extractor._format._rows import add_ids
 from activation_extractor._format._shards import SHARDS, Shard, is_shard, scan_shards, shard_path, size_of
 
 Kind = Literal["altered", "foreign", "missing", "repeated id", "truncated", "unfinished", "unreadable"]
@@ -60,7 +60,8 @@ class Verification(list[Damage]):
 def verify_store(path: str | os.PathLike[str]) -> Verification:
     """Read a store whole and list what is damaged, missing or not its own.
 
-    It needs no more memory than one shard's header and a few MiB, and reports every damage rather than the first.
+    It reports every damage rather than the first, and needs memory for the ids of all rows, the header of one shard and
+    a few MiB.
 
     Args:
         path: the folder.
@@ -108,7 +109,7 @@ def _stray(entry: os.DirEntry[str]) -> Damage:
 
 def _damages(shards: Mapping[str, Path], manifest: Manifest, records: Mapping[str, JournalRecord]) -> Iterator[Damage]:
     """What is wrong within shards, by unit."""
-    reader, seen_ids = Reader(manifest.codec, store_name(manifest.fingerprint)), SeenIds()
+    reader, ids = Reader(manifest.codec, store_name(manifest.fingerprint)), set[str]()
     for unit, path in shards.items():
         try:
             shard = reader.shard(str(path))
@@ -117,7 +118,7 @@ def _damages(shards: Mapping[str, Path], manifest: Manifest, records: Mapping[st
                 reader.row_numbers(str(path), entry)
                 if entry + OFFSETS in shard.extents:
                     reader.offsets(str(path), entry, 0, None)
-            repeated = seen_ids.add(reader.ids(str(path)) or [])
+            repeated = add_ids(ids, reader.ids(str(path)) or ())
         except (OSError, ValueError) as error:
             is_short = isinstance(error, TruncatedError) or isinstance(error.__cause__, TruncatedError)
             yield Damage(path, "truncated" if is_short else "unreadable", str(error))

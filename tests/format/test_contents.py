@@ -151,7 +151,7 @@ def test_a_shape_of_sizes_is_one(shape):
     "shape", [[-1], [True], [1.0], ["1"], [None], [2**63], [2**70], [[1]], 3, None, "12", {"0": 1}]
 )
 def test_a_shape_of_anything_else_is_none(shape):
-    with pytest.raises(ValueError, match="a shape that is none"):
+    with pytest.raises(ValueError, match="a shape that is not a list of sizes"):
         check_shape(shape)
 
 

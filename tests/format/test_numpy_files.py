@@ -268,5 +268,5 @@ def test_an_array_that_is_cut_short_or_too_long_says_so(tmp_path):
     with pytest.raises(TruncatedError, match=f"a file that ends at byte {len(data) - 1} of {len(data)}"):
         read_npy_shard(tmp_path / "a")
     file.write_bytes(data + b"x")
-    with pytest.raises(ValueError, match="bytes behind an array"):
+    with pytest.raises(ValueError, match="bytes after the end of an array"):
         read_npy_shard(tmp_path / "a")

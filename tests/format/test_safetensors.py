@@ -253,5 +253,5 @@ def test_a_shard_that_is_cut_short_or_too_long_says_so(tmp_path):
     with pytest.raises(TruncatedError, match="a file that ends at byte 20 of"):
         read_safetensors_shard(tmp_path / "a")
     (tmp_path / "a").write_bytes(data + b"xy")
-    with pytest.raises(ValueError, match="2 bytes behind its last entry"):
+    with pytest.raises(ValueError, match="2 bytes after its last entry"):
         read_safetensors_shard(tmp_path / "a")

@@ -218,7 +218,7 @@ class Masks:
         given[1]["attention_mask"] = spoil(given[1]["attention_mask"])
         with pytest.raises(MaskError, match=text) as caught:
             extracted(stack().to(DEVICE), tmp_path / "there", given, rows_per_unit=BATCH)
-        assert caught.value.__notes__ == ["seen when step 1 had come from its device"]
+        assert caught.value.__notes__ == ["found when the values of step 1 had arrived on the CPU"]
         assert [one.name for one in (tmp_path / "there" / "shards").iterdir()] == ["00000000.safetensors"]
 
     @pytest.mark.parametrize("reads_later", [True, False])

@@ -118,7 +118,7 @@ def _without_metadata(shard: bytes) -> bytes:
         (lambda shard: shard[:50], r"a file that ends at byte 50 of \d+"),
         (lambda shard: b"", "a file that ends at byte 0 of 8"),
         (lambda shard: b"\xff" * len(shard), r"a header of 18446744073709551615 bytes"),
-        (lambda shard: shard + b"more", "4 bytes behind its last entry"),
+        (lambda shard: shard + b"more", "4 bytes after its last entry"),
         (lambda shard: shard.replace(b'"F32"', b'"Q32"'), r"a header of another form \(KeyError\('Q32'\)\)"),
         (lambda shard: shard.replace(b'"rows":"2"', b'"rows":"3"'), "a header that does not match its seal"),
         (_without_metadata, r"a header of another form \(KeyError\('__metadata__'\)\)"),
