@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from activation_extractor._format._manifest import has_manifest
+from activation_extractor.cli._estimate import check_out
 from activation_extractor.examples import minilm
 from activation_extractor.layers import blocks
 from activation_extractor.runs import extract
-from activation_extractor.sinks._store_writer import check_free
 from activation_extractor.store import Column, Store
 
 _BATCH_ROWS = 32
@@ -35,8 +34,7 @@ def run_demo(out: Path, *, progress: bool | None = None) -> Store:
         MissingExtraError: transformers or the package with the model is not installed.
         StoreError: the folder holds something else.
     """
-    if not has_manifest(out):
-        check_free(out)  # before the model is loaded
+    check_out(out)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
     model, tokenizer = minilm()
     batches = list(_batches(tokenizer, read_sentences()))

@@ -1,10 +1,9 @@
-"""How much a run is going to write, and whether there is room for it."""
+"""How much a run is going to write, and whether the folder and the disk can take it."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from activation_extractor._display import human_bytes
-from activation_extractor._format._codecs import CODECS
-from activation_extractor._format._shards import SHARDS
+from activation_extractor._tensors import to_numpy
 from activation_extractor.activations import capture
 from activation_extractor.cli._feed import POOLING_MASK, Feed
+from activation_extractor.cli._terminal import one_line
 from activation_extractor.errors import ActivationError, ArgumentError, StoreError
 from activation_extractor.layers._modules import evaluating
 from activation_extractor.runs._batches import call_model
 from activation_extractor.runs._length_batches import WINDOW_ROWS
+from activation_extractor.sinks._store_writer import check_free
 from activation_extractor.sinks._unit_policy import UNIT_BYTES
 
 LEAST_ROWS = 64
-_LONGEST = 90  # characters of an error that are shown
+_LONGEST = 90  # characters of the model's error that are shown
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def estimate(
     pooling_mask: str | None = None,
     sequence_axis: tuple[int, ...] | None = None,
 ) -> Expected:
-    """Run the model on a few rows and tell what the whole data set would take.
+    """Run the model on its first rows, and compute what the whole data set will take.
 
     Args:
         model: the model.
@@ -84,37 +84,50 @@ def estimate(
     Raises:
         ArgumentError: the model cannot be run on these rows.
     """
-    options: dict[str, Any] = {"reduce": reduce, "stop_early": stop_early, "sequence_axis": sequence_axis}
-    with _telling():
+    try:
         example = feed.example()
         mask = example.pop(POOLING_MASK) if pooling_mask else "attention_mask"
-        recorded = capture(model, layers, mask=mask, **options)
+        recorded = capture(model, layers, mask=mask, reduce=reduce, stop_early=stop_early, sequence_axis=sequence_axis)
         with evaluating(model), torch.inference_mode(), recorded as acts:
             call_model(model, example)
-    names = list(acts)
-    pairs = [name if isinstance(name, tuple) else (name, str(reduce[0])) for name in names]
-    converted = [_stored_bytes(acts[name], format) for name in names]
+    except ActivationError:
+        raise
+    except Exception as error:  # most often the rows are not such as the model takes
+        advice = "Check that --input and --model belong together."
+        got = f"{one_line(error):.{_LONGEST}}"
+        raise ArgumentError("the model", "run on the first rows of the input", got, advice) from error
+    pairs = [key if isinstance(key, tuple) else (key, str(reduce[0])) for key in acts]
     sizes = [
-        _whole(acts[name], nbytes, reducer, rows, feed.lengths)
-        for name, nbytes, (_, reducer) in zip(names, converted, pairs, strict=True)
+        _column_bytes(value, format, rows, feed.lengths if reducer == "full" else None)
+        for value, (_, reducer) in zip(acts.values(), pairs, strict=True)
     ]
-    layer_names, reducers = (list(dict.fromkeys(column)) for column in zip(*pairs, strict=True))
-    return Expected(layer_names, reducers, rows, sum(sizes))
+    names, reducers = (list(dict.fromkeys(column)) for column in zip(*pairs, strict=True))
+    return Expected(names, reducers, rows, sum(sizes))
+
+
+def check_out(out: Path, *, resume: bool = True) -> None:
+    """Make sure that a run may be stored in a folder, before data and model are read.
+
+    Raises:
+        StoreError: it is a file, or holds something else than a store that the run may resume.
+    """
+    if not resume or not (out / "manifest.json").exists():
+        check_free(out, "Choose another folder, or leave out resume=False to resume its run.")
 
 
 def check_room(out: Path, nbytes: int, *, resume: bool = True) -> None:
     """Make sure that a disk has room for a run.
 
     Args:
-        out: the store; what is there of it counts as written.
-        nbytes: how many bytes the run is going to have written.
-        resume: whether it goes on with what is there.
+        out: the store.
+        nbytes: how many bytes the whole run writes.
+        resume: whether the run resumes what the store holds, which then needs no room again.
 
     Raises:
-        StoreError: it has not.
+        StoreError: the disk has less room.
     """
-    there = sum(path.stat().st_size for path in (out / SHARDS).rglob("*") if path.is_file()) if resume else 0
-    missing = max(0, nbytes - there)
+    written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if resume else 0
+    missing = max(0, nbytes - written)
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
     if missing > free:
@@ -122,26 +135,16 @@ def check_room(out: Path, nbytes: int, *, resume: bool = True) -> None:
         raise StoreError(out, f"have room for {human_bytes(missing)}", f"{human_bytes(free)} free", advice)
 
 
-@contextmanager
-def _telling() -> Iterator[None]:
-    """What goes wrong with the first rows is most often that they are none for this model."""
-    try:
-        yield
-    except ActivationError:
-        raise
-    except Exception as error:
-        got = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        advice = "Check that --input and --model belong together."
-        raise ArgumentError("the model", "run on the first rows of the input", got[:_LONGEST], advice) from error
+def _column_bytes(value: Tensor, format: str, rows: int, lengths: Sequence[int] | None) -> int:
+    """The size of a column in a format, from its values for a few rows.
 
-
-def _stored_bytes(value: Tensor, format: str) -> int:
-    """The size of a value as the format stores it."""
-    return value.numel() * CODECS[format].convert(value.new_empty(0)).element_size()
-
-
-def _whole(value: Tensor, nbytes: int, reducer: str, rows: int, lengths: Sequence[int] | None) -> int:
-    """What a column takes of which a few rows take so many bytes."""
-    if reducer == "full" and lengths is not None and value.dim() >= 3:
-        return nbytes * sum(lengths) // max(1, value.shape[0] * value.shape[1])
-    return nbytes * rows // max(1, value.shape[0])
+    Args:
+        value: ``(batch, *features)``, or ``(batch, seq, *features)`` where all positions are stored.
+        format: the name of the format.
+        rows: how many rows the column will have.
+        lengths: how many positions of each row are stored, where all of them are and their numbers are known.
+    """
+    itemsize = value.element_size() if format == "safetensors" else to_numpy(value.new_empty(0)).itemsize
+    if lengths is not None and value.dim() >= 3:
+        return value.numel() * itemsize * sum(lengths) // max(1, value.shape[0] * value.shape[1])
+    return value.numel() * itemsize * rows // max(1, value.shape[0])

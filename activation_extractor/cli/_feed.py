@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from activation_extractor.runs._length_batches import WINDOW_ROWS
 
 IDS, ORDER, POOLING_MASK = "id", "row", "pooling_mask"  # entries of batches beside what a model is called with
 _TOKENIZED_AT_ONCE = 1000
-_ENDLESS = 10**9  # tokenizers without a limit tell an absurd one
+_UNLIMITED = 10**9  # a tokenizer without a limit has a `model_max_length` beyond this
 
-Encode = Callable[[list[int]], dict[str, Any]]
+Encode = Callable[[Sequence[int]], dict[str, Any]]
 
 
 class Feed:
@@ -31,10 +31,12 @@ class Feed:
     Attributes:
         lengths: how many positions each row has that count; None where that is not known.
         notes: what a user should know, a sentence each.
+        window_rows: rows are sorted by length within windows of so many, which have to be held until they are in order;
+            set it before the first batch is asked for.
 
     Args:
         rows: the data set.
-        make_plan: tells the numbers of the rows of each batch, sorted within windows of so many rows.
+        make_plan: returns the row numbers of each batch, for a `window_rows`.
         encode: makes what the model is called with from the numbers of rows.
     """
 
@@ -50,34 +52,36 @@ class Feed:
         taken = [name for name in (IDS, ORDER, POOLING_MASK) if name in rows.keep]
         if taken:
             raise ArgumentError("a kept column", "have another name than what batches hold", taken[0], "Rename it.")
-        self.lengths, self.notes = lengths, tuple(notes)
+        self.lengths, self.notes, self.window_rows = lengths, tuple(notes), WINDOW_ROWS
         self._rows, self._make_plan, self._encode = rows, make_plan, encode
-        self.sort_within(WINDOW_ROWS)
+
+    @cached_property
+    def _plan(self) -> list[list[int]]:
+        return self._make_plan(self.window_rows)
+
+    @cached_property
+    def _is_sorted(self) -> bool:
+        """Whether batches have the rows in another order than the data set."""
+        return [row for batch in self._plan for row in batch] != list(range(len(self._rows)))
 
     @property
     def options(self) -> dict[str, Any]:
-        """What `extract` is to be told of the batches' entries."""
+        """The arguments of `extract` that name entries of these batches."""
         ids = {"ids": IDS} if self._rows.ids is not None else {}
-        order = {"order": ORDER} if self._is_ordered else {}
+        order = {"order": ORDER} if self._is_sorted else {}
         return {**ids, **order, "keep": list(self._rows.keep)}
-
-    def sort_within(self, window_rows: int) -> None:
-        """Sort rows by length within windows of so many rows: as many have to be held until they are in order."""
-        self._plan = self._make_plan(window_rows)
-        self._is_ordered = [row for batch in self._plan for row in batch] != list(range(len(self._rows)))
 
     def __len__(self) -> int:
         return len(self._plan)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(self.batch, self._plan)
+        return map(self._batch, self._plan)
 
-    def batch(self, numbers: list[int]) -> dict[str, Any]:
-        """The batch of these rows."""
+    def _batch(self, numbers: list[int]) -> dict[str, Any]:
         entries = {name: [values[row] for row in numbers] for name, values in self._rows.keep.items()}
         if self._rows.ids is not None:
             entries[IDS] = [self._rows.ids[row] for row in numbers]
-        if self._is_ordered:
+        if self._is_sorted:
             entries[ORDER] = numbers
         arguments = self._encode(numbers)
         twice = sorted(entries.keys() & arguments.keys())
@@ -85,9 +89,9 @@ class Feed:
             raise ArgumentError("a kept column", "have another name than what the model is given", twice[0])
         return {**arguments, **entries}
 
-    def example(self, count: int = 2) -> dict[str, Any]:
-        """A small batch, without the entries beside what the model is called with but for its pooling mask."""
-        return self._encode(self._plan[0][:count])
+    def example(self) -> dict[str, Any]:
+        """The first two rows, as what the model is called with, and their pooling mask."""
+        return self._encode(range(min(2, len(self._rows))))
 
 
 def make_feed(
@@ -120,18 +124,19 @@ def make_feed(
     """
     if batch_size is None and max_tokens is None:
         batch_size = 32
-    dtype = next((one.dtype for one in model.parameters() if one.dtype.is_floating_point), None)
+    sizes = {"batch_size": batch_size, "max_tokens": max_tokens}
+    length_batches([], **sizes)  # refuses wrong sizes before the model runs
+    dtype = next((weight.dtype for weight in model.parameters() if weight.dtype.is_floating_point), None)
     if rows.kind == "text" and _is_tokenizer(prepare):
         texts = _Texts(rows, model, prepare, max_length, skip_special_tokens)
 
         def plan(window_rows: int) -> list[list[int]]:
-            sizes = {"batch_size": batch_size, "max_tokens": max_tokens}
             return length_batches(texts.lengths, window_rows=window_rows, **sizes)
 
         return Feed(rows, plan, partial(_cast, dtype, texts.encode), lengths=texts.counted, notes=texts.notes)
     for name, value in (("max_tokens", max_tokens), ("max_length", max_length)):
         if value is not None:
-            raise ArgumentError(name, "be left out where rows have no tokens", value, "Use batch_size.")
+            raise ArgumentError(name, "be left out where rows have no tokens", value, "Use batch_size=.")
     if skip_special_tokens:
         raise ArgumentError("skip_special_tokens", "be left out where rows have no tokens", True)
     encode = partial(_cast, dtype, _encoder(rows, model, prepare))
@@ -140,7 +145,7 @@ def make_feed(
 
 
 def _is_tokenizer(prepare: Any) -> bool:
-    """Whether this is a tokenizer of transformers, told by what is used of it."""
+    """Whether this is a tokenizer of transformers, decided by what is used of it."""
     return hasattr(prepare, "pad") and hasattr(prepare, "model_max_length")
 
 
@@ -155,7 +160,11 @@ class _Texts:
     def __init__(
         self, rows: Rows, model: nn.Module, tokenizer: Any, max_length: int | None, skip_special_tokens: bool
     ) -> None:
-        self._tokenizer, self._skips = _with_padding(tokenizer), skip_special_tokens
+        if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise ArgumentError("the tokenizer", "have a token for padding", None, "Set tokenizer.pad_token.")
+            tokenizer.pad_token = tokenizer.eos_token  # the mask leaves it out
+        self._tokenizer, self._skips = tokenizer, skip_special_tokens
         self._tokens: list[np.ndarray[Any, Any]] = []
         self._special: list[np.ndarray[Any, Any]] = []
         limit, cut = _limit(model, tokenizer, max_length), 0
@@ -168,28 +177,27 @@ class _Texts:
             raise ArgumentError(f"row {empty}", "hold a token that counts", rows.values[empty], "Remove that row.")
         self.notes = [f"{cut} of {len(rows)} rows have more than {limit} tokens and are cut."] if cut else []
 
-    def encode(self, numbers: list[int]) -> dict[str, Any]:
-        """Padded tokens of these rows, with their masks."""
-        tokens = {"input_ids": [self._tokens[row].tolist() for row in numbers]}
-        batch = self._tokenizer.pad(tokens, padding=True, return_tensors="pt")
-        found = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    def encode(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """Padded tokens of these rows, with their masks; ``(batch, seq)``."""
+        rows: dict[str, list[Any]] = {"input_ids": [self._tokens[row].tolist() for row in numbers]}
         if self._skips:
-            mask = found["attention_mask"].clone()
-            for index, row in enumerate(numbers):
-                mask[index, mask[index] != 0] = torch.from_numpy(~self._special[row]).to(mask.dtype)
-            found[POOLING_MASK] = mask
-        return found
+            rows["special_tokens_mask"] = [self._special[row].astype(int).tolist() for row in numbers]
+        padded = self._tokenizer.pad(rows, padding=True, return_tensors="pt")
+        batch = {name: padded[name] for name in ("input_ids", "attention_mask")}
+        if self._skips:
+            batch[POOLING_MASK] = 1 - padded["special_tokens_mask"]  # where padding counts as special
+        return batch
 
     def _add(self, texts: list[str], limit: int) -> int:
         """Tokenize some texts, and those that are too long once more, cut; returns how many these are."""
         tokens, special = self._call(texts)
-        long = [index for index, one in enumerate(tokens) if len(one) > limit]
+        long = [index for index, row in enumerate(tokens) if len(row) > limit]
         if long:
             again = self._call([texts[index] for index in long], truncation=True, max_length=limit)
             for index, *cut in zip(long, *again, strict=True):
                 tokens[index], special[index] = cut
-        self._tokens += [np.array(one, dtype=np.int32) for one in tokens]
-        self._special += [np.array(one, dtype=bool) for one in special]
+        self._tokens += [np.array(row, dtype=np.int32) for row in tokens]
+        self._special += [np.array(row, dtype=bool) for row in special]
         return len(long)
 
     def _call(self, texts: list[str], **options: Any) -> tuple[list[list[int]], list[list[int]]]:
@@ -197,20 +205,10 @@ class _Texts:
         return list(made["input_ids"]), list(made["special_tokens_mask"])
 
 
-def _with_padding(tokenizer: Any) -> Any:
-    """The tokenizer; one that has no token for padding pads with its last one, which the mask leaves out."""
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ArgumentError("the tokenizer", "have a token for padding", None, "Set tokenizer.pad_token.")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 def _limit(model: nn.Module, tokenizer: Any, max_length: int | None) -> int:
     """How many tokens the model takes, or fewer where fewer are asked for."""
     limits = [tokenizer.model_max_length, getattr(getattr(model, "config", None), "max_position_embeddings", None)]
-    known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < _ENDLESS]
-    most = min(known, default=_ENDLESS)
+    most = min((limit for limit in limits if isinstance(limit, int) and 0 < limit < _UNLIMITED), default=_UNLIMITED)
     if max_length is not None and not 0 < max_length <= most:
         raise ArgumentError("max_length", f"be from 1 to the {most} tokens that the model takes", max_length)
     return max_length or most
@@ -227,19 +225,14 @@ def _encoder(rows: Rows, model: nn.Module, prepare: Any) -> Encode:
         if prepare is None or _is_tokenizer(prepare):
             advice = "Let the factory return (model, image processor), or (model, callable)."
             raise ArgumentError("the model", "come with an image processor", type(unwrap(model)).__name__, advice)
-        return partial(_images, rows.values, model, prepare)
+        options = {"return_tensors": "pt"} if _is_processor(prepare) else {}
+        return lambda numbers: _checked(prepare([_pixels(rows.values[row]) for row in numbers], **options), model)
     if prepare is not None and not _is_tokenizer(prepare):
-        sampling = {"sampling_rate": prepare.sampling_rate} if hasattr(prepare, "sampling_rate") else {}
-        processor = {"return_tensors": "pt", **({"padding": True} if sampling else {})}
-        options = {**processor, **sampling} if _is_processor(prepare) else {}
+        options = {"return_tensors": "pt"} if _is_processor(prepare) else {}
+        if options and hasattr(prepare, "sampling_rate"):
+            options |= {"padding": True, "sampling_rate": prepare.sampling_rate}
         return lambda numbers: _checked(prepare([np.array(rows.values[row]) for row in numbers], **options), model)
-    return lambda numbers: {_first_argument(model): torch.from_numpy(np.array(rows.values[numbers]))}
-
-
-def _images(files: Sequence[Path], model: nn.Module, prepare: Any, numbers: list[int]) -> dict[str, Any]:
-    images = [_pixels(files[row]) for row in numbers]
-    options = {"return_tensors": "pt"} if _is_processor(prepare) else {}
-    return _checked(prepare(images, **options), model)
+    return lambda numbers: {_first_argument(model): torch.from_numpy(np.array(rows.values[list(numbers)]))}
 
 
 def _pixels(path: Path) -> Any:
@@ -268,7 +261,7 @@ def _first_argument(model: nn.Module) -> str:
     return name
 
 
-def _cast(dtype: torch.dtype | None, encode: Encode, numbers: list[int]) -> dict[str, Any]:
+def _cast(dtype: torch.dtype | None, encode: Encode, numbers: Sequence[int]) -> dict[str, Any]:
     """A batch whose floating point inputs have the model's dtype."""
     return {
         name: value.to(dtype) if isinstance(value, Tensor) and value.dtype.is_floating_point else value

@@ -12,7 +12,7 @@ from tiny import tiny_bert, tiny_tokenizer
 from torch import nn
 
 from activation_extractor import length_batches
-from activation_extractor.cli._feed import make_feed
+from activation_extractor.cli._feed import Feed, make_feed
 from activation_extractor.cli._rows import Rows
 from activation_extractor.errors import ArgumentError
 
@@ -51,13 +51,27 @@ def test_going_through_it_again_gives_the_same():
         assert all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(other[name])) for name in one)
 
 
+def test_the_plan_of_batches_is_made_once_after_the_window_is_known():
+    windows = []
+
+    def make_plan(window_rows):
+        windows.append(window_rows)
+        return [[1, 0], [2, 3]]
+
+    feed = Feed(Rows("text", TEXTS), make_plan, lambda numbers: {"rows": list(numbers)})
+    assert feed.example() == {"rows": [0, 1]}
+    feed.window_rows = 64
+    assert [batch["rows"] for batch in feed] == [batch["row"] for batch in feed] == [[1, 0], [2, 3]]
+    assert (len(feed), feed.options["order"], windows) == (2, "row", [64])
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_special_tokens_are_left_out_of_the_pooling_mask_alone(side):
     tokenizer = tiny_tokenizer()
     tokenizer.padding_side = side
     (batch,) = text_feed(["ACD", "M"], tokenizer=tokenizer, batch_size=2, skip_special_tokens=True)
     letters = batch["input_ids"] > 3
-    assert torch.equal(batch["pooling_mask"] != 0, letters)
+    assert torch.equal(batch["pooling_mask"], letters.to(batch["attention_mask"].dtype))
     assert batch["attention_mask"].sum(1).tolist() == [5, 3]
     assert text_feed(["ACD", "M"], batch_size=2, skip_special_tokens=True).lengths == [3, 1]
 
@@ -170,6 +184,8 @@ def test_text_beyond_the_model_and_text_without_a_token_are_an_error():
         ArgumentError, match=r"max_length must be from 1 to the 64 tokens that the model takes, got 65\."
     ):
         text_feed(max_length=65)
+    with pytest.raises(ArgumentError, match=r"max_tokens must be a positive integer, got 0\."):
+        text_feed(max_tokens=0)
     with pytest.raises(ArgumentError, match=r"row 1 must hold a token that counts, got ''\."):
         text_feed(["A", ""], skip_special_tokens=True)
 

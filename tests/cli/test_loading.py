@@ -137,11 +137,9 @@ def test_code_that_comes_with_a_model_is_not_run_unless_asked(tmp_path, monkeypa
 
 
 def test_a_model_has_code_of_its_own_where_its_config_lists_it_not_where_an_error_names_the_option(tmp_path):
-    folder = tmp_path / "trust_remote_code"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "mine"}')
+    (tmp_path / "config.json").write_text('{"model_type": "trust_remote_code"}')
     with pytest.raises(ArgumentError, match="^model must be one that transformers loads"):
-        load_model(folder)
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nothing"])

@@ -73,17 +73,14 @@ def extract(
         activation-extractor extract --model ./esm --input proteins.fasta --skip-special-tokens --out out
         activation-extractor extract --model my.models:build --input x.npy --reduce full --layers 'stages.*' --out out
     """
-    from activation_extractor._format._manifest import has_manifest
-    from activation_extractor.cli._estimate import check_room, estimate
+    from activation_extractor.cli._estimate import check_out, check_room, estimate
     from activation_extractor.cli._feed import POOLING_MASK, make_feed
     from activation_extractor.cli._models import load_model
     from activation_extractor.cli._rows import read_rows
     from activation_extractor.layers import blocks
     from activation_extractor.runs import extract as run
-    from activation_extractor.sinks._store_writer import check_free
 
-    if not resume or not has_manifest(out):
-        check_free(out, "Choose another folder, or leave out --fresh to go on with it.")  # before anything is read
+    check_out(out, resume=resume)
     rows = read_rows(input, text_column=text_column, id_column=id_column, keep=keep or ())
     loaded = load_model(model, trust_remote_code=trust_remote_code, dtype=dtype, device=device)
     feed = make_feed(
@@ -106,8 +103,7 @@ def extract(
     expected = estimate(loaded.model, feed, selection, len(rows), format=format, **options)
     warn(str(expected))
     check_room(out, expected.nbytes, resume=resume)
-    feed.sort_within(rows_per_unit or expected.unit_rows)
-    options["rows_per_unit"] = rows_per_unit or expected.unit_rows
+    feed.window_rows = options["rows_per_unit"] = rows_per_unit or expected.unit_rows
     try:
         store = run(loaded.model, feed, selection, out=out, format=format, resume=resume, **options, **feed.options)
     except KeyboardInterrupt:
