@@ -124,16 +124,13 @@ def make_feed(
     """
     if batch_size is None and max_tokens is None:
         batch_size = 32
-    sizes = {"batch_size": batch_size, "max_tokens": max_tokens}
-    length_batches([], **sizes)  # refuses wrong sizes before the model runs
+    make_batches = partial(length_batches, batch_size=batch_size, max_tokens=max_tokens)
+    make_batches([])  # refuses wrong sizes before the model runs
     dtype = next((weight.dtype for weight in model.parameters() if weight.dtype.is_floating_point), None)
     if rows.kind == "text" and _is_tokenizer(prepare):
         texts = _Texts(rows, model, prepare, max_length, skip_special_tokens)
-
-        def plan(window_rows: int) -> list[list[int]]:
-            return length_batches(texts.lengths, window_rows=window_rows, **sizes)
-
-        return Feed(rows, plan, partial(_cast, dtype, texts.encode), lengths=texts.counted, notes=texts.notes)
+        plan, encode = partial(make_batches, texts.lengths), partial(_cast, dtype, texts.encode)
+        return Feed(rows, lambda rows: plan(window_rows=rows), encode, lengths=texts.counted, notes=texts.notes)
     for name, value in (("max_tokens", max_tokens), ("max_length", max_length)):
         if value is not None:
             raise ArgumentError(name, "be left out where rows have no tokens", value, "Use batch_size=.")
@@ -221,14 +218,13 @@ def _encoder(rows: Rows, model: nn.Module, prepare: Any) -> Encode:
             advice = "Let the factory return (model, tokenizer), or (model, callable)."
             raise ArgumentError("the model", "come with a tokenizer for text", type(unwrap(model)).__name__, advice)
         return lambda numbers: _checked(prepare([rows.values[row] for row in numbers]), model)
+    options: dict[str, Any] = {"return_tensors": "pt"} if _is_processor(prepare) else {}
     if rows.kind == "image":
         if prepare is None or _is_tokenizer(prepare):
             advice = "Let the factory return (model, image processor), or (model, callable)."
             raise ArgumentError("the model", "come with an image processor", type(unwrap(model)).__name__, advice)
-        options = {"return_tensors": "pt"} if _is_processor(prepare) else {}
         return lambda numbers: _checked(prepare([_pixels(rows.values[row]) for row in numbers], **options), model)
     if prepare is not None and not _is_tokenizer(prepare):
-        options = {"return_tensors": "pt"} if _is_processor(prepare) else {}
         if options and hasattr(prepare, "sampling_rate"):
             options |= {"padding": True, "sampling_rate": prepare.sampling_rate}
         return lambda numbers: _checked(prepare([np.array(rows.values[row]) for row in numbers], **options), model)
@@ -240,7 +236,7 @@ def _pixels(path: Path) -> Any:
         try:
             return image.convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:
-            raise ArgumentError("an image", "be whole", str(path), f"{error}. Remove or mend it.") from error
+            raise ArgumentError("an image", "be whole", str(path), f"{error}. Remove or repair it.") from error
 
 
 def _checked(made: Any, model: nn.Module) -> dict[str, Any]:

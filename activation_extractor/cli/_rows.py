@@ -14,7 +14,7 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 
-from activation_extractor._display import examples
+from activation_extractor._display import examples, plural
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MissingExtraError
 
 Kind = Literal["text", "array", "image"]
@@ -22,7 +22,6 @@ Record = Mapping[str, Any]
 
 _TEXT_COLUMNS = ("text", "sequence")  # where no column is named
 _FASTA = (".fasta", ".fa", ".faa", ".fna", ".ffn")
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ def read_rows(
         keep: further columns to keep.
 
     Raises:
-        ArgumentError: it is not there, not of a known kind, empty, or damaged; a column is not there; a text is empty;
-            an id comes twice.
+        ArgumentError: the source does not exist, is of no known kind, empty or damaged; a column does not exist; a text
+            is empty; an id comes twice.
         MissingExtraError: reading it needs a package that is not installed.
     """
     if source == "-":
@@ -72,7 +71,7 @@ def read_rows(
     else:
         path = Path(source)
         if not path.exists():
-            raise ArgumentError("input", "be a file or folder that is there", source)
+            raise ArgumentError("input", "be an existing file or folder", source)
         rows = _images(path) if path.is_dir() else _file(path, text_column, id_column, keep)
     wanted = [name for name in (text_column, id_column, *keep) if name is not None]
     if rows.kind != "text" and wanted:
@@ -97,7 +96,8 @@ def _file(path: Path, text_column: str | None, id_column: str | None, keep: Sequ
     if suffix in _FASTA:
         id_column = id_column or "id"
     try:
-        with _open(path) as file:
+        open_text: Any = gzip.open if path.suffix == ".gz" else open
+        with open_text(path, "rt", encoding="utf-8-sig", newline="") as file:
             return _texts(str(path), readers[suffix](file), text_column, id_column, keep)
     except UnicodeDecodeError as error:
         raise ArgumentError("input", "be text in UTF-8", str(path), f"Byte {error.start} is not.") from error
@@ -105,12 +105,6 @@ def _file(path: Path, text_column: str | None, id_column: str | None, keep: Sequ
         if isinstance(error, ArgumentError):
             raise
         raise ArgumentError("input", "be a file that can be read", str(path), f"{error}.") from error
-
-
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return open(path, encoding="utf-8-sig", newline="")
 
 
 def _texts(
@@ -127,13 +121,18 @@ def _texts(
             ids.append(_cell(source, record, "id_column", id_column))
         for name in keep:
             kept[name].append(_cell(source, record, "keep", name))
-    return Rows("text", texts, ids if id_column else None, {name: _numbers(values) for name, values in kept.items()})
+    return Rows(
+        "text",
+        texts,
+        ids if id_column else None,
+        {name: values if None in values else as_numbers(values) for name, values in kept.items()},
+    )
 
 
 def _cell(source: str, record: Record, argument: str, column: str) -> Any:
     if column not in record:
-        there = f"There is {examples(record)}." if record else ""
-        raise ArgumentError(argument, f"name a column of {source!r}", column, there)
+        advice = f"Its columns are {examples(record)}." if record else ""
+        raise ArgumentError(argument, f"name a column of {source!r}", column, advice)
     return record[column]
 
 
@@ -145,13 +144,13 @@ def _text(value: Any, number: int, column: str) -> str:
     return value
 
 
-def _numbers(values: list[Any]) -> list[Any]:
-    """A column of a table that holds numbers written out, as numbers; any other as it is."""
-    if not all(isinstance(value, str) for value in values):
+def as_numbers(values: list[Any]) -> list[Any]:
+    """Cells of a table as integers, else as floats, where all but None are written numbers; any others as they are."""
+    if not all(value is None or isinstance(value, str) for value in values):
         return values
     for kind in (int, float):
         try:
-            return [kind(value) for value in values]
+            return [None if value is None else kind(value) for value in values]
         except ValueError:
             continue
     return values
@@ -234,14 +233,20 @@ def _array(path: Path) -> np.ndarray[Any, Any]:
 def _images(folder: Path) -> Rows:
     if find_spec("PIL") is None:
         raise MissingExtraError("Reading images", "images", "pillow")
+    from PIL import Image
+
+    kinds = Image.registered_extensions()
+    suffixes = {
+        suffix for suffix, kind in kinds.items() if kind in Image.OPEN and Image.MIME.get(kind, "").startswith("image/")
+    }
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    images = [path for path in files if path.suffix.lower() in _IMAGES]
+    images = [path for path in files if path.suffix.lower() in suffixes]
     if not images:
-        raise ArgumentError("input", f"be a folder of images ({', '.join(_IMAGES)})", str(folder))
+        raise ArgumentError("input", "be a folder of images, such as .png and .jpg", str(folder))
     for path in images:
         open_image(path).close()
     others = len(files) - len(images)
-    notes = (f"{others} other {'file' if others == 1 else 'files'} in {str(folder)!r} left out.",) if others else ()
+    notes = (f"{plural(others, 'other file')} in {str(folder)!r} left out.",) if others else ()
     return Rows("image", images, [path.relative_to(folder).as_posix() for path in images], notes=notes)
 
 
@@ -249,21 +254,22 @@ def open_image(path: Path) -> Any:
     """An image of PIL, of which only the header was read.
 
     Raises:
-        ArgumentError: the file is none.
+        ArgumentError: the file is no image, or cannot be read.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         return Image.open(path)
     except (UnidentifiedImageError, OSError) as error:
-        raise ArgumentError("an image", "be a file that can be read", str(path), "Remove or mend it.") from error
+        raise ArgumentError("an image", "be a file that can be read", str(path), "Remove or repair it.") from error
 
 
 def _check_ids(ids: Sequence[Any] | None) -> None:
-    seen: set[Any] = set()
-    for number, one in enumerate(ids or ()):
-        if not isinstance(one, str | int) or isinstance(one, bool):
-            raise ArgumentTypeError(f"the id of row {number} (counted from 0)", "be text or an integer", one)
-        if one in seen:
-            raise ArgumentError(f"the id of row {number} (counted from 0)", "be its own", one, "An earlier row has it.")
-        seen.add(one)
+    earlier: set[Any] = set()
+    for number, row_id in enumerate(ids or ()):
+        what = f"the id of row {number} (counted from 0)"
+        if not isinstance(row_id, str | int) or isinstance(row_id, bool):
+            raise ArgumentTypeError(what, "be text or an integer", row_id)
+        if row_id in earlier:
+            raise ArgumentError(what, "be its own", row_id, "An earlier row has it.")
+        earlier.add(row_id)

@@ -238,7 +238,7 @@ def test_what_is_there_needs_no_room_again(here, bert, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--input", "nowhere.txt"], r"--input must be a file or folder that is there, got 'nowhere\.txt'\."),
+        (["--input", "nowhere.txt"], r"--input must be an existing file or folder, got 'nowhere\.txt'\."),
         (["--layers", "encoder.layr.*"], r"No layer matches 'encoder\.layr\.\*'\. Close matches:"),
         (["--reduce", "median"], r"--reduce must be one of full, mean"),
         (["--text-column", "body"], r"--text-column must name a column of 'x\.txt', got 'body'\."),

@@ -80,14 +80,15 @@ def test_arrays_are_mapped(tmp_path):
 
 def test_images_are_files_with_their_paths_as_ids(tmp_path):
     (tmp_path / "cats").mkdir()
-    for name in ("cats/b.png", "a.JPG", "c.webp"):
+    for name in ("cats/b.png", "a.JPG", "c.webp", "d.ppm"):
         Image.new("RGB", (4, 3)).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "labels.h5", "paper.pdf"):  # Pillow registers the last two, and cannot decode them
+        (tmp_path / name).write_text("mine")
     rows = read_rows(str(tmp_path))
     assert rows.kind == "image"
     assert rows.ids == sorted(rows.ids)
-    assert set(rows.ids) == {"cats/b.png", "a.JPG", "c.webp"}
-    assert rows.notes == (f"1 other file in {str(tmp_path)!r} left out.",)
+    assert set(rows.ids) == {"cats/b.png", "a.JPG", "c.webp", "d.ppm"}
+    assert rows.notes == (f"3 other files in {str(tmp_path)!r} left out.",)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +109,13 @@ def test_images_are_files_with_their_paths_as_ids(tmp_path):
             "x.jsonl",
             '{"body": "a", "n": 1}',
             {},
-            r"text_column must name a column of '.*', got 'text'\. There is 'body', 'n'\.",
+            r"text_column must name a column of '.*', got 'text'\. Its columns are 'body', 'n'\.",
         ),
         (
             "x.jsonl",
             '{"text": "a"}',
             {"id_column": "name"},
-            r"id_column must name a column of .* got 'name'\. There is 'text'\.",
+            r"id_column must name a column of .* got 'name'\. Its columns are 'text'\.",
         ),
         ("x.jsonl", '{"text": "a"}', {"keep": ["book"]}, r"got 'book'\."),
         (
@@ -159,7 +160,7 @@ def test_text_in_another_encoding_is_one_sentence(tmp_path):
 
 
 def test_what_is_not_there_is_one_sentence(tmp_path):
-    with pytest.raises(ArgumentError, match=r"input must be a file or folder that is there, got '.*nowhere'\."):
+    with pytest.raises(ArgumentError, match=r"input must be an existing file or folder, got '.*nowhere'\."):
         read_rows(str(tmp_path / "nowhere"))
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+import io
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from activation_extractor._display import examples
 from activation_extractor.cli._terminal import say
+from activation_extractor.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from activation_extractor.store import Store
 
 _SUFFIXES = (".jsonl", ".csv")
@@ -20,7 +23,7 @@ _SUFFIXES = (".jsonl", ".csv")
 
 def plot(
     store: Annotated[Path, typer.Argument(help="The folder of a store.", metavar="STORE")],
-    out: Annotated[Path, typer.Option(help="The picture to write, .png or .svg; takes the place of one there.")],
+    out: Annotated[Path, typer.Option(help="The picture to write, .png or .svg; an older one is replaced.")],
     kind: Annotated[
         Literal["projection", "norms", "similarity"] | None,
         typer.Option(help="One picture alone; by default all three, or the projection where --layers is given."),
@@ -58,98 +61,71 @@ def plot(
       activation-extractor plot out --out cka.svg --kind similarity --reduce last
     """
     from activation_extractor import plots
-    from activation_extractor.plots._figures import check_suffix
+    from activation_extractor.plots._figures import check_suffix, column_of
     from activation_extractor.store import open_store
 
     check_suffix(out)
-    kind = "projection" if kind is None and layers is not None else kind
-    _check_together(kind, layers, labels, label_ids)
+    if kind in ("norms", "similarity") and (layers is not None or labels is not None):
+        option = "--layers" if layers is not None else "--labels"
+        raise ArgumentError(option, "go with --kind projection", f"--kind {kind}", "Leave one of them out.")
+    if label_ids is not None and _file_and_column(labels or "") is None:
+        raise ArgumentError("--label-ids", "go with --labels FILE:COLUMN", labels, "Name the file of the labels.")
     opened = open_store(store)
     values = None if labels is None else _labels(opened, labels, label_ids)
-    figure = _figure(opened, kind, layers, reduce, values)
+    content = f"{len(opened.names)} layers and {opened.rows:,} rows"
+    if kind == "norms":
+        figure, content = plots.norms(opened, reduce), f"norms of {content}"
+    elif kind == "similarity":
+        figure, content = plots.similarity(opened, reduce), f"similarity of {content}"
+    elif kind is None and layers is None:
+        figure, content = plots.overview(opened, values, reduce), f"projection, norms and similarity of {content}"
+    else:
+        column = column_of(opened, layers, reduce)
+        figure = plots.projection(column, None if values is None else [values[row] for row in column.rows.tolist()])
+        content = f"{opened.rows:,} rows of layer {layers or opened.names[-1]!r}"
     plots.save_plot(figure, out)
-    say(f"Wrote {out}: {_what(opened, kind, layers)} of {store}")
-
-
-def _figure(store: Store, kind: str | None, layer: str | None, reduce: str | None, labels: list[Any] | None) -> Figure:
-    from activation_extractor import plots
-    from activation_extractor.plots._figures import column_of
-
-    draw: dict[str, Callable[[Store, str | None], Figure]] = {"norms": plots.norms, "similarity": plots.similarity}
-    if kind is None:
-        return plots.overview(store, labels, reduce)
-    if kind in draw:
-        return draw[kind](store, reduce)
-    column = column_of(store, layer, reduce)
-    own = None if labels is None else [labels[row] for row in column.rows.tolist()]
-    return plots.projection(column, own)
-
-
-def _what(store: Store, kind: str | None, layer: str | None) -> str:
-    rows = f"{store.rows:,} rows"
-    if kind == "projection":
-        return f"{rows} of layer {layer or store.names[-1]!r}"
-    what = {None: "projection, norms and similarity", "norms": "norms", "similarity": "similarity"}[kind]
-    return f"{what} of {len(store.names)} layers and {rows}"
-
-
-def _check_together(kind: str | None, layer: str | None, labels: str | None, label_ids: str | None) -> None:
-    """See that options are given together that belong together."""
-    from activation_extractor.errors import ArgumentError
-
-    if kind in ("norms", "similarity") and (layer is not None or labels is not None):
-        option = "--layers" if layer is not None else "--labels"
-        raise ArgumentError(option, "go with --kind projection", f"--kind {kind}", "Leave one of them out.")
-    if label_ids is not None and _file_of(labels or "") is None:
-        raise ArgumentError("--label-ids", "go with --labels FILE:COLUMN", labels, "Name the file of the labels.")
+    say(f"Wrote {out}: {content} of {store}")
 
 
 def _labels(store: Store, name: str, ids_name: str | None) -> list[Any]:
     """The label of each row of a store, None where there is none."""
-    found = _file_of(name)
     if name in store.keep and ids_name is None:
-        return _of_kept(store, store.keep[name])
-    if found is None:
-        return _no_column("--labels", name, list(store.keep), "a kept column of the store, or FILE.jsonl:COLUMN")
-    path, column = found
+        column = store.keep[name]
+        kept = column.numpy().tolist() if hasattr(column, "torch") else list(column)
+        label_of = dict(zip(column.rows.tolist(), kept, strict=True))
+        return [label_of.get(row) for row in range(store.rows)]
+    source = _file_and_column(name)
+    if source is None:
+        _no_column("--labels", name, list(store.keep), "a kept column of the store, or FILE.jsonl:COLUMN")
+    path, column_name = source
     records = _read(path)
-    values = _of_records(records, column, "--labels", path)
+    labels = _column(records, column_name, "--labels", path)
+    if path.suffix == ".csv":
+        from activation_extractor.cli._rows import as_numbers
+
+        labels = as_numbers(labels)
     if ids_name is not None:
-        return _by_id(store, values, _of_records(records, ids_name, "--label-ids", path))
-    if len(values) != store.rows:
-        from activation_extractor.errors import ArgumentError
-
+        return _by_id(store, labels, _column(records, ids_name, "--label-ids", path))
+    if len(labels) != store.rows:
         condition = f"have {store.rows} rows, as the store has"
-        raise ArgumentError(str(path), condition, len(values), "Name its column of row ids with --label-ids.")
-    return values
-
-
-def _of_kept(store: Store, column: Any) -> list[Any]:
-    items = column.numpy().tolist() if hasattr(column, "torch") else list(column)
-    labels: list[Any] = [None] * store.rows
-    for row, item in zip(column.rows.tolist(), items, strict=True):
-        labels[row] = item
+        raise ArgumentError(str(path), condition, len(labels), "Name its column of row ids with --label-ids.")
     return labels
 
 
-def _by_id(store: Store, values: Sequence[Any], ids: Sequence[Any]) -> list[Any]:
-    from activation_extractor._display import examples
-    from activation_extractor.errors import ArgumentError
-
-    known = dict(zip(map(str, ids), values, strict=True))
-    if len(known) < len(ids):
-        raise ArgumentError(
-            "--label-ids", "name a column that holds each id once", f"{len(ids)} rows, {len(known)} ids"
-        )
-    missing = [one for one in store.ids if str(one) not in known]
+def _by_id(store: Store, labels: Sequence[Any], ids: Sequence[Any]) -> list[Any]:
+    label_of = dict(zip(map(str, ids), labels, strict=True))
+    if len(label_of) < len(ids):
+        got = f"{len(ids)} rows, {len(label_of)} ids"
+        raise ArgumentError("--label-ids", "name a column that holds each id once", got)
+    missing = [row_id for row_id in store.ids if str(row_id) not in label_of]
     if missing:
-        text = "name a column that holds the id of every row of the store"
-        raise ArgumentError("--label-ids", text, f"none of {examples(missing)}")
-    return [known[str(one)] for one in store.ids]
+        condition = "name a column that holds the id of every row of the store"
+        raise ArgumentError("--label-ids", condition, f"none of {examples(missing)}")
+    return [label_of[str(row_id)] for row_id in store.ids]
 
 
-def _file_of(labels: str) -> tuple[Path, str] | None:
-    """The file and the column that ``FILE:COLUMN`` names."""
+def _file_and_column(labels: str) -> tuple[Path, str] | None:
+    """What ``FILE:COLUMN`` names."""
     for suffix in _SUFFIXES:
         head, mark, column = labels.rpartition(f"{suffix}:")
         if mark:
@@ -159,47 +135,27 @@ def _file_of(labels: str) -> tuple[Path, str] | None:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """The rows of a file."""
-    from activation_extractor.errors import ArgumentError
-
     try:
         text = path.read_text(encoding="utf-8-sig")
-        return _parsed(text, path.suffix)
+        if path.suffix == ".csv":
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a line that is no object")
+        return rows
     except (OSError, ValueError) as error:
         got = getattr(error, "strerror", None) or str(error)
         raise ArgumentError("The file of --labels", f"be rows of {path.suffix[1:]}", f"{path}: {got}") from error
 
 
-def _parsed(text: str, suffix: str) -> list[dict[str, Any]]:
-    import csv
-    import io
-    import json
-
-    if suffix == ".csv":
-        return list(csv.DictReader(io.StringIO(text, newline="")))
-    rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("a line that is no object")
-    return rows
-
-
-def _of_records(records: Sequence[dict[str, Any]], name: str, option: str, path: Path) -> list[Any]:
-    """A column of a file; numbers where all of a CSV's cells are."""
+def _column(records: Sequence[dict[str, Any]], name: str, option: str, path: Path) -> list[Any]:
+    """A column of a file, None where a cell is empty."""
     names = list(dict.fromkeys(key for record in records for key in record if key is not None))
     if name not in names:
-        return _no_column(option, name, names, f"a column of {path}")
-    values = [None if record.get(name) == "" else record.get(name) for record in records]
-    if path.suffix == ".jsonl" or option != "--labels":
-        return values
-    for kind in (int, float):
-        try:
-            return [None if one is None else kind(one) for one in values]
-        except ValueError:
-            pass
-    return values
+        _no_column(option, name, names, f"a column of {path}")
+    return [None if record.get(name) == "" else record.get(name) for record in records]
 
 
-def _no_column(option: str, name: str, there: Sequence[str], what: str) -> list[Any]:
-    from activation_extractor.errors import ArgumentError
-
-    advice = f"There is {', '.join(map(repr, there))}." if there else "There is none."
+def _no_column(option: str, name: str, names: Sequence[str], what: str) -> NoReturn:
+    advice = f"There is {', '.join(map(repr, names))}." if names else "There is none."
     raise ArgumentError(option, f"name {what}", name, advice)
