@@ -87,13 +87,13 @@ class Run(Sink):
             StoreError: with-blocks wrote the store.
         """
         self._about = {**about, **self._fingerprint()}
+        self._writer.begin(self._about)
         if not self._has_store:
             return
         self._policy.size = read_manifest(self._folder).unit_size
         if self._policy.size is None:
             advice = "Give extract a folder of its own."
             raise StoreError(self._folder, "be a store that extract wrote", "one that with-blocks wrote", advice)
-        self._begin_writer()
         self._writer.resume()
 
     def begin_batch(self, batch: Batch) -> bool:
@@ -126,7 +126,6 @@ class Run(Sink):
         nbytes = self._writer.add(step)
         if self._policy.size is None:
             self._policy.choose_size(max(step.rows, 1), max(nbytes, 1))
-            self._begin_writer()
 
     def end_unit(self) -> None:
         """Hand the current unit over to be written, or compare the whole of it when it is stored; begin the next one.
@@ -163,9 +162,6 @@ class Run(Sink):
     def close(self) -> None:
         """Wait until the finished units are on the disk; the current one is dropped."""
         self._writer.finish()
-
-    def _begin_writer(self) -> None:
-        self._writer.begin({"fingerprint": self._about, **self._policy.stored_size, "model": self._about.get("model")})
 
     def _find_unit(self) -> _StoredUnit | None:
         path = shard_path(self._folder, unit_name(self._unit_number), self._codec)

@@ -33,11 +33,6 @@ class RunPolicy(UnitPolicy):
         self.batches = 0
         self._rows_per_unit = rows_per_unit
 
-    @property
-    @abstractmethod
-    def stored_size(self) -> dict[str, int | None]:
-        """The size as a manifest stores it."""
-
     @abstractmethod
     def choose_size(self, rows: int, nbytes: int) -> None:
         """Choose the size of all units by the first batch of the run, which has so many rows and bytes."""

@@ -91,7 +91,7 @@ class StoreSink(Sink):
         """
         with self._lock:
             if self._about is None:
-                self._writer.begin({"fingerprint": dict(about), "batches_per_unit": None, "model": about.get("model")})
+                self._writer.begin(about)
                 if self._appends:
                     self._resume(about)
             elif self._about != about:

@@ -59,7 +59,7 @@ class StoreWriter:
         self.name = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"
         self.rows = self.nbytes = 0
         self._policy, self._shares_store = policy, shares_store
-        self._run: dict[str, Any] = {}
+        self._fingerprint: dict[str, Any] = {}
         self._manifest: Manifest | None = None
         self._transfer = Transfer()
         self._schema, self.unit = Schema(codec), Unit(self._transfer)
@@ -73,9 +73,9 @@ class StoreWriter:
         """Whether the current unit is to be committed before another step is added."""
         return self._policy.is_full(self.unit)
 
-    def begin(self, run: Mapping[str, Any]) -> None:
-        """Describe the run: ``fingerprint``, the size of its units, and what else its manifest is to hold."""
-        self._run = dict(run)
+    def begin(self, fingerprint: Mapping[str, Any]) -> None:
+        """Take what the values of the run depend on, the ``model``'s class among it."""
+        self._fingerprint = dict(fingerprint)
 
     def check_run(self) -> Manifest:
         """The manifest of the store in the folder.
@@ -84,7 +84,7 @@ class StoreWriter:
             OtherRunError: the store is of another run.
             StoreError: there is no store, or one of another format.
         """
-        return check_same(self.folder, make_manifest(self.codec, self._run, [], [], None))
+        return check_same(self.folder, self._make_manifest(Schema(self.codec)))
 
     def resume(self) -> None:
         """Resume the store in the folder: columns must stay what they are in it.
@@ -145,8 +145,7 @@ class StoreWriter:
         """
         unit, self.unit = self.unit, Unit(self._transfer)
         if self._manifest is None:
-            schema = self._schema
-            self._manifest = make_manifest(self.codec, self._run, schema.columns, schema.keep, schema.ids)
+            self._manifest = self._make_manifest(self._schema)
         metadata = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(about or {})}
         job = partial(self._write, self._manifest, name, unit, metadata, order)
         self._background.submit(job, unit.nbytes, reserved_bytes=unit.nbytes)  # the next unit will be as large
@@ -158,6 +157,11 @@ class StoreWriter:
             StoreError: a unit could not be written.
         """
         self._background.finish()
+
+    def _make_manifest(self, schema: Schema) -> Manifest:
+        model = self._fingerprint.get("model")
+        run = {"fingerprint": self._fingerprint, **self._policy.stored_size, "model": model}
+        return make_manifest(self.codec, run, schema.columns, schema.keep, schema.ids)
 
     def _write(
         self, manifest: Manifest, name: str, unit: Unit, metadata: Mapping[str, str], order: Tensor | None

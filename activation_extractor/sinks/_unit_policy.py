@@ -14,6 +14,11 @@ UNIT_ROWS = 4096  # rows are hours of work where a model is large, and an unfini
 class UnitPolicy(ABC):
     """Decides when a unit is full. A sink chooses it, and `StoreWriter` asks it."""
 
+    @property
+    @abstractmethod
+    def stored_size(self) -> dict[str, int | None]:
+        """The size of all units as a manifest stores it, None where they differ."""
+
     @abstractmethod
     def is_full(self, unit: Unit) -> bool:
         """Whether the unit that is gathered takes no more steps."""
@@ -25,6 +30,10 @@ class SizePolicy(UnitPolicy):
 
     def __init__(self, unit_bytes: int, rows_per_unit: int | None) -> None:
         self._unit_bytes, self._rows_per_unit = unit_bytes, rows_per_unit
+
+    @property
+    def stored_size(self) -> dict[str, int | None]:
+        return {"batches_per_unit": None}
 
     def is_full(self, unit: Unit) -> bool:
         if self._rows_per_unit is not None:

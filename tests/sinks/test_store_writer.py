@@ -19,19 +19,20 @@ from safetensors.torch import load_file
 from activation_extractor._format._codecs import CODECS, SAFETENSORS
 from activation_extractor._format._shards import unit_name
 from activation_extractor.errors import ArgumentError, StoreError
+from activation_extractor.runs._run_policies import BatchPolicy
 from activation_extractor.sinks import Step, _store_writer
 from activation_extractor.sinks._store_writer import StoreWriter, check_free
 from activation_extractor.sinks._unit_policy import SizePolicy
 
 NAMES = ["20260101T000000000000-00000000", "20260101T000000000001-0000abcd"]
 POLICY = SizePolicy(1 << 20, None)
-RUN = {"fingerprint": {"model": "Tiny"}, "batches_per_unit": None, "model": "Tiny"}
+RUN = {"fingerprint": {"model": "Tiny"}, "batches_per_unit": None, "model": "Tiny"}  # as the manifest has it
 
 
-def writer(folder: Path, number: int = 0, codec=SAFETENSORS, *, shares_store: bool = False, run=RUN) -> StoreWriter:
-    made = StoreWriter(folder, codec, POLICY, queue_bytes=1 << 20, shares_store=shares_store)
+def writer(folder: Path, number: int = 0, codec=SAFETENSORS, *, shares_store=False, policy=POLICY) -> StoreWriter:
+    made = StoreWriter(folder, codec, policy, queue_bytes=1 << 20, shares_store=shares_store)
     made.name = NAMES[number]
-    made.begin(run)
+    made.begin(RUN["fingerprint"])
     return made
 
 
@@ -116,7 +117,9 @@ def test_units_are_read_back_with_numpy(folder, name):
 
 
 def test_the_manifest_says_what_the_first_unit_held(folder):
-    made = writer(folder, run={**RUN, "batches_per_unit": 4})
+    policy = BatchPolicy(None)
+    policy.size = 4
+    made = writer(folder, policy=policy)
     made.add(step([1], layers=("h.0", "h.1")))
     made.commit(unit_name(0))
     made.add(step([2], layers=("h.0", "h.2")))
@@ -280,7 +283,7 @@ def test_the_unit_that_is_gathered_counts_beside_those_that_wait_to_be_written(f
     monkeypatch.setattr(_store_writer, "write_shard", lambda *arguments: gate.wait(10) and write(*arguments))
     made = StoreWriter(folder, SAFETENSORS, POLICY, queue_bytes=3 * 12, shares_store=False)
     made.name = NAMES[0]
-    made.begin(RUN)
+    made.begin(RUN["fingerprint"])
     waits = []
     for number in range(3):
         made.add(step([number]))  # 12 bytes

@@ -27,7 +27,7 @@ RUN = {"fingerprint": {"model": "Tiny"}, "batches_per_unit": None, "model": "Tin
 def writer(folder: Path, number: int = 0, codec=SAFETENSORS, *, shares_store: bool = True, run=RUN) -> StoreWriter:
     made = StoreWriter(folder, codec, SizePolicy(1 << 20, None), queue_bytes=1 << 20, shares_store=shares_store)
     made.name = NAMES[number]
-    made.begin(run)
+    made.begin(run["fingerprint"])
     return made
 
 
