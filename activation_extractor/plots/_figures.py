@@ -212,32 +212,33 @@ def _columns(store: Store, reducer: str | None) -> list[Column]:
     if wanted is None and "mean" in store.reducers:
         wanted = "mean"
     if wanted is None:
-        firsts = [(one, next(name for name in names if (name, one) in store)) for one in store.reducers]
-        wanted = next((one for one, name in firsts if not store[name, one].is_ragged), store.reducers[0])
-    there = [store[name, wanted] for name in names if (name, wanted) in store]
-    return there or [store[names[0], wanted]]  # raises: nothing is there under this reducer
+        firsts = {name: next(layer for layer in names if (layer, name) in store) for name in store.reducers}
+        even = (name for name, layer in firsts.items() if not store[layer, name].is_ragged)
+        wanted = next(even, store.reducers[0])
+    columns = [store[layer, wanted] for layer in names if (layer, wanted) in store]
+    return columns or [store[names[0], wanted]]  # raises ActivationNotFoundError: the store has no such reducer
 
 
 def _row_labels(column: Column, labels: Any, rows: int | None = None) -> list[Any] | None:
-    """The labels of a column's rows; given are those of the store's rows, of which there may be more."""
+    """The label of each row of a column, None where it is missing.
+
+    Args:
+        column: the column.
+        labels: one for each row of the store, or of the column when `rows` is None.
+        rows: how many rows the store has; None when it is not known.
+    """
     if labels is None:
         return None
-    values, numbers = _as_list(labels), column.rows.tolist()
+    listed, numbers = labels.numpy() if isinstance(labels, Column) else labels, column.rows.tolist()
+    values = listed.tolist() if hasattr(listed, "tolist") else list(listed)
+    for value in values:
+        if not isinstance(value, str | int | float | None):
+            raise ArgumentError("labels", "be a string or a number for each row", value)
+    values = [None if value != value else value for value in values]
     if rows is None and len(values) == len(numbers):
         return values
     least = max(numbers, default=-1) + 1
     fits = len(values) == rows if rows is not None else len(numbers) < least <= len(values)
     if not fits:
-        condition = f"have a value for each of {rows or least} rows"
-        raise ArgumentError("labels", condition, len(values))
+        raise ArgumentError("labels", f"have a value for each of {rows or least} rows", len(values))
     return [values[row] for row in numbers]
-
-
-def _as_list(labels: Any) -> list[Any]:
-    """Labels as strings, numbers, and None for those that are missing."""
-    listed = labels.numpy() if isinstance(labels, Column) else labels
-    values = listed.tolist() if hasattr(listed, "tolist") else list(listed)
-    strange = next((one for one in values if not (one is None or isinstance(one, str | int | float))), None)
-    if strange is not None:
-        raise ArgumentError("labels", "be a string or a number for each row", strange)
-    return [None if one != one else one for one in values]

@@ -1,4 +1,4 @@
-"""What a picture of a store consists of: each function draws one thing into axes of matplotlib."""
+"""The panels of a figure: each function draws one into axes of matplotlib."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from activation_extractor.store import Column
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Paul Tol's "muted" scheme: told apart with every kind of colour vision; its pale grey is for what has no colour.
+# Paul Tol's "muted" scheme, which people with any colour vision can distinguish; grey is for points without a label.
 _COLORS = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 _GREY, _DARK = "#BBBBBB", "#555555"
 _MOST_CLASSES = 10  # integers of more values than this are a scale
@@ -40,52 +40,58 @@ def draw_projection(axes: Axes, column: Column, labels: list[Any] | None, max_ro
     axes.set_xlabel(f"PC 1 ({shares[0]:.1%} of variance)".replace("%", " %"))
     axes.set_ylabel(f"PC 2 ({shares[1]:.1%} of variance)".replace("%", " %"))
     axes.set_aspect("equal", adjustable="datalim")
-    taken = None if labels is None else [labels[row] for row in indices[is_finite].tolist()]
-    _draw_points(axes, scores, taken)
-
-
-def _draw_points(axes: Axes, scores: Tensor, labels: list[Any] | None) -> None:
-    look: Any = {"s": max(5.0, min(22.0, 9000 / len(scores))), "alpha": 0.8, "linewidths": 0}
+    style: Any = {"s": max(5.0, min(22.0, 9000 / len(scores))), "alpha": 0.8, "linewidths": 0}
     if labels is None:
-        axes.scatter(*scores.T.numpy(), color=_COLORS[1], **look)
-    elif _is_scale(labels):
-        values = torch.tensor([float("nan") if one is None else float(one) for one in labels], dtype=torch.float64)
-        has_value = values.isfinite()
-        axes.scatter(*scores[~has_value].T.numpy(), color=_GREY, **look)
-        x, y = scores[has_value].T.numpy()
-        points = axes.scatter(x, y, c=values[has_value].numpy(), cmap="viridis", **look)
-        _add_scale(axes, points, "label")
+        axes.scatter(*scores.T.numpy(), color=_COLORS[1], **style)
+        return
+    labels = [labels[row] for row in indices[is_finite].tolist()]
+    kinds = {label for label in labels if label is not None}
+    is_number = all(type(label) in (int, float) for label in kinds)
+    if is_number and (len(kinds) > _MOST_CLASSES or any(math.isfinite(kind) and kind != int(kind) for kind in kinds)):
+        _draw_scale(axes, scores, labels, style)
     else:
-        _draw_classes(axes, scores, labels, look)
+        _draw_classes(axes, scores, labels, style)
 
 
-def _draw_classes(axes: Axes, scores: Tensor, labels: list[Any], look: dict[str, Any]) -> None:
-    frequent = [label for label, _ in Counter(one for one in labels if one is not None).most_common(len(_COLORS))]
-    places = [frequent.index(one) if one in frequent else -1 for one in labels]
-    shown = torch.tensor(places)
-    for place, color in [(-1, _GREY), *enumerate(_COLORS[: len(frequent)])]:
-        if (shown == place).any():
-            axes.scatter(*scores[shown == place].T.numpy(), color=color, label=str(place), **look)
-    handles = axes.collections[1:] + axes.collections[:1] if -1 in places else list(axes.collections)
-    names = [_short(str(label)) for label in frequent] + (["others"] if -1 in places else [])
-    counts = [places.count(place) for place in [*range(len(frequent)), -1]]
+def _draw_scale(axes: Axes, scores: Tensor, labels: list[Any], style: dict[str, Any]) -> None:
+    """Points coloured by numbers that measure something."""
+    values = torch.tensor([math.nan if label is None else float(label) for label in labels], dtype=torch.float64)
+    has_value = values.isfinite()
+    axes.scatter(*scores[~has_value].T.numpy(), color=_GREY, **style)
+    x, y = scores[has_value].T.numpy()
+    points = axes.scatter(x, y, c=values[has_value].numpy(), cmap="viridis", **style)
+    _add_colorbar(axes, points, "label")
+
+
+def _draw_classes(axes: Axes, scores: Tensor, labels: list[Any], style: dict[str, Any]) -> None:
+    """Points coloured by names of classes: the most frequent ones have a colour each."""
+    named = Counter(label for label in labels if label is not None).most_common(len(_COLORS))
+    numbers = {label: number for number, (label, _) in enumerate(named)}
+    classes = torch.tensor([numbers.get(label, -1) for label in labels])  # -1: any other label, or none
+    for number, color in [(-1, _GREY), *enumerate(_COLORS[: len(named)])]:
+        if (classes == number).any():
+            axes.scatter(*scores[classes == number].T.numpy(), color=color, label=str(number), **style)
+    others = int((classes == -1).sum())
+    names = [f"{_short(str(label))} ({count:,})" for label, count in named]
+    names += [f"others ({others:,})"] if others else []
+    handles = axes.collections[1:] + axes.collections[:1] if others else list(axes.collections)
     legend = axes.legend(handles, map(str, range(len(names))), loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set(sizes=[28.0])
     legend.get_title().set(text="label (rows)", fontsize=8)
     legend.set_frame_on(False)
-    for text, name, count in zip(legend.get_texts(), names, counts, strict=False):
-        text.set(text=f"{name} ({count:,})", parse_math=False)
+    for text, name in zip(legend.get_texts(), names, strict=False):
+        text.set(text=name, parse_math=False)
 
 
 def draw_norms(axes: Axes, columns: Sequence[Column], max_rows: int) -> None:
     quantiles, left_out, counts = [], 0, []
     for column in columns:
         (indices,), total = _similarity.common_rows([column], max_rows)
-        found = _similarity.read_norms(column, indices)
-        finite = found[found.isfinite()]
-        left_out += len(found) - len(finite)
+        layer_norms = _similarity.read_norms(column, indices)
+        finite = layer_norms[layer_norms.isfinite()]
+        left_out += len(layer_norms) - len(finite)
         counts.append(_count(len(indices), total))
         quantiles.append(finite.quantile(_SHARES) if len(finite) else torch.full((5,), torch.nan, dtype=torch.float64))
     low, first, middle, third, high = torch.stack(quantiles).T.numpy()
@@ -104,8 +110,8 @@ def draw_norms(axes: Axes, columns: Sequence[Column], max_rows: int) -> None:
     axes.set_ylabel(f"L2 norm of a {what}")
     _name_layers(axes.xaxis, [column.name[0] for column in columns])
     axes.grid(visible=False, axis="x")
-    look = {"columnspacing": 1.2, "handlelength": 1.2, "handletextpad": 0.5, "borderpad": 0, "borderaxespad": 2.2}
-    axes.legend(loc="lower right", bbox_to_anchor=(1.06, 1), ncols=3, frameon=False, fontsize=8, **look)
+    style = {"columnspacing": 1.2, "handlelength": 1.2, "handletextpad": 0.5, "borderpad": 0, "borderaxespad": 2.2}
+    axes.legend(loc="lower right", bbox_to_anchor=(1.06, 1), ncols=3, frameon=False, fontsize=8, **style)
 
 
 def draw_similarity(axes: Axes, columns: Sequence[Column], max_rows: int) -> None:
@@ -122,13 +128,14 @@ def draw_similarity(axes: Axes, columns: Sequence[Column], max_rows: int) -> Non
     axes.grid(visible=False)
     axes.set_facecolor("#DDDDDD")
     image = axes.imshow(values.numpy(), vmin=0, vmax=1, cmap="viridis", origin="lower")
-    _add_scale(axes, image, "linear CKA")
+    _add_colorbar(axes, image, "linear CKA")
     names = [column.name[0] for column in columns]
     _name_layers(axes.xaxis, names)
     _name_layers(axes.yaxis, names)
     if len(columns) <= _MOST_NUMBERED:
-        for (y, x), value in ((divmod(place, len(names)), float(one)) for place, one in enumerate(values.flatten())):
-            text = "-" if value != value else f"{value:.2f}"
+        for number, value in enumerate(values.flatten().tolist()):
+            y, x = divmod(number, len(names))
+            text = "-" if math.isnan(value) else f"{value:.2f}"
             axes.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if value < 0.6 else "black")
 
 
@@ -147,8 +154,8 @@ def _frame(axes: Axes, title: str, notes: Sequence[str]) -> None:
     axes.spines[["left", "bottom"]].set_linewidth(0.5)
 
 
-def _add_scale(axes: Axes, drawn: Any, label: str) -> None:
-    """A colourbar at the very side of the panel."""
+def _add_colorbar(axes: Axes, drawn: Any, label: str) -> None:
+    """A colourbar at the right side of the panel."""
     bar = axes.figure.colorbar(drawn, cax=axes.inset_axes((1.03, 0, 0.035, 1)))
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8, width=0.5, length=3)
@@ -156,30 +163,23 @@ def _add_scale(axes: Axes, drawn: Any, label: str) -> None:
 
 
 def _name_layers(axis: Any, names: Sequence[str]) -> None:
-    """Name the ticks of an axis after layers: what they share is said once, and of many every so many are named."""
+    """Name the ticks of an axis after layers, and the axis after what their names share; of many some have ticks."""
     shared, own = _split_names(names)
     every = -(-len(own) // _MOST_TICKS)
     is_slanted = axis.axis_name == "x" and max(map(len, own)) > (3 if len(own) > 12 else 5)
-    look = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_slanted else {}
-    axis.set_ticks(range(0, len(own), every), list(map(_short, own[::every])), parse_math=False, **look)
+    style = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_slanted else {}
+    axis.set_ticks(range(0, len(own), every), list(map(_short, own[::every])), parse_math=False, **style)
     axis.set_label_text(f"layer ({_short(shared, _LONGEST)})" if shared else "layer", parse_math=False)
 
 
 def _split_names(names: Sequence[str]) -> tuple[str, list[str]]:
-    """What names have in common, with a ``*`` for what they have not, and the latter; cut at dots."""
+    """What names have in common, with a ``*`` where they differ, and what each has at that place; cut at dots."""
     parts = [name.split(".") for name in names]
     spare = min(map(len, parts)) - 1 if len(parts) > 1 else 0
-    head = next((at for at in range(spare) if len({one[at] for one in parts}) > 1), spare)
-    tail = next((at for at in range(spare - head) if len({one[-1 - at] for one in parts}) > 1), spare - head)
-    own = [".".join(one[head : len(one) - tail]) for one in parts]
+    head = next((place for place in range(spare) if len({part[place] for part in parts}) > 1), spare)
+    tail = next((place for place in range(spare - head) if len({part[-1 - place] for part in parts}) > 1), spare - head)
+    own = [".".join(part[head : len(part) - tail]) for part in parts]
     return ".".join([*parts[0][:head], "*", *parts[0][len(parts[0]) - tail :]]) if head or tail else "", own
-
-
-def _is_scale(labels: Sequence[Any]) -> bool:
-    """Whether labels are numbers that measure something, rather than names of classes."""
-    values = {one for one in labels if one is not None}
-    is_number = all(type(one) in (int, float) for one in values)
-    return is_number and (len(values) > _MOST_CLASSES or any(one != int(one) for one in values if math.isfinite(one)))
 
 
 def _enough(rows: Tensor, least: int, what: str) -> Tensor:

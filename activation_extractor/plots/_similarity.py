@@ -1,9 +1,8 @@
-"""How rows of columns lie to each other: even samples, principal components, norms, linear CKA."""
+"""Numbers that figures show: even samples of rows, principal components, norms, linear CKA."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,9 +53,12 @@ def cka_matrix(layers: Sequence[Tensor]) -> Tensor:
             raise ArgumentError("Each layer", condition, tuple(layer.shape), "Take the same rows of all layers.")
     widths = [layer.shape[1] for layer in layers]
     if sum(widths) ** 2 < len(layers) * len(layers[0]) ** 2:
-        products = _products_of_features(layers, widths)
+        features = torch.cat([_centred(layer) for layer in layers], dim=1)
+        squares = (features.T @ features).square()  # blocks sum up to the squared Frobenius norms of Y'X
+        bands = (torch.split(band, widths, 1) for band in torch.split(squares, widths))
+        products = torch.stack([torch.stack([block.sum() for block in band]) for band in bands])
     else:
-        grams = torch.stack([(one @ one.T).flatten() for one in map(_centred, layers)])
+        grams = torch.stack([(rows @ rows.T).flatten() for rows in map(_centred, layers)])
         products = grams @ grams.T
     lengths = products.diagonal().sqrt()
     return (products / torch.outer(lengths, lengths)).clamp(0, 1)
@@ -110,7 +112,9 @@ def common_rows(columns: Sequence[Column], max_rows: int) -> tuple[list[Tensor],
     row_bytes = sum(_width(column) * _held(column).itemsize for column in columns)
     count = min(len(shared), max_rows, max(3, _MOST_BYTES // max(1, row_bytes)))
     taken = shared[np.linspace(0, max(0, len(shared) - 1), count).round().astype(np.int64)]
-    return [_places(taken, one) for one in numbers], len(shared)
+    orders = [np.argsort(rows, kind="stable") for rows in numbers]
+    found = (order[np.searchsorted(rows, taken, sorter=order)] for rows, order in zip(numbers, orders, strict=True))
+    return [torch.from_numpy(indices) for indices in found], len(shared)
 
 
 def read_rows(column: Column, indices: Tensor) -> Tensor:
@@ -145,14 +149,6 @@ def has_positions(column: Column) -> bool:
     return column.is_ragged or len(column.row_shape) == 2
 
 
-def _products_of_features(layers: Sequence[Tensor], widths: list[int]) -> Tensor:
-    """The squared Frobenius norm of Y'X for each pair."""
-    features = torch.cat([_centred(layer) for layer in layers], dim=1)
-    squares = (features.T @ features).square()
-    rows = torch.split(squares, widths)
-    return torch.stack([torch.stack([block.sum() for block in torch.split(row, widths, 1)]) for row in rows])
-
-
 def _centred(rows: Tensor, *, is_scaled: bool = True) -> Tensor:
     """Rows in float64 with each feature's mean taken off, and scaled so that no square of a square overflows.
 
@@ -175,11 +171,6 @@ def _held(column: Column) -> torch.dtype:
 def _width(column: Column) -> int:
     shape = column.row_shape[1:] if has_positions(column) and not column.is_ragged else column.row_shape
     return int(np.prod(shape, dtype=np.int64)) * (2 if column.dtype.is_complex else 1)
-
-
-def _places(wanted: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> Tensor:
-    order = np.argsort(numbers, kind="stable")
-    return torch.from_numpy(order[np.searchsorted(numbers, wanted, sorter=order)])
 
 
 def _blocks(column: Column, indices: Tensor) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -58,8 +59,9 @@ def export(store: Store, out: str | os.PathLike[str], to: str) -> Export:
                     ``layer:reducer`` when there are several reducers. A row of one axis is a fixed-size list, a row of
                     several axes a tensor of Arrow (``fixed_shape_tensor``), which readers that do not know it see as a
                     flattened list; a ragged row is a list of flattened positions. The field's metadata has ``shape``.
-                    A column that is short of rows has nulls, and flattened lists of no fixed size, since pyarrow reads
-                    nulls among others since 26 only. bfloat16 and float8 become float32. Needs the extra ``parquet``.
+                    A column that is short of rows has nulls, and flattened lists of no fixed size, since pyarrow
+                    before 26 cannot read nulls among fixed-size ones. bfloat16 and float8 become float32. Needs the
+                    extra ``parquet``.
     ``npy``         A folder with ``ids.npy`` and a file for each column, named as in Parquet and percent-escaped.
     ``npz``         One file; entries are called ``layer`` or ``layer:reducer``, as by ``Activations.save``, and
                     ``#ids`` and ``#keep:name`` as in a store's own shards.
@@ -95,9 +97,11 @@ def export(store: Store, out: str | os.PathLike[str], to: str) -> Export:
     """
     if to not in _FORMATS:
         raise ArgumentError("to", f"be one of {', '.join(_FORMATS)}", to)
-    out = Path(out)
-    _check_free(out, store, to)
-    form = _FORMATS[to]
+    out, form = Path(out), _FORMATS[to]
+    if os.path.lexists(out):
+        raise _taken(out, to)
+    if out.resolve().is_relative_to(store.path.resolve()):
+        raise StoreError(out, "be outside the store", "a path inside it", "Choose another place.")
     with draft(out) as beside:
         form.write(store, beside)
         if not publish(beside, out):
@@ -106,19 +110,9 @@ def export(store: Store, out: str | os.PathLike[str], to: str) -> Export:
     return Export(out, sum(file.stat().st_size for file in files), form.opened_with.format(str(out)))
 
 
-def _check_free(out: Path, store: Store, to: str) -> None:
-    if os.path.lexists(out):
-        raise _taken(out, to)
-    if out.resolve().is_relative_to(store.path.resolve()):
-        raise StoreError(out, "be outside the store", "a path inside it", "Choose another place.")
-
-
 def _taken(out: Path, to: str) -> StoreError:
     kind = "folder" if to == "npy" else "file"
-    return StoreError(out, f"be a new {kind}", "one that is there already", "Choose another path, or move it away.")
-
-
-# What there is to write.
+    return StoreError(out, f"be a new {kind}", "one that exists already", "Choose another path, or move it away.")
 
 
 def _is_text(source: _Source) -> bool:
@@ -130,25 +124,23 @@ def _ids(store: Store) -> _Source:
 
 
 def _columns(store: Store, reserved: str) -> dict[str, _Source]:
-    """The columns by a name of their own that is not reserved, as people would write it."""
-    found: dict[str, Any] = {}
-    has_one = len(store.reducers) == 1
-    for layer, reducer in store.pairs:
-        is_short = has_one and layer != reserved
-        _add(found, layer if is_short else f"{layer}:{reducer}", store[layer, reducer])
-    for name, column in store.keep.items():
-        _add(found, f"keep:{name}" if name in found or name == reserved else name, column)
-    return found
-
-
-def _add(found: dict[str, _Source], name: str, column: _Source) -> None:
-    if name in found:
+    """The columns by names that are neither escaped nor reserved."""
+    layers = [(layer, f"{layer}:{reducer}", store[layer, reducer]) for layer, reducer in store.pairs]
+    is_short = len(store.reducers) == 1
+    named: list[tuple[str, _Source]] = [
+        (layer if is_short and layer != reserved else long, column) for layer, long, column in layers
+    ]
+    taken = {reserved, *(name for name, _ in named)}
+    named += [(f"keep:{name}" if name in taken else name, column) for name, column in store.keep.items()]
+    columns = dict(named)
+    if len(columns) < len(named):
+        name = Counter(name for name, _ in named).most_common(1)[0][0]
         raise ArgumentError("to", f"be a format that can tell two columns called {name!r} apart", "another", "Use npz.")
-    found[name] = column
+    return columns
 
 
 def _with_indices(store: Store, columns: Mapping[str, _Source]) -> Iterator[tuple[str, _Source]]:
-    """The columns, each with what says where its rows are, unless that goes without saying."""
+    """The columns; behind a ragged one its offsets, and behind one that is short of rows the rows that it has."""
     for name, column in columns.items():
         yield name, column
         if not _is_text(column) and column.is_ragged:
@@ -180,9 +172,9 @@ def _blocks(source: Column | Tensor) -> Iterator[Tensor]:
 def _write_npy(store: Store, folder: Path) -> None:
     folder.mkdir()
     for name, source in {"ids": _ids(store), **_columns(store, "ids")}.items():
-        for part, one in _with_indices(store, {escape(name): source}) if name != "ids" else [(name, source)]:
-            with open(folder / f"{part}.npy", "xb") as file:
-                _write_array(file, part, one)
+        for entry, array in _with_indices(store, {escape(name): source}) if name != "ids" else [(name, source)]:
+            with open(folder / f"{entry}.npy", "xb") as file:
+                _write_array(file, entry, array)
                 sync(file)
     sync_folder(folder)
 
@@ -197,7 +189,7 @@ def _write_npz(store: Store, path: Path) -> None:
 
 
 def _write_array(file: Any, name: str, source: _Source) -> None:
-    """Write what numpy calls an array of format 1.0, block by block."""
+    """Write an array as numpy's format 1.0 has it, block by block."""
     shape: tuple[int, ...]
     arrays: Iterable[_Array]
     if _is_text(source):
@@ -237,7 +229,9 @@ def _write_safetensors(store: Store, path: Path) -> None:
             check_dtype(source.dtype)
             sources[name] = source
     # Not the columns' own mapped chunks: those of all columns would be more maps than a process may have (65,530).
-    outlines = {name: torch.empty(_shape(one), dtype=one.dtype, device="meta") for name, one in sources.items()}
+    outlines = {
+        name: torch.empty(_shape(source), dtype=source.dtype, device="meta") for name, source in sources.items()
+    }
     names = {id(outline): name for name, outline in outlines.items()}
     header, order = arranged({name: [outline] for name, outline in outlines.items()}, None)
     with open(path, "xb") as file:
@@ -248,13 +242,6 @@ def _write_safetensors(store: Store, path: Path) -> None:
         sync(file)
 
 
-# Parquet
-
-
-def _write_parquet(store: Store, path: Path) -> None:
-    write_parquet(path, store.ids, _columns(store, ID))
-
-
 @dataclass(frozen=True)
 class _Format:
     write: Callable[[Store, Path], None]
@@ -262,11 +249,14 @@ class _Format:
 
 
 _FORMATS = {
-    "parquet": _Format(_write_parquet, "import pyarrow.parquet; table = pyarrow.parquet.read_table({!r})"),
+    "parquet": _Format(
+        lambda store, path: write_parquet(path, store.ids, _columns(store, ID)),
+        "import pyarrow.parquet; table = pyarrow.parquet.read_table({!r})",
+    ),
     "npy": _Format(
         _write_npy,
         "import numpy, pathlib; "
-        "arrays = {{one.stem: numpy.load(one, mmap_mode='r') for one in pathlib.Path({!r}).iterdir()}}",
+        "arrays = {{path.stem: numpy.load(path, mmap_mode='r') for path in pathlib.Path({!r}).iterdir()}}",
     ),
     "npz": _Format(_write_npz, "import numpy; arrays = numpy.load({!r})"),
     "safetensors": _Format(_write_safetensors, "import safetensors; tensors = safetensors.safe_open({!r}, 'pt')"),

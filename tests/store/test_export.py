@@ -158,7 +158,7 @@ def test_what_is_there_is_never_overwritten(store, tmp_path, to, there):
     out = tmp_path / "out"
     {"file": out.touch, "folder": out.mkdir, "link": lambda: out.symlink_to("nowhere")}[there]()
     kind = "folder" if to == "npy" else "file"
-    with pytest.raises(StoreError, match=rf"out' must be a new {kind}, got one that is there already\. Choose another"):
+    with pytest.raises(StoreError, match=rf"out' must be a new {kind}, got one that exists already\. Choose another"):
         export(store, out, to)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "store"]
     assert there != "file" or out.read_bytes() == b""
