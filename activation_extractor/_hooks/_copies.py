@@ -30,14 +30,14 @@ def hide_ours(all_hooks: Iterable[Hooks]) -> None:
 
 
 def hide_flags(flags: Flags, hooks: Hooks) -> None:
-    """Leave the flags of our hooks out, likewise."""
+    """Leave the flags of our hooks out when `flags`, those of `hooks`, are copied or pickled."""
     with _lock:
         if _REDUCE not in flags.__dict__:
             flags.__dict__[_REDUCE] = partial(_reduce_foreign, flags, hooks)
 
 
 def show_all(all_hooks: Iterable[Hooks], flags: Flags | None = None) -> None:
-    """Undo `hide_ours` for those that hold none of our hooks any more, and `hide_flags` for what belongs to them."""
+    """Undo `hide_ours` and `hide_flags` for dictionaries that hold none of our hooks any more."""
     with _lock:
         for hooks in all_hooks:
             if hooks and any(map(is_ours, _entries(hooks).values())):
@@ -53,7 +53,7 @@ def ours(hook: Hook) -> Hook:
     return hook
 
 
-def is_ours(hook: Callable[..., Any]) -> bool:
+def is_ours(hook: object) -> bool:
     """Whether a hook, or the function that a bound one is made of, is decorated with `ours`."""
     return getattr(hook, "__code__", None) in _our_code
 
@@ -64,14 +64,10 @@ def _reduce_hooks(hooks: Hooks, protocol: Any) -> Any:
 
 def _reduce_foreign(entries: dict[int, Any], hooks: Hooks, protocol: Any) -> Any:
     attached = _entries(hooks)
-    foreign = ((key, entry) for key, entry in _entries(entries).items() if not is_ours(attached.get(key, _nobodys)))
+    foreign = ((key, entry) for key, entry in _entries(entries).items() if not is_ours(attached.get(key)))
     return OrderedDict(foreign).__reduce_ex__(protocol)
 
 
 def _entries(entries: dict[int, Any]) -> dict[int, Any]:
     """The dictionary as it is at one moment: other threads attach and take off hooks meanwhile."""
     return dict([*entries.items()])  # unpacking runs no Python code, so no other thread either
-
-
-def _nobodys() -> None:
-    """Stands for the hook of a flag that has none."""

@@ -37,11 +37,11 @@ class EagerStance:
         with self._lock:
             if self._set is not None or not self._users:
                 return False
-            self._set = _run_outside()(_force_eager)
+            self._set = _run_outside()(lambda: torch.compiler.set_stance("force_eager"))
             return True
 
     def leave(self, user: object) -> None:
-        """Let go of the stance; twice without harm."""
+        """Let go of the stance; a second time nothing happens."""
         with self._lock:
             self._users.discard(id(user))
             if not self._users and self._set is not None:
@@ -52,14 +52,10 @@ class EagerStance:
 def outside_compilation(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, run eagerly with all that it calls, also when a compiled call is what calls it.
 
-    torch refuses to change the stance within a compiled call, which is where we may learn that there is one.
+    torch refuses to change the stance within a compiled call, and that may be where dynamo is seen for the first time.
     """
     disabled: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
     return disabled
-
-
-def _force_eager() -> Any:
-    return torch.compiler.set_stance("force_eager")
 
 
 @cache

@@ -132,7 +132,7 @@ class Capture:
         if isinstance(model, nn.Module) or not callable(model):
             self._root, self._targets, self._masks = self._resolve(check_model(model))
         self._sink = open_sink(sink)  # last, so that a mistake above touches no folder
-        self._known_about: dict[str, Any] | None = None
+        self._known_metadata: dict[str, Any] | None = None
         self._entered: list[Recording] = []
         self._lock = threading.Lock()
 
@@ -219,15 +219,15 @@ class Capture:
 
     def _record(self, root: nn.Module, targets: tuple[Target, ...], masks: Masks) -> Recording:
         if self._sink is not None:
-            self._sink.begin(self._about(root, targets))
+            self._sink.begin(self._metadata(root, targets))
         return Recording(root, targets, self._options, masks, self._sink)
 
-    def _about(self, root: nn.Module, targets: tuple[Target, ...]) -> dict[str, Any]:
-        """What a sink is told: what the values depend on, beside the weights and the data."""
-        if self._known_about is None or root is not self._root:
+    def _metadata(self, root: nn.Module, targets: tuple[Target, ...]) -> dict[str, Any]:
+        """What a sink stores about the run: what the values depend on, beside the weights and the data."""
+        if self._known_metadata is None or root is not self._root:
             options = self._options
             mask = {"entry": options.mask.name} if isinstance(options.mask, BatchMask) else options.mask
-            self._known_about = {
+            self._known_metadata = {
                 "model": type(root).__qualname__,
                 "layers": [[it.name, it.layer, it.side, describe(it.select)] for it in targets],
                 "reducers": describe(options.reducers),
@@ -235,7 +235,7 @@ class Capture:
                 "sequence_axis": describe(options.sequence_axis),
                 "calls": options.calls,
             }
-        return self._known_about
+        return self._known_metadata
 
     def _leave(self) -> Recording:
         """The recording that this exit ends: the latest of this context, or of any if it began in another one."""
@@ -243,8 +243,7 @@ class Capture:
             here = [recording for recording in self._entered if recording.state in open_here()]
             candidates = here or self._entered
             if not candidates:
-                raise StepError(
-                    "end with the block it began in", "one exit too many", "Use capture in a with-statement."
-                )
+                advice = "Use capture in a with-statement."
+                raise StepError("end with the block it began in", "one exit too many", advice)
             self._entered.remove(recording := candidates[-1])
             return recording

@@ -41,7 +41,7 @@ MakeHook = Callable[[Target], Hook]
 
 
 def fast_hooks(shared: Shared) -> MakeHook | None:
-    """What makes a forward hook for a target that `is_simple`; None where the block's options ask for more."""
+    """What makes a forward hook for a layer's whole output; None where the block's options ask for more."""
     options, recorded = shared.options, shared.recorded
     if options.calls != "last" or not options.detach or options.to is not None or options.max_bytes is not None:
         return None
@@ -51,11 +51,6 @@ def fast_hooks(shared: Shared) -> MakeHook | None:
         return None
     record = _copying_hook(shared) if options.copy else _referring_hook(shared)
     return partial(_bound_to_slot, record, recorded, next(iter(options.reducers)))
-
-
-def is_simple(target: Target) -> bool:
-    """Whether a target can be recorded by a hook of `fast_hooks`."""
-    return target.side == "output" and target.select is None
 
 
 class _LayerSlot(Slot):
@@ -79,10 +74,6 @@ class _LayerSlot(Slot):
         if self.module is not None:  # what is recorded outlives the block, and must not keep the model
             self.module = None
             del self.target
-
-    def pick(self, output: Any) -> Tensor:
-        """The tensor to record in what the layer returned."""
-        return picker(self.target)(output)
 
 
 class _ReducedLayer:
@@ -118,7 +109,7 @@ def _copying_hook(shared: Shared) -> Hook:
             # What is copied at once needs no version counter: `data` does what `detach()` does, at half the price.
             slot.tensor = output.data.clone() if output.requires_grad else output.clone()
         else:
-            slot.tensor = snapshot(slot.pick(output))
+            slot.tensor = snapshot(picker(slot.target)(output))
         if slot.forward != (number := state.forward_number):
             slot.forward = number
         else:
@@ -140,7 +131,7 @@ def _referring_hook(shared: Shared) -> Hook:
         if slot.tensor is None:
             slot.turn = next(turns)
         if type(output) is not usual:
-            output = slot.pick(output)
+            output = picker(slot.target)(output)
         try:
             slot.version = version_of(output)
         except RuntimeError:  # an inference tensor has none
@@ -160,7 +151,7 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
     options, state, recorded, masks = shared
     usual, turns = Tensor, recorded.turns
     axis, has_sink, is_usual = options.sequence_axis, options.has_sink, options.sequence_axis in (None, 1)
-    # Our own reducers do not write to what they are given: `data` will do for them.
+    # Our own reducers do not write to the activation, so it needs no version counter, which `data` lacks.
     are_ours = all(map(owns_result, options.reducers.values()))
 
     @ours

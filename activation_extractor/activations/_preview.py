@@ -26,14 +26,14 @@ def preview(model: nn.Module, layers: Any, *args: Any, **kwargs: Any) -> Preview
     """What `capture` would record of an example, layer by layer, without keeping any of it.
 
     It costs one forward of the model, in ``eval()`` and under ``inference_mode``; training flags are restored. Of each
-    value only shape and dtype are noted. Without an example nothing runs, and only names, types and numbers of
-    parameters are told.
+    value only shape and dtype are recorded. Without an example nothing runs, and only names, types and numbers of
+    parameters are shown.
 
     Args:
         model: the model, wrapped or not.
         layers: any selection that `capture` takes; a gradient has the shape of its layer's output.
         *args: the example, as the model is called; it is not moved to the model's device.
-        **kwargs: as well.
+        **kwargs: the example's keyword arguments.
 
     Returns:
         A `Preview`, a sequence of one `LayerPreview` for each recorded name. A layer that did not run, or whose value
@@ -55,12 +55,14 @@ def preview(model: nn.Module, layers: Any, *args: Any, **kwargs: Any) -> Preview
           0     Linear  40          (2, 8)  float32  64     32             1
           1     ReLU    0           (2, 8)  float32  64     32             1
     """
-    targets = resolve(check_model(model), layers)
-    if not args and not kwargs:
-        return Preview([_described(target, None, None) for target in targets])
-    seen = _run(model, targets, args, kwargs)
-    samples = _samples(args, kwargs)
-    return Preview([_described(target, seen[target.name], samples) for target in targets])
+    rows = {}
+    for target in (targets := resolve(check_model(model), layers)):
+        parameters = sum(parameter.numel() for parameter in target.module.parameters())
+        rows[target.name] = LayerPreview(target.name, target.layer, type(target.module).__name__, parameters)
+    if args or kwargs:
+        rows = {name: replace(row, calls=0) for name, row in rows.items()}
+        _run(model, targets, rows, args, kwargs)
+    return Preview(list(rows.values()))
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class LayerPreview:
         parameters: how many numbers its parameters hold, those of the modules in it included.
         calls: how often it ran, 0 for a layer that did not; None without an example.
         shape: of the value of its last call; None when there is none, or when it is a nested tensor.
-        dtype: likewise.
+        dtype: of the value of its last call; None when there is none.
         nbytes: bytes that a copy of that value takes.
         bytes_per_row: these, divided by the example's rows and rounded up; None when there is no value.
     """
@@ -125,58 +127,38 @@ class Preview(Sequence[LayerPreview]):
     @property
     def nbytes(self) -> int:
         """Bytes that capturing this example would keep, each value whole and of a layer's last call."""
-        return sum(one.nbytes for one in self)
+        return sum(layer.nbytes for layer in self)
 
     def _table(self) -> tuple[str, list[tuple[str, ...]]]:
-        return _display.total("Preview", len(self), self.nbytes, noun="layer"), [_cells(one) for one in self]
+        return _display.total("Preview", len(self), self.nbytes, noun="layer"), list(map(_cells, self))
 
 
-def _cells(one: LayerPreview) -> tuple[str, ...]:
-    dtype = str(one.dtype or "").removeprefix("torch.")
-    numbers = (one.nbytes, one.bytes_per_row) if one.dtype else (None, None)
-    counts = ["" if number is None else f"{number:,}" for number in (*numbers, one.calls)]
-    return one.name, one.type, f"{one.parameters:,}", one.shape_text, dtype, *counts
+def _cells(layer: LayerPreview) -> tuple[str, ...]:
+    dtype = str(layer.dtype or "").removeprefix("torch.")
+    numbers = (layer.nbytes, layer.bytes_per_row) if layer.dtype else (None, None)
+    counts = ["" if number is None else f"{number:,}" for number in (*numbers, layer.calls)]
+    return layer.name, layer.type, f"{layer.parameters:,}", layer.shape_text, dtype, *counts
 
 
-class _Seen:
-    """What is noted of the calls of a layer: how many there were, and the form of the last value."""
-
-    def __init__(self) -> None:
-        self.calls = self.nbytes = 0
-        self.shape: tuple[int, ...] | None = None
-        self.dtype: torch.dtype | None = None
-
-    def note(self, value: Tensor) -> None:
-        """Note a call and its value."""
-        self.calls += 1
-        self.dtype, self.nbytes = value.dtype, value.numel() * value.element_size()
-        self.shape = None if value.is_nested else tuple(value.shape)
-
-    def note_nothing(self) -> None:
-        """Note a call without a tensor."""
-        self.calls += 1
-        self.shape = self.dtype = None
-        self.nbytes = 0
-
-
-def _run(model: nn.Module, targets: Sequence[Target], args: Any, kwargs: Any) -> dict[str, _Seen]:
-    seen = {target.name: _Seen() for target in targets}
+def _run(model: nn.Module, targets: Sequence[Target], rows: dict[str, LayerPreview], args: Any, kwargs: Any) -> None:
+    """Run the example, and write to each layer's row how often it ran and what its last value was like."""
+    first = main_tensor((args, kwargs))
+    samples = 0 if first is None or first.is_nested or not first.dim() else len(first)
     owner = Owner()
     undo: list[Detach] = [lambda: _context.leave(owner), lambda: eager_stance.leave(owner)]
     try:
         for target in targets:
-            undo.append(_tap(target, owner, seen[target.name]))
+            undo.append(_tap(target, owner, rows, samples))
         eager_stance.enter(owner)
         _context.enter(owner)
         with evaluating(model), torch.inference_mode():
             model(*args, **kwargs)
     finally:
         detach_all(undo)
-    return seen
 
 
-def _tap(target: Target, owner: Owner, seen: _Seen) -> Any:
-    """A hook that notes what a recording's would keep, and does not mind when there is nothing to keep."""
+def _tap(target: Target, owner: Owner, rows: dict[str, LayerPreview], samples: int) -> Detach:
+    """Attach what a recording would, for a gradient what its layer's output would get; a value may hold no tensor."""
     pick, nothing = picker(target), torch.empty(0)
 
     def pick_or_nothing(value: Any) -> Tensor:
@@ -185,28 +167,13 @@ def _tap(target: Target, owner: Owner, seen: _Seen) -> Any:
         except ValueNotFoundError:
             return nothing
 
-    def note(value: Tensor) -> None:
-        if value is nothing:
-            seen.note_nothing()
-        else:
-            seen.note(value)
+    def record(value: Tensor) -> None:
+        row = rows[target.name]
+        row = replace(row, calls=(row.calls or 0) + 1, shape=None, dtype=None, nbytes=0, bytes_per_row=None)
+        if value is not nothing:
+            nbytes, shape = value.numel() * value.element_size(), None if value.is_nested else tuple(value.shape)
+            bytes_per_row = -(-nbytes // samples) if samples else None
+            row = replace(row, shape=shape, dtype=value.dtype, nbytes=nbytes, bytes_per_row=bytes_per_row)
+        rows[target.name] = row
 
-    return tap(replace(target, select=pick_or_nothing), owner, note)  # which takes a gradient for an output
-
-
-def _samples(args: Any, kwargs: Any) -> int | None:
-    """How many rows the example has: the first axis of its first tensor."""
-    first = main_tensor((args, kwargs))
-    return None if first is None or first.is_nested or not first.dim() else len(first) or None
-
-
-def _described(target: Target, seen: _Seen | None, samples: int | None) -> LayerPreview:
-    module = target.module
-    parameters = sum(one.numel() for one in module.parameters())
-    row = LayerPreview(target.name, target.layer, type(module).__name__, parameters)
-    if seen is None:
-        return row
-    row = replace(row, calls=seen.calls, shape=seen.shape, dtype=seen.dtype, nbytes=seen.nbytes)
-    if samples is None or seen.dtype is None:
-        return row
-    return replace(row, bytes_per_row=-(-seen.nbytes // samples))
+    return tap(replace(target, select=pick_or_nothing), owner, record)

@@ -13,7 +13,7 @@ from activation_extractor._hooks import _context
 from activation_extractor._hooks._forwards import unwatch, watch
 from activation_extractor._hooks._stance import eager_stance
 from activation_extractor._hooks._taps import Attached, Detach, detach_all, tap, tap_gradient
-from activation_extractor.activations._fast_recorders import fast_hooks, is_simple
+from activation_extractor.activations._fast_recorders import fast_hooks
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
 from activation_extractor.activations._recorded import Recorded
@@ -106,7 +106,7 @@ class Recording:
         attached, make_hook, state = Attached(), fast_hooks(self._shared), self.state
         self._undo.append(lambda: attached.detach())
         for target in state.targets:
-            if make_hook is not None and is_simple(target):
+            if make_hook is not None and target.side == "output" and target.select is None:
                 attached.add(target.module, make_hook(target))
             elif target.side == "gradient":
                 gradients = self._gradients[target.name] = GradientRecorder(target, self._shared)

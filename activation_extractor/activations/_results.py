@@ -34,7 +34,7 @@ class Results:
 
     @property
     def names(self) -> list[str]:
-        """The recorded names that something is kept for, in the order in which the layers ran."""
+        """The recorded names that have a value, in the order in which the layers ran."""
         return self._recorded.names
 
     @property
@@ -44,15 +44,15 @@ class Results:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that is kept."""
+        """Bytes of memory that the values keep alive."""
         return self._recorded.nbytes
 
     def read(self, key: Key) -> Tensor | list[Tensor]:
         """The value of a key; a list with ``calls='all'``.
 
         Raises:
-            KeyError: nothing is kept under it.
-            OverwrittenError: see `Recorded.read`.
+            KeyError: it has no value.
+            OverwrittenError, TransformedCallError: see `Slot.read`.
         """
         if self._options.calls != "join":
             return self._recorded.read(key)
@@ -70,7 +70,7 @@ class Results:
         value = self.read(key)
         if not self._options.has_sink:
             return value
-        return [one.clone() for one in value] if isinstance(value, list) else value.clone()
+        return [call.clone() for call in value] if isinstance(value, list) else value.clone()
 
     def columns(self) -> dict[Key, Tensor | Ragged]:
         """What a step hands to a sink: padding left out of whole activations, a column for each call of 'all'."""
@@ -79,10 +79,11 @@ class Results:
         for name in self.names:
             for reducer in self._options.reducers:
                 value = self.read((name, reducer))
-                several = isinstance(value, list)
-                for index, one in enumerate(value if isinstance(value, list) else [value]):
-                    column = (f"{name}#{index}" if several else name, reducer)
-                    columns[column] = self._packed(name, reducer, one, index, real)
+                if isinstance(value, list):
+                    for index, call in enumerate(value):
+                        columns[f"{name}#{index}", reducer] = self._packed(name, reducer, call, index, real)
+                else:
+                    columns[name, reducer] = self._packed(name, reducer, value, 0, real)
         return columns
 
     def clear(self) -> None:
@@ -115,38 +116,32 @@ class Results:
         if self._options.reducers[reducer] is not full or not has_sequence(value, axis):
             return value
         sequence = sequence_second(self._layers[name], value, axis)
-        mask = self._mask(name, index)
+        if self._options.calls == "join":
+            mask = self._joined_mask(name, self._recorded.read_calls((name, "full")))
+        else:
+            masks = self._recorded.masks.get(name, [])
+            mask = masks[index] if index < len(masks) else None
         if mask is None:
             lengths = torch.full((sequence.shape[0],), sequence.shape[1], dtype=torch.int64)
             return Ragged(sequence.flatten(0, 1), lengths)
         return real.of(sequence, mask)
-
-    def _mask(self, name: str, index: int) -> Tensor | None:
-        if self._options.calls == "join":
-            return self._joined_mask(name, self._recorded.read_calls((name, "full")))
-        masks = self._recorded.masks.get(name, [])
-        return masks[index] if index < len(masks) else None
 
 
 class _RealPositions:
     """Leaves padding out. Layers share their mask, and reading it makes an accelerator wait: it is read once."""
 
     def __init__(self) -> None:
+        # By the id of a mask: the mask, which keeps its id from being used again; where the real positions are in it
+        # when it is flattened, None for everywhere; and how many each row has, on the CPU.
         self._known: dict[int, tuple[Tensor, Tensor | None, Tensor]] = {}
 
     def of(self, sequence: Tensor, mask: Tensor) -> Ragged:
         """The real positions of ``(batch, seq, *features)``: a view when all of them are."""
         if id(mask) not in self._known:
-            self._known[id(mask)] = (mask, *_real_positions(mask))  # with the mask, whose id is its own while it lives
-        _, places, lengths = self._known[id(mask)]
+            lengths = mask.sum(1).cpu()
+            is_whole = bool((lengths == mask.shape[1]).all())
+            self._known[id(mask)] = mask, None if is_whole else mask.flatten().nonzero().squeeze(1), lengths
+        _, positions, lengths = self._known[id(mask)]
         hold([sequence, mask])  # the step may end on another stream than the forward ran on
         flat = sequence.flatten(0, 1)
-        return Ragged(flat if places is None else flat.index_select(0, places), lengths)
-
-
-def _real_positions(mask: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Where they are in the flattened mask, None for everywhere; and how many a row has, on the CPU."""
-    lengths = mask.sum(1).cpu()
-    if bool((lengths == mask.shape[1]).all()):
-        return None, lengths
-    return mask.flatten().nonzero().squeeze(1), lengths
+        return Ragged(flat if positions is None else flat.index_select(0, positions), lengths)

@@ -67,7 +67,7 @@ class SavedActivations(Mapping[Key, Tensor]):
 
     Raises:
         ArgumentError: another suffix.
-        StoreError: it is not there, or no such file.
+        StoreError: there is no such file, or it holds no activations that can be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,7 +79,7 @@ class SavedActivations(Mapping[Key, Tensor]):
         try:
             entries, self._read = openers[path.suffix](path)
             self._entries = {saved_key(entry): entry for entry in entries}
-        except Exception as error:  # of bytes by anybody numpy makes anything
+        except Exception as error:  # numpy may raise anything over a damaged or hostile file
             raise self._unreadable(error) from error
 
     def __getitem__(self, key: Key) -> Tensor:
@@ -117,10 +117,10 @@ def _open_safetensors(path: Path) -> tuple[list[str], Callable[[str], Tensor]]:
 
 
 def _needed_release(path: Path) -> str | None:
-    """The release of safetensors that reads a file of ours, where the one that is installed is too old for it."""
+    """The release of safetensors that a file of ours needs, if the installed one is too old for its dtypes."""
     try:
         dtypes = {entry.get("dtype") for entry in read_header(path)[0].values()}
-    except Exception:  # of bytes by anybody a parser makes anything; what is wrong with them is told elsewhere
+    except Exception:  # a parser may raise anything over a damaged or hostile file; its error is raised elsewhere
         return None
     needed = max((release for dtype, release in _READ_SINCE.items() if dtype in dtypes), default=None)
     return needed if needed and _release(needed) > _release(safetensors.__version__) else None
@@ -131,12 +131,12 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def _order(metadata: Mapping[str, str] | None) -> list[str]:
-    """The order that a file tells; none where somebody else wrote it."""
+    """The order that is in a file's metadata; none where another program wrote it."""
     try:
         order = json.loads((metadata or {}).get(ORDER, "[]"))
     except (ValueError, RecursionError):
         return []
-    return order if isinstance(order, list) and all(isinstance(one, str) for one in order) else []
+    return order if isinstance(order, list) and all(isinstance(entry, str) for entry in order) else []
 
 
 def _open_npz(path: Path) -> tuple[list[str], Callable[[str], Tensor]]:

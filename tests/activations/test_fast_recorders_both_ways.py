@@ -198,6 +198,12 @@ def two_forwards(block, mode, *masks):
             model(TOKENS, attention_mask=mask)
 
 
+def inference_inside(block):
+    model = BlockStack()
+    with block(model, "h.*"), torch.inference_mode():
+        model(TOKENS, LEFT)
+
+
 def returning(block, make):
     x, model = torch.randn(2, 5, 4, requires_grad=True), Making(make)
     with block(model, "layer"):
@@ -398,6 +404,7 @@ STACK_CASES: dict[str, Case] = {
             MODES.items(), {"no mask": [None], "masks": [LEFT, RIGHT], "a mask, then none": [LEFT, None]}.items()
         )
     },
+    "inference mode inside of the block": inference_inside,
     "copies of modules": of_copies,
     "a copy of the results": copied_after_a_forward,
     "stopped": stopped,
