@@ -104,7 +104,12 @@ def example_batch(loaded: Loaded) -> Mapping[str, Any] | None:
         rows = len(next(iter(batch.values())))
         batch.setdefault("decoder_input_ids", torch.zeros(rows, 1, dtype=torch.long))
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {key: _placed(value, loaded.model) for key, value in batch.items() if takes_all or key in parameters}
+    batch = {key: value for key, value in batch.items() if takes_all or key in parameters}
+    weights = next((weight for weight in loaded.model.parameters() if weight.is_floating_point()), None)
+    for key, value in batch.items():
+        if isinstance(value, Tensor) and weights is not None:
+            batch[key] = value.to(weights.device, weights.dtype if value.is_floating_point() else None)
+    return batch
 
 
 def _from_factory(name: str) -> tuple[nn.Module, Any]:
@@ -168,14 +173,6 @@ def _example(model: nn.Module, prepare: Any) -> dict[str, Any] | None:
     proposed = getattr(model, "dummy_inputs", None)
     main = getattr(model, "main_input_name", None)
     return dict(proposed) if isinstance(proposed, Mapping) and main in proposed else None
-
-
-def _placed(value: Any, model: nn.Module) -> Any:
-    """The value on the model's device, in the model's dtype if it is a floating-point tensor."""
-    weights = next((weight for weight in model.parameters() if weight.is_floating_point()), None)
-    if not isinstance(value, Tensor) or weights is None:
-        return value
-    return value.to(weights.device, weights.dtype if value.is_floating_point() else None)
 
 
 def _check_device(device: Any) -> torch.device:

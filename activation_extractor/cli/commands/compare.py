@@ -13,14 +13,14 @@ from activation_extractor.cli._terminal import say, say_json
 from activation_extractor.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from activation_extractor.comparison import Comparison, LayerComparison
+    from activation_extractor.comparison import LayerComparison
 
 _EVERY = "**.*"  # fits each name, the model's own too, which is empty
 
 
 def compare(
     left: Annotated[Path, typer.Argument(help="The reference: a store's folder, or a file.", metavar="LEFT")],
-    right: Annotated[Path, typer.Argument(help="What is compared with it, likewise.", metavar="RIGHT")],
+    right: Annotated[Path, typer.Argument(help="A store's folder, or a file, to compare with it.", metavar="RIGHT")],
     match: Annotated[
         list[str] | None,
         typer.Option(
@@ -42,7 +42,7 @@ def compare(
     atol: Annotated[
         list[str] | None,
         typer.Option(
-            help="Absolute, likewise. By default rtol times the root mean square of the layer on the left.",
+            help="Absolute, in the same forms. By default rtol times the root mean square of the layer on the left.",
             metavar="TOLERANCE",
         ),
     ] = None,
@@ -71,15 +71,12 @@ def compare(
     """
     from activation_extractor.comparison import _compare
 
-    options: dict[str, Any] = {
-        "match": _match(match or [], by_order),
-        "rtol": _tolerance("--rtol", rtol or []),
-        "atol": _tolerance("--atol", atol or []),
-        "check_dtype": check_dtype,
-    }
-    found = _compare.compare(_opened(left), _opened(right), **options)
+    pairs = _match(match or [], by_order)
+    tolerances = {"rtol": _tolerance("--rtol", rtol or []), "atol": _tolerance("--atol", atol or [])}
+    found = _compare.compare(_opened(left), _opened(right), match=pairs, check_dtype=check_dtype, **tolerances)
     if as_json:
-        say_json(_about(left, right, found))
+        head = {"left": str(left), "right": str(right), "ok": found.ok, "first_difference": found.first_difference}
+        say_json({**head, "layers": [_layer(row) for row in found]})
     else:
         say(found.table())
     if not found.ok:
@@ -91,13 +88,13 @@ def _match(given: Sequence[str], by_order: bool) -> dict[str, str] | Literal["or
     if by_order and given:
         raise ArgumentError("--by-order", "go without --match", f"--match {given[0]}", "Leave one of them out.")
     pairs: dict[str, str] = {}
-    for one in given:
-        name, mark, other = one.partition("=")
+    for pair in given:
+        name, mark, other = pair.partition("=")
         if not mark or "=" in other:
-            raise ArgumentError("--match", "be LEFT=RIGHT", one, "Write names or patterns, as in 'h.*=layers.*'.")
+            raise ArgumentError("--match", "be LEFT=RIGHT", pair, "Write names or patterns, as in 'h.*=layers.*'.")
         if name in pairs:
             advice = f"There is {f'{name}={pairs[name]}'!r} too."
-            raise ArgumentError("--match", "name each left side once", one, advice)
+            raise ArgumentError("--match", "name each left side once", pair, advice)
         pairs[name] = other
     return "order" if by_order else pairs or None
 
@@ -106,28 +103,25 @@ def _tolerance(option: str, given: Sequence[str]) -> float | dict[str, float] | 
     """A tolerance as `compare` takes it: one number, or by pattern, the one for the rest last."""
     patterns: dict[str, float] = {}
     rest: float | None = None
-    for one in given:
-        pattern, mark, text = one.rpartition("=")
+    for value in given:
+        pattern, mark, text = value.rpartition("=")
         if pattern in patterns if mark else rest is not None:
-            raise ArgumentError(option, "be given once for each pattern, and once for the rest", one)
+            raise ArgumentError(option, "be given once for each pattern, and once for the rest", value)
+        try:
+            number = float(text)
+        except ValueError:
+            raise ArgumentError(option, "be a number or PATTERN=NUMBER", value) from None
         if mark:
-            patterns[pattern] = _number(option, one, text)
+            patterns[pattern] = number
         else:
-            rest = _number(option, one, text)
+            rest = number
     if patterns and rest is not None:
         patterns.setdefault(_EVERY, rest)
     return patterns or rest
 
 
-def _number(option: str, given: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ArgumentError(option, "be a number or PATTERN=NUMBER", given) from None
-
-
 def _opened(path: Path) -> Any:
-    """The store or file at a path; what is not there and has no suffix is to be a store."""
+    """The store or file at a path; a path that does not exist and has no suffix must be a store."""
     from activation_extractor.activations._saved import SavedActivations
     from activation_extractor.store import open_store
 
@@ -135,17 +129,11 @@ def _opened(path: Path) -> Any:
     return open_store(path) if is_folder else SavedActivations(path)
 
 
-def _about(left: Path, right: Path, found: Comparison) -> dict[str, Any]:
-    """What was found, as JSON has it."""
-    head = {"left": str(left), "right": str(right), "ok": found.ok, "first_difference": found.first_difference}
-    return {**head, "layers": [_layer(row) for row in found]}
-
-
 def _layer(row: LayerComparison) -> dict[str, Any]:
     from dataclasses import asdict
 
     about: dict[str, Any] = asdict(row)
-    about["dtypes"] = [None if one is None else str(one).removeprefix("torch.") for one in row.dtypes]
+    about["dtypes"] = [None if dtype is None else str(dtype).removeprefix("torch.") for dtype in row.dtypes]
     # JSON has no NaN and no infinity.
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in about.items()

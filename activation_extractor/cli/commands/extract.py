@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from activation_extractor.cli._terminal import how_to_read, say, say_json, warn
-
-if TYPE_CHECKING:
-    from activation_extractor.store import Store
+from activation_extractor.errors import StoreError
 
 
 def extract(
@@ -51,7 +50,7 @@ def extract(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Go on with a store that is there, or take a new folder only.")
+        bool, typer.Option("--resume/--fresh", help="Resume the run of an earlier store, or take a new folder only.")
     ] = True,
     stop_early: Annotated[
         bool, typer.Option("--stop-early", help="Leave out what comes behind the last layer wanted.")
@@ -79,6 +78,7 @@ def extract(
     from activation_extractor.cli._rows import read_rows
     from activation_extractor.layers import blocks
     from activation_extractor.runs import extract as run
+    from activation_extractor.store import open_store
 
     check_out(out, resume=resume)
     rows = read_rows(input, text_column=text_column, id_column=id_column, keep=keep or ())
@@ -107,33 +107,16 @@ def extract(
     try:
         store = run(loaded.model, feed, selection, out=out, format=format, resume=resume, **options, **feed.options)
     except KeyboardInterrupt:
-        warn(_stopped(out))
+        done = 0
+        with suppress(StoreError):  # a run that ended before its first unit left no store
+            done = open_store(out).rows
+        warn(f"Stopped. {done:,} rows are in {str(out)!r}; the same command goes on from there.")
         raise  # typer ends with the code of an interrupt
-    if as_json:
-        say_json(_summary(store))
-    else:
+    if not as_json:
         say(f"{store!r}\n{how_to_read(out, next(iter(store)))}")
-
-
-def _stopped(out: Path) -> str:
-    from activation_extractor.errors import StoreError
-    from activation_extractor.store import open_store
-
-    try:
-        rows = open_store(out).rows
-    except StoreError:
-        rows = 0  # not one unit
-    return f"Stopped. {rows:,} rows are in {str(out)!r}; the same command goes on from there."
-
-
-def _summary(store: Store) -> dict[str, Any]:
+        return
     columns = [
-        {
-            "layer": layer,
-            "reducer": reducer,
-            "shape": store[layer, reducer].shape,
-            "dtype": str(store[layer, reducer].dtype).removeprefix("torch."),
-        }
-        for layer, reducer in store.pairs
+        {"layer": layer, "reducer": reducer, "shape": column.shape, "dtype": str(column.dtype).removeprefix("torch.")}
+        for (layer, reducer), column in ((pair, store[pair]) for pair in store.pairs)
     ]
-    return {"path": str(store.path), "rows": store.rows, "bytes": store.nbytes, "columns": columns}
+    say_json({"path": str(store.path), "rows": store.rows, "bytes": store.nbytes, "columns": columns})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from activation_extractor._display import aligned, plural
 from activation_extractor.cli._terminal import one_line, say, say_json, warn
 
 if TYPE_CHECKING:
@@ -49,14 +50,16 @@ def layers(
 
     loaded = load_model(model, trust_remote_code=trust_remote_code)
     rows, reason = _preview(loaded, layers)
-    for note in loaded.notes:
+    notes = [*loaded.notes, *([reason] if reason else [])]
+    for note in notes:
         warn(note)
-    if reason:
-        warn(reason)
     if as_json:
-        say_json(_content(loaded, rows, reason))
+        say_json(_content(loaded, rows, notes))
         return
-    say(_title(loaded, rows, layers))
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    selected = f" selected by {', '.join(map(repr, layers))}" if layers else ""
+    title = f"{loaded.name}: {type(loaded.model).__name__}, {parameters:,} parameters"
+    say(f"{title}, {plural(len(rows), 'layer')}{selected}")
     say("\n".join(_lines(rows, collapses=not show_all and len(rows) > _MOST_LINES)))
 
 
@@ -83,16 +86,7 @@ def _preview(loaded: Loaded, layers: Sequence[str] | None) -> tuple[Preview, str
         return without_shapes, f"Shapes are left out: running an example raised {one_line(error):.200}"
 
 
-def _title(loaded: Loaded, rows: Preview, layers: Sequence[str] | None) -> str:
-    parameters = sum(one.numel() for one in loaded.model.parameters())
-    head = f"{loaded.name}: {type(loaded.model).__name__}, {parameters:,} parameters"
-    count = f"{len(rows)} {'layer' if len(rows) == 1 else 'layers'}"
-    if not layers:
-        return f"{head}, {count}"
-    return f"{head}, {count} selected by {', '.join(map(repr, layers))}"
-
-
-def _content(loaded: Loaded, rows: Preview, reason: str) -> dict[str, Any]:
+def _content(loaded: Loaded, rows: Preview, notes: Sequence[str]) -> dict[str, Any]:
     described = [
         {
             "name": row.name,
@@ -109,17 +103,15 @@ def _content(loaded: Loaded, rows: Preview, reason: str) -> dict[str, Any]:
     return {
         "model": loaded.name,
         "class": type(loaded.model).__name__,
-        "parameters": sum(one.numel() for one in loaded.model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
         "count": len(rows),
-        "notes": [*loaded.notes, *([reason] if reason else [])],
+        "notes": notes,
         "layers": described,
     }
 
 
-def _lines(rows: Preview, *, collapses: bool) -> Iterator[str]:
+def _lines(rows: Preview, *, collapses: bool) -> list[str]:
     """The table's lines. Plain text, since a table that is drawn for a terminal is cut to 80 columns in a pipe."""
-    from activation_extractor._display import aligned
-
     has_run = any(row.calls is not None for row in rows)
     columns = (*_COLUMNS, *_RUN_COLUMNS) if has_run else _COLUMNS
     cells: list[tuple[str, ...]] = [columns]
@@ -129,7 +121,7 @@ def _lines(rows: Preview, *, collapses: bool) -> Iterator[str]:
             cells.append(_cells(row)[: len(columns)])
         elif repeats[index]:
             cells.append((repeats[index], *[""] * (len(columns) - 1)))
-    yield from aligned(cells, "".join(">" if name in _COUNTS else "<" for name in columns))
+    return aligned(cells, "".join(">" if name in _COUNTS else "<" for name in columns))
 
 
 def _cells(row: LayerPreview) -> tuple[str, ...]:
@@ -151,7 +143,8 @@ def _repeats(rows: Preview) -> dict[int, str]:
     alike: dict[str, list[str]] = {}  # the first block of a run, and the blocks that are like it
     first_of: dict[str, str] = {}
     for name in subtrees:
-        before = _previous(name)
+        parent, dot, number = name.rpartition(".")
+        before = f"{parent}{dot}{int(number) - 1}" if number.isdecimal() and number != "0" else ""
         if before in subtrees and _form(rows, subtrees[name], name) == _form(rows, subtrees[before], before):
             first = first_of[name] = first_of.get(before, before)
             alike.setdefault(first, []).append(name)
@@ -163,19 +156,11 @@ def _left_out(subtrees: dict[str, list[int]], alike: dict[str, list[str]]) -> di
     for first, names in alike.items():
         members = [index for name in names for index in subtrees[name]]
         if len(members) == 1 or members[0] in left_out:
-            continue  # a single line says as much as the line that would take its place; or it is gone already
-        numbers = [name.rpartition(".")[2] for name in names]
+            continue  # a single line takes no more room than the line in its place; or an outer block has it
+        numbers = dict.fromkeys(name.rpartition(".")[2] for name in (names[0], names[-1]))
         left_out |= dict.fromkeys(members, "")
-        left_out[members[0]] = (
-            f"... {len(names)} more like {first}: {' to '.join(dict.fromkeys([numbers[0], numbers[-1]]))}"
-        )
+        left_out[members[0]] = f"... {len(names)} more like {first}: {' to '.join(numbers)}"
     return left_out
-
-
-def _previous(name: str) -> str:
-    """The name with the number before, of a name that ends in a number."""
-    parent, dot, segment = name.rpartition(".")
-    return f"{parent}{dot}{int(segment) - 1}" if segment.isdecimal() and segment != "0" else ""
 
 
 def _form(rows: Preview, members: Sequence[int], name: str) -> list[tuple[Any, ...]]:
