@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from activation_extractor._format._entries import entry_name, keep_entry
+from activation_extractor._format._headers import check_shape
 from activation_extractor._format._safetensors import STORED_DTYPES
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*STORED_DTYPES, torch.complex128)}
@@ -57,23 +58,16 @@ class Field:
         """The field that a manifest lists, each member checked.
 
         Raises:
-            LookupError: a member is missing, or the dtype is unknown.
-            TypeError: a member that cannot be looked up.
-            ValueError: a member of another type or range.
+            LookupError, TypeError or ValueError: a member is missing, of another type, or out of range.
         """
         key: Any = content["name"] if is_kept else (content["layer"], content["reducer"])
         dtype, shape, is_ragged = _DTYPES[content["dtype"]], content["row_shape"], content["ragged"]
         converted_from = content.get("converted_from")
-        if not all(isinstance(name, str) for name in ([key] if is_kept else key)):
-            raise ValueError("a name that is no text")
-        if not isinstance(converted_from, str | None):
-            raise ValueError("a former dtype that is no text")
-        if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-            raise ValueError("a shape that is no list of sizes")
-        if math.prod(max(size, 1) for size in shape) >= _MAX_ROW_VALUES:
+        has_names = all(isinstance(name, str) for name in ([key] if is_kept else key))
+        if not (has_names and isinstance(converted_from, str | None) and isinstance(is_ragged, bool)):
+            raise TypeError("a member of another type")
+        if math.prod(max(size, 1) for size in check_shape(shape)) >= _MAX_ROW_VALUES:
             raise ValueError("a row of more values than 64 bits can count")
-        if not isinstance(is_ragged, bool):
-            raise ValueError("'ragged' that is neither true nor false")
         if is_kept and is_ragged and (dtype != torch.uint8 or shape):
-            raise ValueError("a ragged kept column that is no text")
+            raise ValueError("a ragged kept column that is not text")
         return cls(key, dtype, tuple(shape), is_ragged, converted_from)

@@ -51,9 +51,7 @@ class JournalRecord:
         """The record that a line of a journal holds, each member checked.
 
         Raises:
-            LookupError: a member is missing.
-            TypeError: the line is no JSON object.
-            ValueError: a member has another type, or is out of range.
+            LookupError, TypeError or ValueError: a member is missing, of another type, or out of range.
         """
         unit, rows, nbytes, seal = content["unit"], content["rows"], content["bytes"], content[SEAL]
         is_valid = type(unit) is type(seal) is str and type(rows) is type(nbytes) is int
@@ -65,7 +63,7 @@ class JournalRecord:
         if type(counts) is not dict or not all(
             type(count) is int and 0 <= count < _MAX_COUNT for count in counts.values()
         ):
-            raise ValueError("counts that are no numbers of rows")
+            raise ValueError("counts that are not numbers of rows")
         return cls(unit, rows, nbytes, seal, counts)
 
 
@@ -93,7 +91,7 @@ def append_record(folder: Path, writer: str, record: JournalRecord) -> None:
 
 
 def read_records(folder: Path) -> dict[str, JournalRecord]:
-    """The records in the journals of a store, by unit; a line that is no record is passed over."""
+    """The records in the journals of a store, by unit; a line that is not a record is passed over."""
     records: dict[str, JournalRecord] = {}
     paths = () if (folder / JOURNAL).is_symlink() else sorted((folder / JOURNAL).glob("*.jsonl"))
     for path in paths:

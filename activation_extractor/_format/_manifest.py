@@ -1,4 +1,4 @@
-"""The manifest of a store: what its run was, and what its columns are. It is written once and never changes."""
+"""The manifest of a store: its run and its columns. It is written once and never changes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Manifest:
         """
         parsers: dict[str, Callable[[Any], Any]] = {
             "codec": CODECS.__getitem__,
-            "fingerprint": _parts,
+            "fingerprint": dict.copy,  # a TypeError unless it is a dict
             "batches_per_unit": _size,
             LEAST_ROWS: _size,
             "columns": partial(_fields, is_kept=False),
@@ -100,7 +100,7 @@ def make_manifest(
 
     Args:
         codec: the format of the shards.
-        run: ``fingerprint``, ``batches_per_unit`` or `LEAST_ROWS`, and what else the writer knows.
+        run: ``fingerprint``, ``batches_per_unit``, `LEAST_ROWS` where batches are ordered, and further members.
         columns: the columns of the first unit.
         keep: its kept columns.
         ids: the type of the row ids, ``"str"`` or ``"int"``; None where rows have none.
@@ -131,7 +131,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> bool:
 
 
 def has_manifest(folder: Path) -> bool:
-    """Whether a folder is a store, as far as its file names tell."""
+    """Whether a folder holds a manifest, which makes it a store."""
     return os.path.lexists(folder / MANIFEST)
 
 
@@ -162,23 +162,17 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def store_name(fingerprint: Mapping[str, Any]) -> str:
-    """What the shards of a run say that they belong to."""
+    """The name of a run's store, which its shards hold: it follows from the fingerprint."""
     return f"{zlib.crc32(json.dumps(fingerprint, sort_keys=True).encode()):08x}"
-
-
-def _parts(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError("no JSON object")
-    return dict(value)
 
 
 def _size(value: Any) -> int | None:
     if value is not None and (type(value) is not int or value < 1):
-        raise ValueError("no positive number")
+        raise ValueError("a size that is not a positive number")
     return value
 
 
 def _fields(value: Any, *, is_kept: bool) -> tuple[Field, ...]:
     if not isinstance(value, list):
-        raise TypeError("no JSON array")
+        raise TypeError("columns that are not a list")
     return tuple(Field.from_json(column, is_kept=is_kept) for column in value)

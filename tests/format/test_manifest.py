@@ -116,6 +116,8 @@ COLUMN_FAULTS = [
     [{**FULL, "row_shape": [-1]}],
     [{**FULL, "row_shape": [4.0]}],
     [{**FULL, "row_shape": [True]}],
+    [{**FULL, "row_shape": [2**58]}],
+    [{**FULL, "converted_from": 3}],
     [{**FULL, "ragged": 1}],
     [{**FULL, "ragged": None}],
     [{key: value for key, value in FULL.items() if key != "layer"}],
