@@ -139,9 +139,9 @@ class Run(Sink):
         if self._stored is not None:
             self._stored.end(self._policy.batches, self._inputs)
         elif self._policy.size is not None:  # a unit without rows too, so that a resumed run finds it
-            about = {_BATCHES: str(self._policy.batches), _INPUTS: f"{self._inputs:08x}"}
+            metadata = {_BATCHES: str(self._policy.batches), _INPUTS: f"{self._inputs:08x}"}
             order = self._policy.permutation(self._writer.unit.rows)
-            self._writer.commit(unit_name(self._unit_number), about, order)
+            self._writer.commit(unit_name(self._unit_number), metadata, order)
         self._policy.begin_unit()
         self._unit_number += 1
         self._inputs = 0
@@ -179,7 +179,7 @@ class _StoredUnit:
     def __init__(self, folder: Path, reader: Reader, path: str) -> None:
         shard = reader.shard(path)
         self.rows = shard.rows
-        self._folder, self._about, self._ids = folder, shard.metadata, reader.ids(path)
+        self._folder, self._metadata, self._ids = folder, shard.metadata, reader.ids(path)
         self._row = 0
 
     def compare(self, ids: list[RowId] | None, rows: Sequence[int] | None) -> None:
@@ -199,12 +199,12 @@ class _StoredUnit:
 
     def end(self, batches: int, inputs: int) -> None:
         """Compare the number of batches, and their checksum, once all of them have come."""
-        if str(batches) != self._about.get(_BATCHES):
-            self._fail(f"{batches} batches in place of {self._about.get(_BATCHES)}")
+        if str(batches) != self._metadata.get(_BATCHES):
+            self._fail(f"{batches} batches in place of {self._metadata.get(_BATCHES)}")
         if self._ids is not None and self._row != self.rows:
             self._fail(f"{self._row} rows in place of {self.rows}")
-        if f"{inputs:08x}" != self._about.get(_INPUTS):
+        if f"{inputs:08x}" != self._metadata.get(_INPUTS):
             self._fail("other inputs under the same ids" if self._ids else "other inputs")
 
     def _fail(self, difference: str) -> None:
-        raise OtherRunError(self._folder, [f"data ({difference} of unit {self._about['unit']!r})"])
+        raise OtherRunError(self._folder, [f"data ({difference} of unit {self._metadata['unit']!r})"])

@@ -132,12 +132,12 @@ class StoreWriter:
         self.nbytes += nbytes
         return nbytes
 
-    def commit(self, name: str, about: Mapping[str, str] | None = None, order: Tensor | None = None) -> None:
+    def commit(self, name: str, metadata: Mapping[str, str] | None = None, order: Tensor | None = None) -> None:
         """Hand the current unit over to be written, and begin the next one; waits while the queue is full.
 
         Args:
             name: the unit's name.
-            about: further metadata of its shard.
+            metadata: further metadata of its shard.
             order: which of the rows is stored first, second, ..., ``(rows,)`` int64; None stores them as they came.
 
         Raises:
@@ -146,7 +146,7 @@ class StoreWriter:
         unit, self.unit = self.unit, Unit(self._transfer)
         if self._manifest is None:
             self._manifest = self._make_manifest(self._schema)
-        metadata = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(about or {})}
+        metadata = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(metadata or {})}
         job = partial(self._write, self._manifest, name, unit, metadata, order)
         self._background.submit(job, unit.nbytes, reserved_bytes=unit.nbytes)  # the next unit will be as large
 
