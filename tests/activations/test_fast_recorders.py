@@ -1,4 +1,4 @@
-"""The path of the commonest case: it does what the general one does, by copy and by reference."""
+"""The fast recorders of the commonest case, by copy and by reference."""
 
 from __future__ import annotations
 
