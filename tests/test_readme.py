@@ -192,6 +192,13 @@ def test_the_front_page_is_short_and_leads_to_the_guide_of_each_room_in_their_or
     assert {path.parent.name for path in ROOT.glob("activation_extractor/[a-z]*/__init__.py")} == set(NAMES[1:])
 
 
+def test_the_front_page_shows_the_floors_that_are_checked():
+    layers = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("\nlayers = [")[2].partition("]")[0]
+    floors = [re.findall(r"\w+", floor) for floor in layers.splitlines() if floor.strip()]
+    picture = re.findall(r"^```\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)[-1]
+    assert [re.findall(r"\w+", floor) for floor in picture.splitlines()] == floors[1:]  # all but __main__
+
+
 @pytest.mark.parametrize(
     "command", sorted(path.stem for path in (ROOT / "activation_extractor/cli/commands").glob("[a-z]*.py"))
 )
