@@ -20,7 +20,7 @@ from activation_extractor.errors import ActivationError, ArgumentError, StoreErr
 from activation_extractor.layers._modules import evaluating
 from activation_extractor.runs._batches import call_model
 from activation_extractor.runs._length_batches import WINDOW_ROWS
-from activation_extractor.sinks._store_writer import check_free
+from activation_extractor.sinks._resume import check_free
 from activation_extractor.sinks._unit_policy import UNIT_BYTES
 
 LEAST_ROWS = 64

@@ -16,7 +16,8 @@ from activation_extractor.errors import OtherRunError, StoreError
 from activation_extractor.runs._batches import Batch
 from activation_extractor.runs._run_policies import RunPolicy
 from activation_extractor.sinks import Sink, Step
-from activation_extractor.sinks._store_writer import StoreWriter, check_free
+from activation_extractor.sinks._resume import check_free
+from activation_extractor.sinks._store_writer import StoreWriter
 
 _BATCHES, _INPUTS = "batches", "inputs"  # metadata of a data set's shards
 

@@ -13,9 +13,10 @@ from activation_extractor._format._manifest import has_manifest, read_manifest, 
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._shards import list_units, shard_path, unit_name
 from activation_extractor.errors import ArgumentTypeError, StoreError
+from activation_extractor.sinks._resume import check_free
 from activation_extractor.sinks._sinks import Sink
 from activation_extractor.sinks._steps import Step
-from activation_extractor.sinks._store_writer import QUEUE_BYTES, StoreWriter, check_free
+from activation_extractor.sinks._store_writer import QUEUE_BYTES, StoreWriter
 from activation_extractor.sinks._unit_policy import UNIT_BYTES, SizePolicy
 
 

@@ -21,7 +21,8 @@ from activation_extractor._format._shards import unit_name
 from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.runs._run_policies import BatchPolicy
 from activation_extractor.sinks import Step, _store_writer
-from activation_extractor.sinks._store_writer import StoreWriter, check_free
+from activation_extractor.sinks._resume import check_free
+from activation_extractor.sinks._store_writer import StoreWriter
 from activation_extractor.sinks._unit_policy import SizePolicy
 
 NAMES = ["20260101T000000000000-00000000", "20260101T000000000001-0000abcd"]

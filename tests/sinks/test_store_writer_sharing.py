@@ -17,7 +17,8 @@ from activation_extractor._format._manifest import Manifest, make_manifest, writ
 from activation_extractor._format._shards import unit_name
 from activation_extractor.errors import OtherRunError, StoreError
 from activation_extractor.sinks import Step
-from activation_extractor.sinks._store_writer import StoreWriter, check_free, check_same
+from activation_extractor.sinks._resume import check_free, check_same
+from activation_extractor.sinks._store_writer import StoreWriter
 from activation_extractor.sinks._unit_policy import SizePolicy
 
 NAMES = ["20260101T000000000000-00000000", "20260101T000000000001-0000abcd"]

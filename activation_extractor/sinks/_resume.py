@@ -1,0 +1,60 @@
+"""Whether a run may begin in a folder, or resume what is stored in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from activation_extractor._files import is_draft
+from activation_extractor._format._fingerprints import differences
+from activation_extractor._format._journal import JOURNAL
+from activation_extractor._format._manifest import Manifest, has_manifest, read_manifest
+from activation_extractor._format._shards import SHARDS
+from activation_extractor.errors import OtherRunError, StoreError
+
+_APPEND = "Choose another folder, or add to it with a sink such as SafetensorsSink(path, append=True)."
+
+
+def check_free(path: Path, advice: str = _APPEND) -> None:
+    """Make sure that a folder can become a new store, without touching it.
+
+    Args:
+        path: the folder.
+        advice: what to do when the folder is a store already.
+
+    Raises:
+        StoreError: the path is a file, or the folder holds something.
+    """
+    try:
+        is_free = not path.exists() or all(map(_is_left_over, path.iterdir()))
+    except OSError as error:
+        raise StoreError(path, "be a folder", error.strerror or str(error), "Choose another folder.") from error
+    if is_free:
+        return
+    if has_manifest(path):
+        raise StoreError(path, "be a new or empty folder", "one that holds a store", advice)
+    raise StoreError(path, "be a new or empty folder", "one that holds something", "Choose another folder.")
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a run that ended before its first unit leaves this."""
+    if path.is_symlink() or path.name not in (SHARDS, JOURNAL):
+        return is_draft(path.name)
+    return path.is_dir() and all(is_draft(file.name) for file in path.iterdir())
+
+
+def check_same(folder: Path, wanted: Manifest) -> Manifest:
+    """The manifest of the store in a folder, which must be of the run that `wanted` describes.
+
+    Raises:
+        OtherRunError: the store is of another run.
+        StoreError: there is no store, or one of another format.
+    """
+    found = read_manifest(folder)
+    if found.codec != wanted.codec:
+        advice = "Use the sink or format= that it was begun with."
+        raise StoreError(folder, f"be a store of {wanted.codec.name} shards", f"one of {found.codec.name}", advice)
+    stored, current = ({**manifest.fingerprint, "unit size": manifest.unit_size} for manifest in (found, wanted))
+    different = differences(stored, current)
+    if different:
+        raise OtherRunError(folder, different)
+    return found
