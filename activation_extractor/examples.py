@@ -68,7 +68,7 @@ def _residue_tokenizer(vocabulary: Path) -> Any:
     ids = {token: number for number, token in enumerate(vocabulary.read_text(encoding="utf-8").split())}
     inner = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     inner.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
-    inner.normalizer = normalizers.Sequence([normalizers.Replace(one.lower(), one) for one in _RESIDUES])
+    inner.normalizer = normalizers.Sequence([normalizers.Replace(letter.lower(), letter) for letter in _RESIDUES])
     letters = pre_tokenizers.Split(Regex("."), "isolated")
     inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), letters])
     inner.decoder = decoders.Fuse()

@@ -116,7 +116,15 @@ def _texts(
     kept: dict[str, list[Any]] = {name: [] for name in keep}
     for number, record in enumerate(records):
         text_column = text_column or next((name for name in _TEXT_COLUMNS if name in record), "text")
-        texts.append(_text(_cell(source, record, "text_column", text_column), number, text_column))
+        text, what = (
+            _cell(source, record, "text_column", text_column),
+            f"{text_column!r} of row {number} (counted from 0)",
+        )
+        if not isinstance(text, str):
+            raise ArgumentTypeError(what, "be text", text)
+        if not text.strip():
+            raise ArgumentError(what, "hold text", text, "Remove that row.")
+        texts.append(text)
         if id_column is not None:
             ids.append(_cell(source, record, "id_column", id_column))
         for name in keep:
@@ -134,14 +142,6 @@ def _cell(source: str, record: Record, argument: str, column: str) -> Any:
         advice = f"Its columns are {examples(record)}." if record else ""
         raise ArgumentError(argument, f"name a column of {source!r}", column, advice)
     return record[column]
-
-
-def _text(value: Any, number: int, column: str) -> str:
-    if not isinstance(value, str):
-        raise ArgumentTypeError(f"{column!r} of row {number} (counted from 0)", "be text", value)
-    if not value.strip():
-        raise ArgumentError(f"{column!r} of row {number} (counted from 0)", "hold text", value, "Remove that row.")
-    return value
 
 
 def as_numbers(values: list[Any]) -> list[Any]:

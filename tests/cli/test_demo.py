@@ -83,7 +83,7 @@ def test_the_nearest_rows_are_those_of_the_greatest_cosine():
 
 def test_the_command_writes_a_store_of_every_block_and_shows_neighbours(tmp_path, minilm, monkeypatch):
     sentences = demo.read_sentences()
-    sentences = [sentence for row, sentence in enumerate(sentences) if row < 60 or sentence["citation"] in SHOWN]
+    sentences = [sentence for row, sentence in enumerate(sentences) if row < 40 or sentence["citation"] in SHOWN]
     monkeypatch.setattr(demo, "read_sentences", lambda: sentences)
     monkeypatch.setattr(demo, "minilm", lambda: minilm[::-1])
     count, out = len(sentences), tmp_path / "out"

@@ -126,7 +126,7 @@ def _lines(rows: Preview, *, collapses: bool) -> list[str]:
 
 def _cells(row: LayerPreview) -> tuple[str, ...]:
     dtype = str(row.dtype or "").removeprefix("torch.")
-    counts = ["" if number is None else f"{number:,}" for number in (row.bytes_per_row, row.calls)]
+    counts = ["" if count is None else f"{count:,}" for count in (row.bytes_per_row, row.calls)]
     return row.name or "(the model)", row.type, f"{row.parameters:,}", row.shape_text, dtype, *counts
 
 
