@@ -84,7 +84,7 @@ class Column:
         return chain.from_iterable(self.blocks())
 
     def blocks(self, nbytes: int = BLOCK_BYTES, *, indices: Any = None, flat: bool = False) -> Iterator[Tensor | Any]:
-        """The column piece by piece, as many rows at a time as fit in so many bytes, and always at least one.
+        """The column piece by piece: as many rows at a time as fit in so many bytes, and always at least one.
 
         A piece is read when the iterator comes to it: on the CPU, in the dtype on disk, new memory. A column that is
         short of rows (``missing="skip"``) gives those it has; see `rows`.
@@ -186,5 +186,5 @@ class Column:
     def _row_index(self, index: int) -> int:
         length = len(self)
         if not -length <= index < length:
-            raise IndexError(f"A row index must be below {length}, got {index}. len(column) tells the number of rows.")
+            raise IndexError(f"A row index must be below {length}, got {index}. len(column) is the number of rows.")
         return index + length if index < 0 else index

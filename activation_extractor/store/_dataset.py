@@ -40,5 +40,5 @@ class StoreDataset(Dataset[tuple[Any, ...]]):
         return tuple(column[index] for column in self._columns)
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, ...]]:
-        """The rows of a batch; a DataLoader asks for them so."""
+        """The rows of a batch, as a DataLoader asks for them."""
         return list(zip(*(column[indices] for column in self._columns), strict=True))

@@ -20,9 +20,9 @@ from activation_extractor.store._columns import Column
 from activation_extractor.store._parts import bounds
 
 ID = "id"
-_GROUP_BYTES = 1 << 25  # of a row group, of which there are a few in memory at a time, encoded and not
+_GROUP_BYTES = 1 << 25  # of a row group; a few copies of one are in memory at a time
 _MOST_GROUP_ROWS = 1 << 16
-_TEXT_BYTES = 1 << 10  # what a row of text is taken to have
+_TEXT_BYTES = 1 << 10  # assumed for a row of text
 
 _Array = np.ndarray[Any, Any]
 

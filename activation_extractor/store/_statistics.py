@@ -1,4 +1,4 @@
-"""What the numbers of a column are like, in one pass over it and little memory."""
+"""Statistics of a column, in one pass over it and in little memory."""
 
 from __future__ import annotations
 
@@ -118,16 +118,16 @@ class _Running:
 
     def result(self) -> Statistics:
         """The statistics of all rows."""
-        seen = self._counts > 0
+        has_values = self._counts > 0
         with np.errstate(over="ignore", invalid="ignore"):
-            variances = self._squares[seen] / self._counts[seen]
+            variances = self._squares[has_values] / self._counts[has_values]
             variance = float(variances.mean()) if len(variances) else math.nan
         norm = self._norms / self._finite_rows if self._finite_rows else math.nan
-        dead = 0 if self._least is None else int((self._least == self._greatest)[seen].sum())
-        return Statistics(self._rows, len(seen), norm, variance, dead, self._nans, self._infs)
+        dead = 0 if self._least is None else int((self._least == self._greatest)[has_values].sum())
+        return Statistics(self._rows, len(has_values), norm, variance, dead, self._nans, self._infs)
 
     def _add_with_gaps(self, block: _Array, finite: _Array) -> None:
-        """Take in rows of floats of which some are not finite; what is told apart with a mask takes longer."""
+        """Take in rows of floats of which some are not finite; masks make this slower."""
         nans = int(np.isnan(block).sum())
         self._nans += nans
         self._infs += int(finite.size - finite.sum()) - nans
@@ -154,6 +154,6 @@ class _Running:
         self._counts += counts
 
     def _widen(self, least: _Array, greatest: _Array) -> None:
-        """Bring the range of each feature up to date, in its own dtype: float64 does not tell large integers apart."""
+        """Bring the range of each feature up to date, in its own dtype, since float64 rounds large integers."""
         self._least = least if self._least is None else np.fmin(self._least, least)
         self._greatest = greatest if self._greatest is None else np.fmax(self._greatest, greatest)

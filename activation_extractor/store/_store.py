@@ -116,7 +116,7 @@ class Store(Mapping[EntryKey, Column]):
 
     @cached_property
     def ids(self) -> list[RowId]:
-        """The ids of all rows; row numbers where the writer was given none.
+        """The ids of all rows; row numbers in a store without ids.
 
         Raises:
             StoreError: a damaged shard; rows without ids, and a unit that is not there yet between others that are.
@@ -231,7 +231,9 @@ class Store(Mapping[EntryKey, Column]):
         """
         resolved = resolve_key(key, self.names, self.reducers)
         if resolved not in self._keys:
-            raise ActivationNotFoundError(key, f"The store must hold {resolved!r} to read it, got no such column.")
+            raise ActivationNotFoundError(
+                key, f"The store has no column {resolved!r}: the layer was recorded with other reducers."
+            )
         return self._column(entry_name(*resolved))
 
     def __iter__(self) -> Iterator[EntryKey]:

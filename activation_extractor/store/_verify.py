@@ -30,7 +30,7 @@ class Damage:
     Attributes:
         path: the file or folder.
         kind: ``"truncated"`` (shorter than it says), ``"altered"`` (not what was written), ``"unreadable"`` (no header,
-            or one that contradicts itself), ``"missing"`` (a shard that the journal knows), ``"repeated id"``,
+            or one that contradicts itself), ``"missing"`` (a shard that the journal lists), ``"repeated id"``,
             ``"foreign"`` (a file that the library did not write here) or ``"unfinished"`` (left by a writer that is at
             work or was killed; removed when an hour old by the next one).
         detail: what was found.
@@ -132,7 +132,7 @@ def _altered(shard: Shard, record: JournalRecord | None, regular: frozenset[str]
         if _crc32(extent) != extent.crc32:
             yield Damage(extent.path, "altered", f"other bytes in {entry!r} than were written")
     if record is not None and record != shard.record(record.nbytes, regular):
-        yield Damage(shard.path, "altered", "another shard than the journal knows")
+        yield Damage(shard.path, "altered", "another shard than the journal lists")
     if shard.path.is_dir():
         known = {extent.path.name for extent in shard.extents.values()} | {METADATA_FILE}
         yield from (_stray(entry) for entry in list(os.scandir(shard.path)) if entry.name not in known)

@@ -164,7 +164,7 @@ def test_ragged_rows_of_one_length_become_a_tensor(tmp_path, make_sink):
 @pytest.mark.parametrize("index", [ROWS, -ROWS - 1, [0, ROWS], np.array([-ROWS - 1])])
 def test_a_row_that_is_not_there_is_an_index_error(columns, index):
     for column in columns[:2]:
-        with pytest.raises(IndexError, match=r"A row index must be below 11, got -?1[12]\. len\(column\) tells"):
+        with pytest.raises(IndexError, match=r"A row index must be below 11, got -?1[12]\. len\(column\) is the"):
             column[index]
 
 

@@ -249,7 +249,7 @@ def test_another_shard_in_place_of_one_that_the_journal_knows_is_altered(store):
     (journal,) = (store.path / "journal").iterdir()
     first, second = journal.read_text().splitlines()
     journal.write_text(first + "\n" + json.dumps({**json.loads(second), "seal": "00000000"}) + "\n")
-    assert store.verify() == [Damage(shards(store)[1], "altered", "another shard than the journal knows")]
+    assert store.verify() == [Damage(shards(store)[1], "altered", "another shard than the journal lists")]
 
 
 @pytest.mark.parametrize("make_sink", SINKS)
