@@ -47,7 +47,7 @@ class Extent:
 
     @property
     def stop(self) -> int:
-        """The first byte behind the values."""
+        """The first byte after the values."""
         return self.start + self.dtype.itemsize * math.prod(self.shape)
 
 

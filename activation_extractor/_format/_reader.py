@@ -194,7 +194,7 @@ class Values:
 
 
 class _File:
-    """An open file, closed when nobody reads from it any more."""
+    """An open file, closed when the last reference to it is gone."""
 
     def __init__(self, path: str) -> None:
         try:

@@ -144,7 +144,7 @@ def read_safetensors_shard(path: Path) -> Header:
 
 
 def read_header(path: Path) -> tuple[Any, int, int]:
-    """The JSON header of a file, the first byte of the tensors behind it, and the file's size.
+    """The JSON header of a file, the first byte of the tensors after it, and the file's size.
 
     Raises:
         OSError: the file cannot be read.

@@ -80,7 +80,7 @@ def shard_path(folder: Path, unit: str, codec: Codec) -> Path:
 
 
 def unit_name(number: int, writer: str | None = None) -> str:
-    """A unit's name: its number in the data set, or behind the name of the with-block's writer."""
+    """A unit's name: its number; in a with-block, after the name of its writer."""
     return f"{number:08d}" if writer is None else f"{writer}-{number:08d}"
 
 

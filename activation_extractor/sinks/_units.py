@@ -82,7 +82,7 @@ class _Column:
     def __init__(self) -> None:
         self._chunks: list[Tensor] = []
         self._lengths: list[Tensor] = []
-        self._spans: list[tuple[int, int]] = []  # the first row of each chunk, and the row behind its last
+        self._spans: list[tuple[int, int]] = []  # the first row of each chunk, and the row after its last
 
     def add(self, chunk: Tensor, lengths: Tensor | None, first_row: int) -> int:
         """Add a step's rows, with their lengths where they are ragged; returns their size in bytes."""
