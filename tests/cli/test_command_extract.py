@@ -200,6 +200,8 @@ def test_the_same_command_goes_on_and_another_one_is_refused(here, bert):
     assert lost.read_bytes() == before
     *_, line = run(*command, "--reduce", "max", code=2).stderr.splitlines()
     assert line.startswith("'out' holds another run: it differs in reducers")
+    *_, line = run(*command, "--format", "npz", code=2).stderr.splitlines()
+    assert line.endswith("Use the --format that it was begun with.")
     assert "got one that holds a store. Choose another folder, or leave out --fresh to resume its run." in mistake(
         *command, "--fresh"
     )

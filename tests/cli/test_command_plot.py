@@ -148,7 +148,10 @@ def test_a_file_gives_labels_by_row_id_and_none_where_a_cell_is_empty(store, tmp
         (["--labels", "book", "--kind", "norms"], "--labels must go with --kind projection, got"),
         (["--layers", "h.0", "--kind", "similarity"], "--layers must go with --kind projection, got"),
         (["--layers", "h.2"], "Nothing is recorded under 'h.2'. Close matches: 'h."),
-        (["--reduce", "men"], "A reducer in a key must be one of 'last', 'mean', got 'men'"),
+        (
+            ["--reduce", "men"],
+            "A reducer in a key must be one of 'last', 'mean', got 'men'. Extract it with --reduce first",
+        ),
     ],
 )
 def test_a_mistake_is_a_sentence_and_no_file(store, tmp_path, options, text):
