@@ -22,20 +22,12 @@ from activation_extractor._tensors import ordinary
 
 @dataclass(frozen=True)
 class Codec:
-    """A format of shards.
+    """A format of shards."""
 
-    Attributes:
-        name: its name in a manifest.
-        suffix: the end of a shard's name.
-        convert: returns a tensor in a dtype that the format has, on the same device; raises ArgumentError for others.
-        write: writes a shard at a free path, synced; returns its seal.
-        read: reads a shard's header.
-    """
-
-    name: str
-    suffix: str
-    convert: Callable[[Tensor], Tensor]
-    write: Callable[[Path, Entries, Mapping[str, str]], str]
+    name: str  # in a manifest
+    suffix: str  # of a shard's name
+    convert: Callable[[Tensor], Tensor]  # to a dtype that the format has, on the same device; else an ArgumentError
+    write: Callable[[Path, Entries, Mapping[str, str]], str]  # a shard at a free path, synced; returns its seal
     read: Callable[[Path], Header]
 
 

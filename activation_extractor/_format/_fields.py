@@ -18,21 +18,13 @@ _MAX_ROW_VALUES = 2**58  # the bytes of a row can be counted in 64 bits
 
 @dataclass(frozen=True)
 class Field:
-    """What a column of a store is.
+    """What a column of a store is."""
 
-    Attributes:
-        key: the layer and reducer; the name alone, where the column is a kept one.
-        dtype: the dtype on disk.
-        row_shape: the shape of a row; that of a position, where the column is ragged.
-        is_ragged: whether rows differ in their number of positions; each is ``(positions, *row_shape)``.
-        converted_from: the name of the dtype that was computed, where the format lacks it.
-    """
-
-    key: tuple[str, str] | str
-    dtype: torch.dtype
-    row_shape: tuple[int, ...]
-    is_ragged: bool
-    converted_from: str | None = None
+    key: tuple[str, str] | str  # the layer and reducer; the name alone, where the column is a kept one
+    dtype: torch.dtype  # on disk
+    row_shape: tuple[int, ...]  # of a row; of a position, where the column is ragged
+    is_ragged: bool  # whether rows differ in their number of positions; each is ``(positions, *row_shape)``
+    converted_from: str | None = None  # the name of the dtype that was computed, where the format lacks it
 
     @property
     def entry(self) -> str:

@@ -22,23 +22,14 @@ SEAL = "seal"
 
 @dataclass(frozen=True)
 class Extent:
-    """Where the values of one entry lie.
-
-    Attributes:
-        path: the file.
-        start: the first byte of the values.
-        dtype: their dtype on disk.
-        shape: their shape; rows, or positions, first.
-        crc32: the checksum over the bytes from `crc_start` to the end of the values.
-        crc_start: `start`, or the beginning of a header that the checksum includes.
-    """
+    """Where the values of one entry lie, and what they are."""
 
     path: Path
-    start: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    crc32: int
-    crc_start: int
+    start: int  # the first byte of the values
+    dtype: torch.dtype  # on disk
+    shape: tuple[int, ...]  # rows, or positions, first
+    crc32: int  # over the bytes from `crc_start` to the end of the values
+    crc_start: int  # `start`, or the beginning of a header that the checksum includes
 
     @property
     def row_bytes(self) -> int:
@@ -53,15 +44,10 @@ class Extent:
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a shard.
+    """The header of a shard."""
 
-    Attributes:
-        metadata: the unit, its rows, the store that it belongs to, and the seal.
-        extents: by entry name.
-    """
-
-    metadata: Mapping[str, str]
-    extents: Mapping[str, Extent]
+    metadata: Mapping[str, str]  # the unit, its rows, the store that it belongs to, and the seal
+    extents: Mapping[str, Extent]  # by entry name
 
     def check_seal(self) -> None:
         """Make sure that nothing in the header was changed.

@@ -26,19 +26,14 @@ _MAX_COUNT = 2**46  # of rows, or bytes (64 TiB), of a shard: the sum over 100,0
 class JournalRecord:
     """What a journal says of a shard.
 
-    Attributes:
-        unit: the unit's name.
-        rows: how many rows the shard has.
-        nbytes: its size on disk.
-        seal: the checksum over its header.
-        counts: the rows of each column, by entry; None where the shard has the columns that the manifest lists, and
-            each of them has all rows.
+    `counts` holds the rows of each column, by entry. It is None where the shard has the columns that the manifest lists
+    and each of them has all rows.
     """
 
     unit: str
     rows: int
-    nbytes: int
-    seal: str
+    nbytes: int  # on disk
+    seal: str  # the checksum over the shard's header
     counts: Mapping[str, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -93,8 +88,7 @@ def append_record(folder: Path, writer: str, record: JournalRecord) -> None:
 def read_records(folder: Path) -> dict[str, JournalRecord]:
     """The records in the journals of a store, by unit; a line that is not a record is passed over."""
     records: dict[str, JournalRecord] = {}
-    paths = () if (folder / JOURNAL).is_symlink() else sorted((folder / JOURNAL).glob("*.jsonl"))
-    for path in paths:
+    for path in () if (folder / JOURNAL).is_symlink() else sorted((folder / JOURNAL).glob("*.jsonl")):
         with suppress(OSError, ValueError):  # a journal that cannot be read: its shards are opened instead
             for content in _parsed(read_whole(path)):
                 try:

@@ -30,28 +30,16 @@ _ID_TYPES = {"str": "str", "int": "int", None: None}
 
 @dataclass(frozen=True)
 class Manifest:
-    """The manifest of a store.
-
-    Attributes:
-        codec: the format of the shards.
-        fingerprint: what the values depend on, by part.
-        batches_per_unit: how many batches a unit of a data set has; None where that differs, and in a store of
-            with-blocks.
-        least_rows_per_unit: how many rows a unit of a data set has at least, where its number of batches differs.
-        columns: the columns of the first unit.
-        keep: the kept columns of the first unit.
-        ids: the type of the row ids, ``"str"`` or ``"int"``; None where rows have none.
-        content: the JSON object in the file, with members that this version does not know.
-    """
+    """The manifest of a store; columns are those of its first unit."""
 
     codec: Codec
-    fingerprint: Mapping[str, Any]
-    batches_per_unit: int | None
-    least_rows_per_unit: int | None
+    fingerprint: Mapping[str, Any]  # what the values depend on, by part
+    batches_per_unit: int | None  # of a data set; None where that differs, and in a store of with-blocks
+    least_rows_per_unit: int | None  # of a data set whose units differ in their number of batches
     columns: tuple[Field, ...]
     keep: tuple[Field, ...]
-    ids: str | None
-    content: Mapping[str, Any]
+    ids: str | None  # the type of the row ids, ``"str"`` or ``"int"``; None where rows have none
+    content: Mapping[str, Any]  # the JSON object in the file, with members that this version does not know
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Manifest:
@@ -90,20 +78,11 @@ class Manifest:
 
 
 def make_manifest(
-    codec: Codec,
-    run: Mapping[str, Any],
-    columns: Iterable[Field],
-    keep: Iterable[Field],
-    ids: str | None,
+    codec: Codec, run: Mapping[str, Any], columns: Iterable[Field], keep: Iterable[Field], ids: str | None
 ) -> Manifest:
     """The manifest of a new store.
 
-    Args:
-        codec: the format of the shards.
-        run: ``fingerprint``, ``batches_per_unit``, `LEAST_ROWS` where batches are ordered, and further members.
-        columns: the columns of the first unit.
-        keep: its kept columns.
-        ids: the type of the row ids, ``"str"`` or ``"int"``; None where rows have none.
+    `run` holds ``fingerprint``, ``batches_per_unit``, `LEAST_ROWS` where batches are ordered, and further members.
     """
     versions = {
         "python": platform.python_version(),

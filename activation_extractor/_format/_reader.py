@@ -34,11 +34,8 @@ _MAX_HEADERS = 256
 class Reader:
     """Reads the shards of one store. Threads may share it; a copy in another process opens its own files.
 
-    Args:
-        codec: the format of the shards.
-        store: the name of the store, as its shards hold it.
-        records: the journal's records, by unit; a shard that differs from its record is refused.
-        regular: the entries of the columns that the manifest lists.
+    A shard is refused that does not hold `store`, the store's name, or that differs from its record in the journal.
+    `records` are by unit; `regular` holds the entries of the columns that the manifest lists.
     """
 
     def __init__(
@@ -127,12 +124,7 @@ class Reader:
 
 
 class Values:
-    """The values of one entry of a shard.
-
-    Attributes:
-        extent: where they lie.
-        row_bytes: the size of a row.
-    """
+    """The values of one entry of a shard."""
 
     def __init__(self, extent: Extent, file: _File) -> None:
         self.extent, self.row_bytes, self._file = extent, extent.row_bytes, file

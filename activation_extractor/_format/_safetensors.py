@@ -66,10 +66,7 @@ def write_safetensors(
 ) -> None:
     """Write a safetensors file that appears whole or not at all, in place of one that is there.
 
-    Args:
-        path: the file.
-        tensors: by entry name, a tensor or its chunks along axis 0, on any device.
-        metadata: texts for the header.
+    `tensors` holds, by entry name, a tensor or its chunks along axis 0, on any device.
 
     Raises:
         ArgumentError: a dtype that the format does not have.

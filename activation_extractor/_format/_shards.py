@@ -30,19 +30,12 @@ _NO_LINK = "Copy what it points to in its place."
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard whose header was checked.
-
-    Attributes:
-        path: the file or folder.
-        rows: how many rows it has.
-        metadata: unit, rows, store and seal; for a unit of a data set also batches and inputs.
-        extents: where the values of each entry lie.
-    """
+    """A shard, a file or folder, whose header was checked."""
 
     path: Path
     rows: int
-    metadata: Mapping[str, str]
-    extents: Mapping[str, Extent]
+    metadata: Mapping[str, str]  # unit, rows, store and seal; for a unit of a data set also batches and inputs
+    extents: Mapping[str, Extent]  # by entry
 
     @property
     def columns(self) -> list[str]:
@@ -61,12 +54,10 @@ class Shard:
         return Field(column_key(entry) or kept_name(entry) or "", dtype, shape, entry + OFFSETS in self.extents)
 
     def record(self, nbytes: int, regular: frozenset[str]) -> JournalRecord:
-        """The journal's record of the shard.
+        """The journal's record of the shard, which takes `nbytes` on disk.
 
-        Args:
-            nbytes: its size on disk.
-            regular: the entries of the columns that the manifest lists; a shard that has others, or fewer rows of one,
-                is recorded with the rows of each column.
+        It holds the rows of each column where the columns are not the `regular` ones, which the manifest lists, or one
+        of them has fewer rows than the shard.
         """
         counts = {entry: self.count(entry) for entry in self.columns}
         is_regular = counts.keys() == regular and set(counts.values()) == {self.rows}
@@ -148,10 +139,9 @@ def unreadable(path: str | Path, error: Exception) -> StoreError:
 
 
 def write_shard(folder: Path, codec: Codec, unit: str, entries: Entries, metadata: Mapping[str, str]) -> int | None:
-    """Write a unit as a shard that appears whole or not at all.
+    """Write a unit as a shard that appears whole or not at all; returns its size in bytes.
 
-    Returns:
-        The shard's size in bytes; None where another writer had written a shard of the same rows, which stays.
+    Where another writer had written a shard of the same rows, that one stays, and the result is None.
 
     Raises:
         StoreError: the disk refuses, or another writer has written other rows.

@@ -17,21 +17,13 @@ Ids = str | Callable[[Any], Any] | None
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch, taken apart.
+    """A batch, taken apart."""
 
-    Attributes:
-        arguments: what the model is called with.
-        ids: the ids of its rows, or None.
-        places: where its rows are in the data set, or None.
-        pooling_mask: which positions count, ``(batch, seq)``, or None.
-        keep: the columns to store as they are.
-    """
-
-    arguments: Any
+    arguments: Any  # of the model's call
     ids: list[RowId] | None
-    places: Any
-    pooling_mask: Any
-    keep: Mapping[str, Any]
+    places: Any  # of its rows in the data set, or None
+    pooling_mask: Any  # which positions count, ``(batch, seq)``, or None
+    keep: Mapping[str, Any]  # the columns to store as they are
 
     @property
     def inputs(self) -> tuple[Any, ...]:

@@ -12,11 +12,7 @@ from activation_extractor.errors import ArgumentTypeError, MissingExtraError
 
 
 class Progress:
-    """Iterates over batches and shows how far it is.
-
-    Args:
-        batches: what to iterate over.
-        is_shown: whether to show a bar; None shows one if tqdm is installed.
+    """Iterates over batches and shows how far it is; `is_shown` None shows a bar if tqdm is installed.
 
     Raises:
         MissingExtraError: a bar is asked for and tqdm is not installed.
@@ -28,7 +24,7 @@ class Progress:
         has_tqdm = importlib.util.find_spec("tqdm") is not None
         if is_shown and not has_tqdm:
             raise MissingExtraError("progress=True", "cli", "tqdm")
-        self._batches: Iterable[Any] = batches
+        self._batches = batches
         self._bar: Any = None
         self._is_shown = has_tqdm if is_shown is None else is_shown
         self._start = time.monotonic()  # later, when stored rows come first: the rate is of those computed

@@ -27,19 +27,7 @@ class Run(Sink):
     """Writes the units of a data set, each under its number in the data set.
 
     A unit whose shard is stored is not computed again: its batches are compared with what the shard was made from.
-
-    Attributes:
-        rows: how many rows were computed.
-        nbytes: how many bytes of columns they had.
-        stored_rows: how many rows were stored before the run, in the units up to the current one.
-
-    Args:
-        folder: the store.
-        codec: the format of its shards.
-        fingerprint: what the values depend on beside what is captured.
-        policy: where units end.
-        queue_bytes: how many bytes units may hold, finished ones and the current one.
-        resume: whether a store in the folder is resumed.
+    `fingerprint` returns what the values depend on beside what is captured.
     """
 
     reads_later = True
@@ -54,7 +42,7 @@ class Run(Sink):
         queue_bytes: int,
         resume: bool,
     ) -> None:
-        self.stored_rows = 0
+        self.stored_rows = 0  # before the run, in the units up to the current one
         self._folder, self._codec, self._fingerprint, self._policy = folder, codec, fingerprint, policy
         self._writer = StoreWriter(folder, codec, policy, queue_bytes=queue_bytes, shares_store=resume)
         self._has_store = resume and has_manifest(folder)
@@ -184,12 +172,7 @@ class _StoredUnit:
         self._row = 0
 
     def compare(self, ids: list[RowId] | None, rows: Sequence[int] | None) -> None:
-        """Compare the ids of the next batch with those of the shard.
-
-        Args:
-            ids: of the batch.
-            rows: the batch's rows in the shard; None for those after the batch before it.
-        """
+        """Compare a batch's ids with those of its `rows` in the shard; None means the rows after the last batch's."""
         if ids is None or self._ids is None:
             return  # neither run has ids, or the fingerprints would differ
         for row, row_id in zip(rows or range(self._row, self._row + len(ids)), ids, strict=True):

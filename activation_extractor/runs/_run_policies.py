@@ -20,17 +20,12 @@ _GAPS = "Sort rows within windows that follow each other, as length_batches does
 class RunPolicy(UnitPolicy):
     """Decides when a unit of a data set is full; counts batches itself, since the writer sees no stored ones.
 
-    Attributes:
-        size: of a unit, which its store keeps; None until `choose_size`.
-        batches: how many batches the unit has so far.
-
-    Args:
-        rows_per_unit: how many rows a unit should have; None for about 64 MiB of them, and at most 4,096.
+    A unit has `rows_per_unit` rows; where that is None, about 64 MiB of them, and at most 4,096.
     """
 
     def __init__(self, rows_per_unit: int | None) -> None:
-        self.size: int | None = None
-        self.batches = 0
+        self.size: int | None = None  # of all units, which the store keeps; chosen by the first batch
+        self.batches = 0  # of the current unit
         self._rows_per_unit = rows_per_unit
 
     @abstractmethod

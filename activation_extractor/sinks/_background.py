@@ -15,12 +15,11 @@ class Background:
     The thread lives only while there are jobs, so it is never left behind; the interpreter waits for it before it ends.
     Once a job has failed the ones behind it are dropped, and every call raises the failure until `finish` has.
 
+    The unfinished jobs hold up to `queue_bytes` together; a larger job waits until it is alone.
+
     ``ThreadPoolExecutor(1)`` with a count of bytes was tried. It refuses jobs once the main thread has ended, so that a
     block in another thread loses its last units; and it reports a job as done before it drops what the job holds, so
     that memory holds one unit more than `queue_bytes`.
-
-    Args:
-        queue_bytes: how many bytes the unfinished jobs may hold together; a larger job waits until it is alone.
     """
 
     def __init__(self, queue_bytes: int) -> None:

@@ -15,11 +15,7 @@ _APPEND = "Choose another folder, or add to it with a sink such as SafetensorsSi
 
 
 def check_free(path: Path, advice: str = _APPEND) -> None:
-    """Make sure that a folder can become a new store, without touching it.
-
-    Args:
-        path: the folder.
-        advice: what to do when the folder is a store already.
+    """Make sure that a folder can become a new store, without touching it; `advice` is for one that is a store.
 
     Raises:
         StoreError: the path is a file, or the folder holds something.

@@ -17,19 +17,12 @@ from activation_extractor.sinks._steps import Step
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """What the columns and ids of a store are: fixed by the steps that came first.
-
-    Attributes:
-        codec: the format of the store.
-        fields: the columns and kept columns, by entry.
-        ids: the type of the row ids, ``"str"`` or ``"int"``; None where steps have none, and before the first row.
-        has_rows: whether a step had rows, so that `ids` is fixed.
-    """
+    """What the columns and ids of a store are: fixed by the steps that came first."""
 
     codec: Codec
-    fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
-    ids: str | None = None
-    has_rows: bool = False
+    fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)  # columns and kept columns, by entry
+    ids: str | None = None  # their type, ``"str"`` or ``"int"``; None where steps have none, and before the first row
+    has_rows: bool = False  # whether a step had rows, so that `ids` is fixed
 
     @classmethod
     def of(cls, manifest: Manifest) -> Schema:
@@ -48,11 +41,7 @@ class Schema:
         return [field for field in self.fields.values() if isinstance(field.key, str)]
 
     def fit(self, step: Step) -> tuple[Schema, dict[str, Tensor | Ragged]]:
-        """Fit a step in.
-
-        Returns:
-            The schema with the columns that the step adds; and the columns of the step as they are stored, by entry,
-            each on its device still.
+        """The schema with the columns that a step adds; and the step's columns as they are stored, on their devices.
 
         Raises:
             StoreError: a column changed its dtype or row shape, or the ids their type.

@@ -14,12 +14,7 @@ from torch import Tensor
 from activation_extractor._files import check_writable, make_folders, sweep
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._journal import append_record
-from activation_extractor._format._manifest import (
-    Manifest,
-    make_manifest,
-    store_name,
-    write_manifest,
-)
+from activation_extractor._format._manifest import Manifest, make_manifest, store_name, write_manifest
 from activation_extractor._format._rows import RowId, add_ids
 from activation_extractor._format._shards import SHARDS, read_shard, shard_path, write_shard
 from activation_extractor.errors import StoreError
@@ -37,22 +32,13 @@ QUEUE_BYTES = 128 * 2**20
 class StoreWriter:
     """Writes one run into one store.
 
-    Attributes:
-        unit: the current unit, which gathers steps.
-        name: of the writer's journal; no other writer has it, and names sort by the time at which writing began.
-        rows: how many rows were added.
-        nbytes: how many bytes of columns they had.
-
-    Args:
-        folder: the store.
-        codec: the format of its shards.
-        policy: where units end.
-        queue_bytes: how many bytes units may hold, finished ones and the current one.
-        shares_store: whether other writers of the same run may be at work in this folder.
+    `rows` and `nbytes` count what was added. Units, finished ones and the current one, hold up to `queue_bytes`. With
+    `shares_store` other writers of the same run may be at work in the folder.
     """
 
     def __init__(self, folder: Path, codec: Codec, policy: UnitPolicy, *, queue_bytes: int, shares_store: bool) -> None:
         self.folder, self.codec = folder, codec
+        # The name of the writer's journal: no other writer has it, and names sort by the time at which writing began.
         self.name = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"
         self.rows = self.nbytes = 0
         self._policy, self._shares_store = policy, shares_store
@@ -132,10 +118,7 @@ class StoreWriter:
     def commit(self, name: str, metadata: Mapping[str, str] | None = None, order: Tensor | None = None) -> None:
         """Hand the current unit over to be written, and begin the next one; waits while the queue is full.
 
-        Args:
-            name: the unit's name.
-            metadata: further metadata of its shard.
-            order: which of the rows is stored first, second, ..., ``(rows,)`` int64; None stores them as they came.
+        `order` says which of the rows is stored first, second, ..., ``(rows,)`` int64; None stores them as they came.
 
         Raises:
             StoreError: an earlier unit could not be written.

@@ -42,11 +42,8 @@ class Transfer:
     def to_host(self, tensors: Mapping[str, Tensor], arrival: Arrival) -> dict[str, Tensor]:
         """The tensors on the CPU, under the same names; a tensor on the CPU is returned as it is.
 
-        Those of a device are copied together, as bytes, up to `PARCEL_BYTES`. The caller may drop them at once.
-
-        Args:
-            tensors: on any devices; none may be written to afterwards, except on its device's current stream.
-            arrival: what to wait for before the result is read; gets an event for each device with streams.
+        Those of a device are copied together, as bytes, up to `PARCEL_BYTES`. The caller may drop them at once, but may
+        write to them only on their device's current stream. It waits for `arrival` before it reads the result.
         """
         hosts = {name: tensor if _is_plain(tensor) else tensor.cpu() for name, tensor in tensors.items()}
         for device in {tensor.device for tensor in hosts.values() if tensor.device.type != "cpu"}:

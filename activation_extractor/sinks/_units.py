@@ -21,12 +21,7 @@ _SMALL_CHUNK_BYTES = 64 * 2**10  # chunks of this mean size are joined: writing 
 class Unit:
     """Consecutive whole steps that become one shard, on the CPU or on their way to it.
 
-    Attributes:
-        rows: how many rows the steps have.
-        nbytes: how many bytes their columns have.
-
-    Args:
-        transfer: copies columns to the CPU.
+    `rows` counts the steps' rows, `nbytes` the bytes of their columns.
     """
 
     def __init__(self, transfer: Transfer) -> None:
@@ -57,8 +52,7 @@ class Unit:
     def entries(self, order: Tensor | None = None) -> dict[str, list[Tensor]]:
         """The entries of the shard, as chunks; waits until they have arrived on the CPU.
 
-        Args:
-            order: the rows in the order in which they are stored, ``(rows,)`` int64; None where they stay as they came.
+        `order` says which of the rows is stored first, second, ..., ``(rows,)`` int64; None stores them as they came.
 
         Raises:
             MaskError: a step's values were reduced with an invalid mask.
