@@ -107,6 +107,16 @@ HOOK_KINDS = {
 }
 
 
+# The methods that register hooks, and the dictionaries to which they add.
+REGISTERING = {
+    "register_forward_pre_hook": "_forward_pre_hooks",
+    "register_forward_hook": "_forward_hooks",
+    "register_full_backward_pre_hook": "_backward_pre_hooks",
+    "register_full_backward_hook": "_backward_hooks",
+    "register_backward_hook": "_backward_hooks",
+}
+
+
 def hooks_in(module: nn.Module | None, name: str) -> Hooks:
     """A module's dictionary of this name, or torch's own for hooks on every module where the module is None."""
     if not hasattr(_MODULE, name):

@@ -21,16 +21,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from activation_extractor._display import short_path, shown
-from activation_extractor._private_torch import HOOK_KINDS, children_in, hooks_in
+from activation_extractor._private_torch import HOOK_KINDS, REGISTERING, children_in, hooks_in
 from activation_extractor.layers._modules import ModuleTree
-
-_METHODS = {  # those that register hooks, and the dictionaries to which they add
-    "register_forward_pre_hook": "_forward_pre_hooks",
-    "register_forward_hook": "_forward_hooks",
-    "register_full_backward_pre_hook": "_backward_pre_hooks",
-    "register_full_backward_hook": "_backward_hooks",
-    "register_backward_hook": "_backward_hooks",
-}
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +79,7 @@ class HookWatch:
         self._first_id = RemovableHandle.next_id  # torch counts its handles
         self._pauses: list[list[float]] = []  # of each, its first id and the first id after it
         self._registered: list[_Registered] = []
-        self._methods = {name: self._watched(name, attribute) for name, attribute in _METHODS.items()}
+        self._methods = {name: self._watched(name, attribute) for name, attribute in REGISTERING.items()}
         for name, method in self._methods.items():
             setattr(nn.Module, name, method)
 
