@@ -15,22 +15,14 @@ _LOWEST = -(2**63)
 class Closeness:
     """How close values are to reference values, added up piece by piece in float64.
 
-    What is not finite on both sides is counted and left out of everything else.
-
-    Args:
-        tolerance: beyond which values differ.
-
-    Attributes:
-        max_abs: the largest ``|value - reference|``.
-        max_rel: the largest ``|value - reference| / |reference|``, where the reference is not 0.
-        nan_count: how many values are NaN on one side only.
-        inf_count: how many are infinite on one side, and finite, or of the other sign, on the other.
+    What is not finite on both sides is counted and left out of everything else. The numbers are those of
+    `LayerComparison`, whose left side is the reference.
     """
 
     def __init__(self, tolerance: Tolerance) -> None:
         self.max_abs = self.max_rel = 0.0
         self.nan_count = self.inf_count = 0
-        self._tolerance = tolerance
+        self._tolerance, self.rtol = tolerance, tolerance.rtol
         self._excess = 0.0  # of the differences over their relative tolerance, where `atol` is known in the end
         self._is_outside = False
         self._finite = 0
@@ -73,11 +65,6 @@ class Closeness:
         return max(-1.0, min(1.0, self._dot / lengths)) if 0 < lengths < math.inf else math.nan
 
     @property
-    def rtol(self) -> float:
-        """The relative tolerance that is used."""
-        return self._tolerance.rtol
-
-    @property
     def atol(self) -> float:
         """The absolute tolerance that is used."""
         if self._tolerance.atol is not None:
@@ -92,13 +79,9 @@ class Closeness:
 
 
 def _distance(reference: Tensor, values: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """How far apart numbers are, float64; integers are subtracted as integers, since float64 rounds large ones.
+    """How far apart numbers of any real dtype are, float64; `left` and `right` are the same numbers in float64.
 
-    Args:
-        reference: numbers of any real dtype.
-        values: as many.
-        left: `reference` in float64.
-        right: `values` in float64.
+    Integers are subtracted as integers, since float64 rounds large ones.
     """
     is_unsigned = [tensor.dtype == torch.uint64 for tensor in (reference, values)]
     if reference.is_floating_point() or values.is_floating_point() or is_unsigned[0] != is_unsigned[1]:

@@ -88,11 +88,9 @@ def compare(
         alike = (row.dtypes[0] for row in rows if row.dtypes[0] == row.dtypes[1])
         check_dtype = any(dtype.is_floating_point or dtype.is_complex for dtype in alike if dtype)
     if check_dtype:
-        differ = [None not in row.dtypes and row.dtypes[0] != row.dtypes[1] for row in rows]
-        rows = [
-            replace(row, differences=("dtype", *row.differences)) if differs else row
-            for row, differs in zip(rows, differ, strict=True)
-        ]
+        for index, row in enumerate(rows):
+            if None not in row.dtypes and row.dtypes[0] != row.dtypes[1]:
+                rows[index] = replace(row, differences=("dtype", *row.differences))
     return Comparison(rows)
 
 

@@ -24,12 +24,7 @@ _SIDE_AND_CALL = re.compile(r"(?::input|:gradient)?(?:#\d+)?$")
 
 
 def paired(left: Sequence[Key], right: Sequence[Key], match: Match) -> list[Pair]:
-    """The pairs to compare, in the order of `left`; None stands for what one side lacks.
-
-    Args:
-        left: the keys of the left side, in order.
-        right: the keys of the right side, in order.
-        match: see `compare`.
+    """The pairs of keys to compare, in the order of `left`; None stands for what one side lacks.
 
     Raises:
         ArgumentError: `match` does not fit.
@@ -143,10 +138,10 @@ def row_order(left: Store | None, right: Store | None) -> Tensor | None:
     ids, others = left.ids, right.ids
     if ids == others:
         return None
-    for one_side, row_ids, known in (("left", ids, set(others)), ("right", others, set(ids))):
+    for side, row_ids, known in (("left", ids, set(others)), ("right", others, set(ids))):
         alone = [row_id for row_id in row_ids if row_id not in known]
         if alone:
-            got = f"{plural(len(alone), 'id')} on the {one_side} alone, such as {alone[0]!r}"
+            got = f"{plural(len(alone), 'id')} on the {side} alone, such as {alone[0]!r}"
             raise MatchError("have the same row ids on both sides", got, "Compare stores of the same data set.")
     return torch.tensor(right.rows_of(ids), dtype=torch.int64)
 
@@ -154,15 +149,8 @@ def row_order(left: Store | None, right: Store | None) -> Tensor | None:
 def matched_rows(left: Store, right: Store, key: Key, other_key: Key, order: Tensor | None) -> Tensor | None:
     """Which rows of a column of `right` belong to those of a column of `left`; None where they are in the same order.
 
-    Args:
-        left: a store.
-        right: another one.
-        key: the column of `left`, which may be short of rows.
-        other_key: the column of `right`, which may be short of rows.
-        order: see `row_order`.
-
-    Returns:
-        Indices into the column of `right`, ``(rows,)`` int64.
+    The rows are indices into the column of `right`, ``(rows,)`` int64. Both columns may be short of rows; `order` is
+    what `row_order` returns.
 
     Raises:
         LookupError: one column has rows that the other lacks.

@@ -23,12 +23,7 @@ _PIECE_VALUES = 1 << 18  # 2 MiB as float64, which stays in a processor's cache
 
 
 class Value(Protocol):
-    """One value of a side.
-
-    Attributes:
-        dtype: its dtype.
-        shape: its shape, None for an axis along which rows differ.
-    """
+    """One value of a side; its shape has None for an axis along which rows differ."""
 
     dtype: torch.dtype
     shape: tuple[int | None, ...]
@@ -43,19 +38,10 @@ class Value(Protocol):
 
 
 class Side:
-    """What is compared.
+    """What is compared: a `Store`, or else tensors by key, of `Activations` or a mapping.
 
-    Args:
-        source: `Activations`, a `Store`, or a mapping of names, or ``(name, reducer)``, to tensors or arrays.
-        argument: the name of the argument, for errors.
-
-    Attributes:
-        keys: the keys of its values, in order; with ``calls="all"`` one for each call.
-        store: the store, if it is one.
-        tensors: otherwise the values.
-
-    Raises:
-        ArgumentTypeError: it is something else.
+    The keys are in order; with ``calls="all"`` there is one for each call. Another `source` is an `ArgumentTypeError`
+    that names the `argument`.
     """
 
     def __init__(self, source: Any, argument: str) -> None:

@@ -28,15 +28,7 @@ _COARSEST = 2.0**-1  # float8
 
 
 class Tolerances:
-    """The tolerance of each layer.
-
-    Args:
-        rtol: see `compare`.
-        atol: see `compare`.
-
-    Raises:
-        ArgumentError: a tolerance that is negative or no number.
-    """
+    """The tolerance of each layer; one that is negative or no number is an `ArgumentError`."""
 
     def __init__(self, rtol: GivenTolerance, atol: GivenTolerance) -> None:
         self._rtol, self._atol = _by_pattern("rtol", rtol), _by_pattern("atol", atol)
@@ -87,9 +79,7 @@ def default_rtol(*dtypes: torch.dtype) -> float:
 class Tolerance:
     """Beyond which values differ: ``|value - reference| > atol + rtol * |reference|``.
 
-    Attributes:
-        rtol: relative to each reference value.
-        atol: absolute; None is `rtol` times the root mean square of all reference values.
+    An `atol` of None is `rtol` times the root mean square of all reference values.
     """
 
     rtol: float

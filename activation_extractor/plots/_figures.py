@@ -205,9 +205,8 @@ def _figure(width: float, height: float) -> Figure:
 def _columns(store: Store, reducer: str | None) -> list[Column]:
     """The columns of one reducer, in the order of the layers."""
     if not store.names:
-        raise ArgumentError(
-            "A store", "hold a layer to be drawn", str(store.path), "Extract activations into it first."
-        )
+        advice = "Extract activations into it first."
+        raise ArgumentError("A store", "hold a layer to be drawn", str(store.path), advice)
     names, wanted = store.names, reducer
     if wanted is None and "mean" in store.reducers:
         wanted = "mean"
@@ -222,10 +221,7 @@ def _columns(store: Store, reducer: str | None) -> list[Column]:
 def _row_labels(column: Column, labels: Any, rows: int | None = None) -> list[Any] | None:
     """The label of each row of a column, None where it is missing.
 
-    Args:
-        column: the column.
-        labels: one for each row of the store, or of the column when `rows` is None.
-        rows: how many rows the store has; None when it is not known.
+    There is one for each row of the store, or of the column when `rows`, how many the store has, is not known.
     """
     if labels is None:
         return None
@@ -238,7 +234,6 @@ def _row_labels(column: Column, labels: Any, rows: int | None = None) -> list[An
     if rows is None and len(values) == len(numbers):
         return values
     least = max(numbers, default=-1) + 1
-    fits = len(values) == rows if rows is not None else len(numbers) < least <= len(values)
-    if not fits:
+    if not (len(values) == rows if rows is not None else len(numbers) < least <= len(values)):
         raise ArgumentError("labels", f"have a value for each of {rows or least} rows", len(values))
     return [values[row] for row in numbers]

@@ -24,7 +24,6 @@ _MOST_CLASSES = 10  # integers of more values than this are a scale
 _LONGEST = 46  # characters of a name in a title
 _MOST_TICKS = 30
 _MOST_NUMBERED = 12  # layers whose values are written into the cells
-_LOG_RANGE = 100.0
 _SHARES = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
 
 
@@ -36,7 +35,8 @@ def draw_projection(axes: Axes, column: Column, labels: list[Any] | None, max_ro
     subtitle = [_count(len(rows), total), _left_out(is_finite)]
     subtitle += ["mean over positions"] if _similarity.has_positions(column) else []
     subtitle += [] if shares.any() else ["all alike"]
-    _frame(axes, _title(column), subtitle)
+    names = column.name if isinstance(column.name, tuple) else (column.name,)
+    _frame(axes, " · ".join(_short(name, _LONGEST) for name in names), subtitle)
     axes.set_xlabel(f"PC 1 ({shares[0]:.1%} of variance)".replace("%", " %"))
     axes.set_ylabel(f"PC 2 ({shares[1]:.1%} of variance)".replace("%", " %"))
     axes.set_aspect("equal", adjustable="datalim")
@@ -94,7 +94,8 @@ def draw_norms(axes: Axes, columns: Sequence[Column], max_rows: int) -> None:
         left_out += len(layer_norms) - len(finite)
         counts.append(_count(len(indices), total))
         quantiles.append(finite.quantile(_SHARES) if len(finite) else torch.full((5,), torch.nan, dtype=torch.float64))
-    low, first, middle, third, high = torch.stack(quantiles).T.numpy()
+    drawn = torch.stack(quantiles)
+    low, first, middle, third, high = drawn.T.numpy()
     what = "position" if any(map(_similarity.has_positions, columns)) else "row"
     note = f"{left_out:,} with NaN or infinity left out" if left_out else ""
     _frame(axes, f"Norms by layer · {columns[0].name[1]}", [counts[0] if len(set(counts)) == 1 else "", note])
@@ -102,9 +103,8 @@ def draw_norms(axes: Axes, columns: Sequence[Column], max_rows: int) -> None:
     axes.vlines(places, low, high, color=_COLORS[4], linewidth=1.5, label="5 to 95 %")
     axes.vlines(places, first, third, color=_COLORS[1], linewidth=5, label="25 to 75 %")
     axes.plot(places, middle, "o", color="white", markeredgecolor=_COLORS[1], markersize=5, label="median")
-    drawn = torch.stack(quantiles)
     drawn = drawn[drawn > 0]
-    if len(drawn) and drawn.max() > _LOG_RANGE * drawn.min():
+    if len(drawn) and drawn.max() > 100 * drawn.min():
         axes.set_yscale("log")
     axes.set_xlim(-0.7, len(columns) - 0.3)
     axes.set_ylabel(f"L2 norm of a {what}")
@@ -186,11 +186,6 @@ def _enough(rows: Tensor, least: int, what: str) -> Tensor:
     if len(rows) < least:
         raise ArgumentError(what, f"have at least {least} rows of finite numbers to be drawn", len(rows))
     return rows
-
-
-def _title(column: Column) -> str:
-    parts = column.name if isinstance(column.name, tuple) else (column.name,)
-    return " · ".join(_short(part, _LONGEST) for part in parts)
 
 
 def _count(taken: int, total: int) -> str:

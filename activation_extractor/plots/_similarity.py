@@ -15,34 +15,13 @@ _MOST_BYTES = 1 << 30  # of rows that are held at once
 _ROUNDING = 1e-13  # what centring leaves of a constant, as a part of it
 
 
-def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment of two representations of the same rows, between 0 and 1.
+def cka_matrix(layers: Sequence[Tensor]) -> Tensor:
+    """Linear centred kernel alignment of each pair of representations of the same rows, between 0 and 1.
 
     ``||Y'X||² / (||X'X|| ||Y'Y||)`` with Frobenius norms, for X and Y with each feature's mean taken off (Kornblith,
     Norouzi, Lee, Hinton: Similarity of Neural Network Representations Revisited, ICML 2019, equation 5). It is 1 for
     representations that differ by a rotation, a scale and a shift. With fewer rows than features it is biased upward.
-
-    Args:
-        x: ``(rows, features)``.
-        y: ``(rows, features)``, of another width if need be.
-
-    Returns:
-        The value, computed in float64; NaN when a representation is constant.
-
-    Raises:
-        ArgumentError: other shapes, or different numbers of rows.
-    """
-    return float(cka_matrix([x, y])[0, 1])
-
-
-def cka_matrix(layers: Sequence[Tensor]) -> Tensor:
-    """The linear CKA of each pair of representations of the same rows; see `linear_cka`.
-
-    Args:
-        layers: ``(rows, features)`` each.
-
-    Returns:
-        ``(layers, layers)`` float64, symmetric; NaN for constant ones.
+    Layers are ``(rows, features)``; the result is ``(layers, layers)`` float64, NaN for constant ones.
 
     Raises:
         ArgumentError: other shapes, or different numbers of rows.
@@ -70,11 +49,8 @@ def principal_components(rows: Tensor) -> tuple[Tensor, Tensor]:
     From all eigenvectors of the smaller of covariance and Gram matrix, so that the same rows always give the same. The
     row that is farthest out on a component has a positive score.
 
-    Args:
-        rows: ``(rows, features)``, finite.
-
-    Returns:
-        The scores, ``(rows, 2)``, and the shares of the variance, ``(2,)``; float64, zero where there is no component.
+    Rows are ``(rows, features)`` and finite; scores ``(rows, 2)`` and shares ``(2,)`` float64, zero where there is no
+    component.
     """
     centred = _centred(rows, is_scaled=False)
     scale = centred.abs().max().clamp_min(torch.finfo(torch.float64).tiny) if centred.numel() else 1.0
@@ -93,12 +69,7 @@ def principal_components(rows: Tensor) -> tuple[Tensor, Tensor]:
 def common_rows(columns: Sequence[Column], max_rows: int) -> tuple[list[Tensor], int]:
     """The same rows of all columns: which ones of each, sampled evenly, and how many they share.
 
-    Args:
-        columns: columns of one store.
-        max_rows: take no more of them than this, and no more than fit in about a gigabyte.
-
-    Returns:
-        Indices into each column, ``(rows,)`` int64, and the number of rows that all of them have.
+    No more than `max_rows` are taken, and no more than fit in about a gigabyte. Indices are ``(rows,)`` int64.
 
     Raises:
         ArgumentError: `max_rows` is not positive.
@@ -113,19 +84,14 @@ def common_rows(columns: Sequence[Column], max_rows: int) -> tuple[list[Tensor],
     count = min(len(shared), max_rows, max(3, _MOST_BYTES // max(1, row_bytes)))
     taken = shared[np.linspace(0, max(0, len(shared) - 1), count).round().astype(np.int64)]
     orders = [np.argsort(rows, kind="stable") for rows in numbers]
-    found = (order[np.searchsorted(rows, taken, sorter=order)] for rows, order in zip(numbers, orders, strict=True))
-    return [torch.from_numpy(indices) for indices in found], len(shared)
+    places = (order[np.searchsorted(rows, taken, sorter=order)] for rows, order in zip(numbers, orders, strict=True))
+    return [torch.from_numpy(indices) for indices in places], len(shared)
 
 
 def read_rows(column: Column, indices: Tensor) -> Tensor:
     """Rows of a column as ``(rows, features)``: the mean over the positions where rows have them, else flat.
 
-    Args:
-        column: the column; only these rows of it are read, a block at a time.
-        indices: which rows, ``(rows,)``.
-
-    Returns:
-        float32, or float64 where the column is.
+    Only these rows are read, a block at a time, as float32, or float64 where the column is.
     """
     out, place = torch.empty((len(indices), _width(column)), dtype=_held(column)), 0
     for block in _blocks(column, indices):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,13 +37,7 @@ _Source = Any  # a column, an index tensor, or a sequence of text
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
-
-    Attributes:
-        path: the file or folder.
-        nbytes: its size.
-        opened_with: a line of Python that opens it.
-    """
+    """The file or folder that was written, its size, and a line of Python that opens it."""
 
     path: Path
     nbytes: int
@@ -72,42 +66,27 @@ def export(store: Store, out: str | os.PathLike[str], to: str) -> Export:
     each row begins and the last one ends; so is text in safetensors. ``...#rows`` says which rows a column has that is
     short of them.
 
-    Args:
-        store: what to write.
-        out: a path at which nothing is yet, outside the store.
-        to: the format.
+    `out` is a path at which nothing is yet, outside the store; `to` is the format.
 
     Raises:
         ArgumentError: an unknown format, or one that cannot hold what is in the store.
         MissingExtraError: Parquet without pyarrow.
         StoreError: there is something at that path already, it cannot be written, or the store is damaged.
 
-    Example:
-        >>> import tempfile, numpy, torch
-        >>> from torch import nn
-        >>> from activation_extractor import capture, open_store
-        >>> from activation_extractor.store._export import export
-        >>> model, folder = nn.Sequential(nn.Linear(4, 8)), tempfile.mkdtemp()
-        >>> with capture(model, "0", sink=f"{folder}/store"):
-        ...     _ = model(torch.randn(2, 4))
-        >>> done = export(open_store(f"{folder}/store"), f"{folder}/out.npz", "npz")
-        >>> with numpy.load(done.path) as arrays:
-        ...     arrays["0"].shape, arrays["#ids"].tolist()
-        ((2, 8), [0, 1])
     """
     if to not in _FORMATS:
         raise ArgumentError("to", f"be one of {', '.join(_FORMATS)}", to)
-    out, form = Path(out), _FORMATS[to]
+    out, (write, opened_with) = Path(out), _FORMATS[to]
     if os.path.lexists(out):
         raise _taken(out, to)
     if out.resolve().is_relative_to(store.path.resolve()):
         raise StoreError(out, "be outside the store", "a path inside it", "Choose another place.")
     with draft(out) as beside:
-        form.write(store, beside)
+        write(store, beside)
         if not publish(beside, out):
             raise _taken(out, to)
     files = out.iterdir() if out.is_dir() else [out]
-    return Export(out, sum(file.stat().st_size for file in files), form.opened_with.format(str(out)))
+    return Export(out, sum(file.stat().st_size for file in files), opened_with.format(str(out)))
 
 
 def _taken(out: Path, to: str) -> StoreError:
@@ -166,9 +145,6 @@ def _blocks(source: Column | Tensor) -> Iterator[Tensor]:
     return iter([source]) if isinstance(source, Tensor) else source.blocks(flat=True)
 
 
-# numpy
-
-
 def _write_npy(store: Store, folder: Path) -> None:
     folder.mkdir()
     for name, source in {"ids": _ids(store), **_columns(store, "ids")}.items():
@@ -193,7 +169,13 @@ def _write_array(file: Any, name: str, source: _Source) -> None:
     shape: tuple[int, ...]
     arrays: Iterable[_Array]
     if _is_text(source):
-        dtype, shape = _text_dtype(name, source), (len(source),)
+        longest = 1
+        for text in source:
+            longest = max(longest, len(text))
+            if text.endswith("\0"):
+                advice = "numpy leaves such an end out; export it to safetensors."
+                raise ArgumentError(f"text in {name!r}", "end in something else than NUL", text, advice)
+        dtype, shape = np.dtype(f"U{longest}"), (len(source),)
         texts, count = iter(source), max(1, BLOCK_BYTES // dtype.itemsize)
         arrays = (np.array(list(islice(texts, count)), dtype) for _ in range(0, len(source), count))
     else:
@@ -203,20 +185,6 @@ def _write_array(file: Any, name: str, source: _Source) -> None:
     npy.write_array_header_1_0(file, description)
     for array in arrays:
         file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-
-
-def _text_dtype(name: str, texts: Sequence[str]) -> np.dtype[Any]:
-    """The type that numpy has for text, as wide as the longest."""
-    longest = 1
-    for text in texts:
-        longest = max(longest, len(text))
-        if text.endswith("\0"):
-            advice = "numpy leaves such an end out; export it to safetensors."
-            raise ArgumentError(f"text in {name!r}", "end in something else than NUL", text, advice)
-    return np.dtype(f"U{longest}")
-
-
-# safetensors
 
 
 def _write_safetensors(store: Store, path: Path) -> None:
@@ -242,22 +210,16 @@ def _write_safetensors(store: Store, path: Path) -> None:
         sync(file)
 
 
-@dataclass(frozen=True)
-class _Format:
-    write: Callable[[Store, Path], None]
-    opened_with: str
-
-
-_FORMATS = {
-    "parquet": _Format(
+_FORMATS: dict[str, tuple[Callable[[Store, Path], None], str]] = {  # what writes it, and a line that opens it
+    "parquet": (
         lambda store, path: write_parquet(path, store.ids, _columns(store, ID)),
         "import pyarrow.parquet; table = pyarrow.parquet.read_table({!r})",
     ),
-    "npy": _Format(
+    "npy": (
         _write_npy,
         "import numpy, pathlib; "
         "arrays = {{path.stem: numpy.load(path, mmap_mode='r') for path in pathlib.Path({!r}).iterdir()}}",
     ),
-    "npz": _Format(_write_npz, "import numpy; arrays = numpy.load({!r})"),
-    "safetensors": _Format(_write_safetensors, "import safetensors; tensors = safetensors.safe_open({!r}, 'pt')"),
+    "npz": (_write_npz, "import numpy; arrays = numpy.load({!r})"),
+    "safetensors": (_write_safetensors, "import safetensors; tensors = safetensors.safe_open({!r}, 'pt')"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,9 @@ _Array = np.ndarray[Any, Any]
 
 
 def write_parquet(path: Path, ids: Sequence[RowId], columns: Mapping[str, Any]) -> None:
-    """Write columns to a file at a free path, synced.
+    """Write the ids of all rows, as the column `ID`, and columns by name to a file at a free path, synced.
 
-    Args:
-        path: the file.
-        ids: of all rows, in the column `ID`.
-        columns: by name, a `Column` or a sequence of strings; one that is short of rows has ``rows``.
+    A column is a `Column` or a sequence of strings; one that is short of rows has ``rows``.
 
     Raises:
         ArgumentError: numbers that the format does not have.
@@ -58,22 +55,19 @@ def write_parquet(path: Path, ids: Sequence[RowId], columns: Mapping[str, Any]) 
         "use_dictionary": False,
         "write_statistics": [ID],
     }
+    row_bytes = np.zeros(len(ids), dtype=np.int64)
+    for field in fields:
+        field.add_bytes(row_bytes)
     with open(path, "xb") as file:
         with pq.ParquetWriter(file, schema, **options) as writer:
-            for start, stop in _groups(len(ids), fields):
+            for start, stop in bounds(np.maximum(row_bytes, _GROUP_BYTES // _MOST_GROUP_ROWS), _GROUP_BYTES):
                 arrays = [id_column[start:stop], *(field.array(start, stop) for field in fields)]
                 writer.write_table(pa.table(arrays, schema=schema), row_group_size=stop - start)
         sync(file)
 
 
 class _Field:
-    """A column of a Parquet file.
-
-    Attributes:
-        field: its name, type and metadata.
-        path: what Parquet calls its numbers.
-        is_splittable: whether they are floats of 32 or 64 bits.
-    """
+    """A column of a Parquet file: `field` is its name, type and metadata, `path` what Parquet calls its numbers."""
 
     def __init__(self, pa: Any, name: str, column: Any, rows: int) -> None:
         self._pa, self._column, self._is_text = pa, column, not hasattr(column, "dtype")
@@ -87,9 +81,8 @@ class _Field:
         self.is_splittable = number in (pa.float32(), pa.float64())
         # pyarrow before 26 cannot read lists of a fixed size of which some are null.
         self._has_null_lists = bool(column.row_shape) and self._present is not None and not column.is_ragged
-        self._row = (
-            number if not column.row_shape else self._listed(number, -1 if self._has_null_lists else self._width)
-        )
+        size = -1 if self._has_null_lists else self._width
+        self._row = self._listed(number, size) if column.row_shape else number
         whole = self._listed(self._row) if column.is_ragged else self._row
         has_axes = len(column.row_shape) > 1 and not column.is_ragged and not self._has_null_lists
         if has_axes and number != pa.bool_():  # which Arrow has no tensors of
@@ -160,11 +153,3 @@ def _parquet_number(pa: Any, name: str, column: Column) -> Any:
     if 0 in column.row_shape:
         raise ArgumentError(what, "have at least one number in a row", column.row_shape, advice)
     return pa.from_numpy_dtype(to_numpy(torch.empty(0, dtype=column.dtype)).dtype)
-
-
-def _groups(rows: int, fields: Sequence[_Field]) -> Iterator[tuple[int, int]]:
-    """Where row groups of bounded size begin and end; each has a row at least."""
-    totals = np.zeros(rows, dtype=np.int64)
-    for field in fields:
-        field.add_bytes(totals)
-    return bounds(np.maximum(totals, _GROUP_BYTES // _MOST_GROUP_ROWS), _GROUP_BYTES)

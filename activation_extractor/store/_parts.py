@@ -25,13 +25,7 @@ Rows = range | np.ndarray[Any, Any]  # indices into a column: a range of step 1,
 
 @dataclass(frozen=True)
 class Part:
-    """What one shard holds of a column.
-
-    Attributes:
-        path: the shard.
-        count: how many rows of the column it has.
-        first_row: the row of the store that is the shard's first one.
-    """
+    """The shard at `path` has `count` rows of a column; its first row is row `first_row` of the store."""
 
     path: str
     count: int
@@ -41,10 +35,7 @@ class Part:
 class Parts:
     """A column's rows in the shards that hold them. Everything that is read is new memory on the CPU.
 
-    Args:
-        field: what the column is; a shard that holds it otherwise is refused when it is first read.
-        reader: reads the shards.
-        parts: what each shard holds, in order.
+    A shard that holds the column otherwise than `field` says is refused when it is first read.
     """
 
     def __init__(self, field: Field, reader: Reader, parts: Sequence[Part]) -> None:
@@ -76,9 +67,8 @@ class Parts:
     def flat(self) -> Tensor:
         """The positions of all rows of a ragged column, ``(positions, *features)``."""
         numbers = range(len(self._parts))
-        counts = [
-            self._values(number).extent.shape[0] for number in numbers
-        ]  # no list of Values: each holds a file open
+        # No list of Values: each holds a file open.
+        counts = [self._values(number).extent.shape[0] for number in numbers]
         out = torch.empty((sum(counts), *self.field.row_shape), dtype=self.field.dtype)
         for number, part in zip(numbers, torch.split(out, counts), strict=True):
             self._values(number).read_into(part, 0)
@@ -134,9 +124,9 @@ class Parts:
     def _values(self, number: int) -> Values:
         path, entry = self._parts[number].path, self._entry
         if number not in self._checked:
-            field, found = self.field, self._reader.shard(path).field(entry)
-            if found != replace(field, converted_from=None):
-                got = f"{found.dtype} {found.row_shape} after {field.dtype} {field.row_shape}"
+            field, held = self.field, self._reader.shard(path).field(entry)
+            if held != replace(field, converted_from=None):
+                got = f"{held.dtype} {held.row_shape} after {field.dtype} {field.row_shape}"
                 raise StoreError(path, f"hold {entry!r} like the other shards", got, "Restore it from a copy.")
             self._checked.add(number)
         return self._reader.open(path, entry)
@@ -148,7 +138,12 @@ class Parts:
 
     def _spans(self, rows: Rows) -> Iterator[tuple[int, int, int]]:
         """The parts that hold rows, and where in them runs of consecutive rows begin and end."""
-        for first, stop in _runs(rows):
+        if isinstance(rows, range):
+            runs = [(rows.start, rows.stop)]
+        else:
+            breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+            runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(rows, breaks) if len(run)]
+        for first, stop in runs:
             number = bisect_right(self._starts, first) - 1
             while first < stop:
                 start, end = self._starts[number], min(stop, self._starts[number + 1])
@@ -164,12 +159,3 @@ def bounds(sizes: np.ndarray[Any, Any], most: int) -> Iterator[tuple[int, int]]:
         stop = max(int(np.searchsorted(ends, before + most, side="right")), start + 1)
         yield start, stop
         start, before = stop, int(ends[stop - 1])
-
-
-def _runs(rows: Rows) -> Iterator[tuple[int, int]]:
-    """Where runs of consecutive rows begin and end."""
-    if isinstance(rows, range):
-        yield rows.start, rows.stop
-        return
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    yield from ((int(run[0]), int(run[-1]) + 1) for run in np.split(rows, breaks) if len(run))

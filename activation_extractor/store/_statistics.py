@@ -109,12 +109,18 @@ class _Running:
         finite = np.isfinite(block)
         self._rows += len(block)
         with np.errstate(over="ignore", invalid="ignore"):  # squares may be too large for float64: they are infinite
-            if finite.all():
+            if finite.all():  # no masks, which are slower
                 self._add_norms(block)
                 self._merge(block.astype(np.float64), np.full(block.shape[1], len(block)), None)
                 self._widen(block.min(axis=0), block.max(axis=0))
             else:
-                self._add_with_gaps(block, finite)
+                nans = int(np.isnan(block).sum())
+                self._nans += nans
+                self._infs += int(finite.size - finite.sum()) - nans
+                self._add_norms(block[finite.all(axis=1)])
+                self._merge(np.where(finite, block, 0).astype(np.float64), finite.sum(axis=0), finite)
+                with_gaps = np.where(finite, block, np.array(np.nan, block.dtype))
+                self._widen(np.fmin.reduce(with_gaps, axis=0), np.fmax.reduce(with_gaps, axis=0))
 
     def result(self) -> Statistics:
         """The statistics of all rows."""
@@ -125,16 +131,6 @@ class _Running:
         norm = self._norms / self._finite_rows if self._finite_rows else math.nan
         dead = 0 if self._least is None else int((self._least == self._greatest)[has_values].sum())
         return Statistics(self._rows, len(has_values), norm, variance, dead, self._nans, self._infs)
-
-    def _add_with_gaps(self, block: _Array, finite: _Array) -> None:
-        """Take in rows of floats of which some are not finite; masks make this slower."""
-        nans = int(np.isnan(block).sum())
-        self._nans += nans
-        self._infs += int(finite.size - finite.sum()) - nans
-        self._add_norms(block[finite.all(axis=1)])
-        self._merge(np.where(finite, block, 0).astype(np.float64), finite.sum(axis=0), finite)
-        with_gaps = np.where(finite, block, np.array(np.nan, block.dtype))
-        self._widen(np.fmin.reduce(with_gaps, axis=0), np.fmax.reduce(with_gaps, axis=0))
 
     def _add_norms(self, block: _Array) -> None:
         values = block.astype(np.float64)

@@ -48,8 +48,8 @@ class TextColumn:
             IndexError: there is no such row.
             StoreError: a shard is damaged or gone.
         """
-        found = self._bytes[index]
-        return [self._text(row) for row in found] if isinstance(found, list) else self._text(found)
+        rows = self._bytes[index]
+        return [self._text(row) for row in rows] if isinstance(rows, list) else self._text(rows)
 
     def __iter__(self) -> Iterator[str]:
         return map(self._text, self._bytes)

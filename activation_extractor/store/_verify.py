@@ -73,7 +73,8 @@ def verify_store(path: str | os.PathLike[str]) -> Verification:
     manifest = read_manifest(folder)
     records = read_records(folder)  # before the shards are listed, of which a writer may add more meanwhile
     codec = manifest.codec
-    strays = list(_strays(folder, manifest))
+    strays = [_stray(entry) for entry in os.scandir(folder) if entry.name not in (MANIFEST, SHARDS, JOURNAL)]
+    strays += [_stray(entry) for entry in scan_shards(folder) if entry.is_symlink() or not is_shard(entry.name, codec)]
     names = sorted(
         entry.name for entry in scan_shards(folder) if not entry.is_symlink() and is_shard(entry.name, codec)
     )
@@ -91,17 +92,8 @@ def _size(shard: Path) -> int:
         return 0
 
 
-def _strays(folder: Path, manifest: Manifest) -> Iterator[Damage]:
-    """Files that are not of the store's own kinds."""
-    for entry in list(os.scandir(folder)):
-        if entry.name not in (MANIFEST, SHARDS, JOURNAL):
-            yield _stray(entry)
-    for entry in scan_shards(folder):
-        if entry.is_symlink() or not is_shard(entry.name, manifest.codec):
-            yield _stray(entry)
-
-
 def _stray(entry: os.DirEntry[str]) -> Damage:
+    """A file that is not of the store's own kinds."""
     if is_draft(entry.name):
         return Damage(Path(entry.path), "unfinished", "a shard or manifest that was never published")
     return Damage(Path(entry.path), "foreign", "not written by this library")

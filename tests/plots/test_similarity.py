@@ -14,7 +14,6 @@ from activation_extractor.errors import ArgumentError
 from activation_extractor.plots._similarity import (
     cka_matrix,
     common_rows,
-    linear_cka,
     principal_components,
     read_norms,
     read_rows,
@@ -28,6 +27,10 @@ def pair(shape):
     rows, first, second, seed = shape
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(rows, width, generator=generator, dtype=torch.float64) for width in (first, second)]
+
+
+def linear_cka(x, y):
+    return float(cka_matrix([x, y])[0, 1])
 
 
 def plain_cka(x, y):

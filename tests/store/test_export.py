@@ -167,14 +167,14 @@ def test_what_is_there_is_never_overwritten(store, tmp_path, to, there):
 @pytest.mark.parametrize("to", FORMATS)
 def test_what_appears_meanwhile_is_never_overwritten(store, tmp_path, monkeypatch, to):
     out = tmp_path / "out"
-    write = module._FORMATS[to].write
+    write, _ = module._FORMATS[to]
 
     def write_slowly(*arguments):
         write(*arguments)
         out.mkdir()
         (out / "mine").write_text("mine")
 
-    monkeypatch.setitem(module._FORMATS, to, module._Format(write_slowly, ""))
+    monkeypatch.setitem(module._FORMATS, to, (write_slowly, ""))
     with pytest.raises(StoreError, match="must be a new"):
         export(store, out, to)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "store"]
