@@ -13,7 +13,6 @@ from activation_extractor._format._headers import check_shape
 from activation_extractor._format._safetensors import STORED_DTYPES
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*STORED_DTYPES, torch.complex128)}
-_MAX_ROW_VALUES = 2**58  # the bytes of a row can be counted in 64 bits
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,9 @@ class Field:
 
     def to_json(self) -> dict[str, Any]:
         """The field as a manifest lists it."""
-        if isinstance(self.key, str):
-            described: dict[str, Any] = {"name": self.key}
-        else:
-            described = {"layer": self.key[0], "reducer": self.key[1]}
-        described["dtype"] = str(self.dtype).removeprefix("torch.")
-        described |= {"row_shape": list(self.row_shape), "ragged": self.is_ragged}
+        key = {"name": self.key} if isinstance(self.key, str) else {"layer": self.key[0], "reducer": self.key[1]}
+        dtype = str(self.dtype).removeprefix("torch.")
+        described = {**key, "dtype": dtype, "row_shape": list(self.row_shape), "ragged": self.is_ragged}
         return described | ({"converted_from": self.converted_from} if self.converted_from else {})
 
     @classmethod
@@ -58,7 +54,7 @@ class Field:
         has_names = all(isinstance(name, str) for name in ([key] if is_kept else key))
         if not (has_names and isinstance(converted_from, str | None) and isinstance(is_ragged, bool)):
             raise TypeError("a member of another type")
-        if math.prod(max(size, 1) for size in check_shape(shape)) >= _MAX_ROW_VALUES:
+        if math.prod(max(size, 1) for size in check_shape(shape)) >= 2**58:
             raise ValueError("a row of more values than 64 bits can count")
         if is_kept and is_ragged and (dtype != torch.uint8 or shape):
             raise ValueError("a ragged kept column that is not text")

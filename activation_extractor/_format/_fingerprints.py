@@ -83,10 +83,8 @@ def inputs_crc32(arguments: Any, start: int) -> int:
             start = inputs_crc32(value, start)
         return start
     if isinstance(arguments, Tensor):
-        return zlib.crc32(
-            sampled(bytes_where_they_are(arguments)).cpu().numpy(),
-            _crc32_of("tensor", (arguments.dtype, *arguments.shape), start),
-        )
+        start = _crc32_of("tensor", (arguments.dtype, *arguments.shape), start)
+        return zlib.crc32(sampled(bytes_where_they_are(arguments)).cpu().numpy(), start)
     if isinstance(arguments, np.ndarray) and not arguments.dtype.hasobject:
         data = np.ascontiguousarray(arguments).reshape(-1).view(np.uint8)
         return zlib.crc32(sampled(data), _crc32_of("array", (arguments.dtype, *arguments.shape), start))
@@ -196,9 +194,8 @@ def _named(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """The plain values and functions of a function's own module that its code names."""
     for name in _names(function.__code__):
         value = function.__globals__.get(name)
-        if isinstance(value, (*_SETTINGS, Tensor)) or (
-            isinstance(value, FunctionType) and value.__module__ == function.__module__
-        ):
+        is_own_function = isinstance(value, FunctionType) and value.__module__ == function.__module__
+        if is_own_function or isinstance(value, (*_SETTINGS, Tensor)):
             yield name, value
 
 

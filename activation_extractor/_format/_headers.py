@@ -50,11 +50,7 @@ class Header:
     extents: Mapping[str, Extent]  # by entry name
 
     def check_seal(self) -> None:
-        """Make sure that nothing in the header was changed.
-
-        Raises:
-            ValueError: the seal is not the checksum of the rest.
-        """
+        """Raise a ValueError if something in the header was changed, so that the seal is not its checksum."""
         entries = ((name, extent.dtype, extent.shape, extent.crc32) for name, extent in self.extents.items())
         if self.metadata.get(SEAL) != seal(self.metadata, entries):
             raise ValueError("a header that does not match its seal")

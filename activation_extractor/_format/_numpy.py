@@ -9,10 +9,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,7 @@ def read_npz_shard(path: Path) -> Header:
         if len(members) < len(archive.infolist()):
             raise ValueError("an entry twice")
         starts = {name: _member_start(descriptor, member) for name, member in members.items()}
-        spans = [(start, start + members[name].file_size) for name, start in starts.items()]
-        check_apart(spans, archive.start_dir)
+        check_apart(((start, start + members[name].file_size) for name, start in starts.items()), archive.start_dir)
         extents = {
             name: _extent(path, descriptor, starts[name], member.file_size, member.CRC)
             for name, member in members.items()
@@ -120,9 +121,7 @@ def read_npy_shard(folder: Path) -> Header:
 
 def npy_file(number: int, entry: str) -> str:
     """The name of an entry's file: its number, and up to 100 letters of its name, those that every disk allows."""
-    readable = "".join(
-        letter if letter.isascii() and (letter.isalnum() or letter in "._-+()") else "_" for letter in entry
-    )
+    readable = re.sub(r"[^A-Za-z0-9._+()-]", "_", entry)
     return f"{number:04d}-{readable[:100]}{_SUFFIX}"
 
 
@@ -160,10 +159,8 @@ def _write_array(write: Callable[[Any], Any], chunks: Sequence[Tensor]) -> int:
     dtype = chunks[0][:0].numpy().dtype if chunks[0].dim() else chunks[0].numpy().dtype
     description = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape_of(chunks))}
     npy.write_array_header_1_0(header, description)
-    write(header.getvalue())
-    crc = zlib.crc32(header.getvalue())
-    for chunk in chunks:
-        data = bytes_of(chunk)
+    crc = 0
+    for data in chain([header.getbuffer()], map(bytes_of, chunks)):
         write(data)
         crc = zlib.crc32(data, crc)
     return crc

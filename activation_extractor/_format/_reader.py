@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class Reader:
 
     A shard is refused that does not hold `store`, the store's name, or that differs from its record in the journal.
     `records` are by unit; `regular` holds the entries of the columns that the manifest lists.
+
+    Its methods raise a StoreError where the shard is damaged, gone, or belongs to another store.
     """
 
     def __init__(
@@ -47,40 +49,39 @@ class Reader:
     ) -> None:
         self._arguments = codec, store, records, regular
         # The caches do not refer to the reader: it is gone, and its files are closed, when the last reference is.
-        shards = lru_cache(_MAX_HEADERS)(partial(_read_shard, codec, store, records or {}, regular))
         files = lru_cache(_MAX_OPEN_FILES)(_File)
 
+        @lru_cache(_MAX_HEADERS)
+        def shards(path: str) -> Shard:
+            shard = read_shard(Path(path), codec)
+            record = (records or {}).get(shard.metadata["unit"])
+            if record is not None and record != shard.record(record.nbytes, regular):
+                advice = "Remove the folder 'journal': every shard is opened in its place."
+                raise StoreError(path, "agree with the journal", "other rows or columns", advice)
+            if shard.metadata.get("store") != store:
+                raise StoreError(path, "belong to this store", "a shard of another one", "Take it out of the folder.")
+            return shard
+
+        @lru_cache(_MAX_OPEN_FILES)
         def open_values(path: str, entry: str) -> Values:
             extent = shards(path).extents[entry]
             return Values(extent, files(str(extent.path)))
 
-        self._shards, self._values = shards, lru_cache(_MAX_OPEN_FILES)(open_values)
+        self._shards, self._values = shards, open_values
 
     def __reduce__(self) -> Any:
         return Reader, self._arguments
 
     def shard(self, path: str) -> Shard:
-        """The header of a shard.
-
-        Raises:
-            StoreError: it is damaged, gone, or belongs to another store.
-        """
+        """The header of a shard."""
         return self._shards(path)
 
     def open(self, path: str, entry: str) -> Values:
-        """The values of an entry that a shard has.
-
-        Raises:
-            StoreError: the shard is damaged, gone, or belongs to another store.
-        """
+        """The values of an entry that a shard has."""
         return self._values(path, entry)
 
     def ids(self, path: str) -> list[RowId] | None:
-        """The ids of a shard's rows; None when it has none.
-
-        Raises:
-            StoreError: they are damaged.
-        """
+        """The ids of a shard's rows; None when it has none."""
         if IDS not in self.shard(path).extents:
             return None
         values = self.open(path, IDS).whole()
@@ -93,11 +94,7 @@ class Reader:
             raise StoreError(path, "hold ids that are UTF-8 text", "other bytes", REPAIR) from error
 
     def offsets(self, path: str, entry: str, start: int, stop: int | None) -> Tensor:
-        """Where the rows `start` to `stop` of a ragged column begin, and where the last one ends.
-
-        Raises:
-            StoreError: they do not rise, or lead out of the column.
-        """
+        """Where the rows `start` to `stop` of a ragged column begin, and where the last one ends; they rise."""
         index, positions = self.open(path, entry + OFFSETS), self.shard(path).extents[entry].shape[0]
         last = index.extent.shape[0] - 1
         stop = last if stop is None else stop
@@ -108,11 +105,7 @@ class Reader:
         return offsets
 
     def row_numbers(self, path: str, entry: str) -> Tensor:
-        """Which rows of its shard a column has, ``(rows,)`` int64.
-
-        Raises:
-            StoreError: they do not rise, or are not rows of the shard.
-        """
+        """Which rows of its shard a column has, ``(rows,)`` int64; they rise."""
         shard = self.shard(path)
         if entry + ROWS not in shard.extents:
             return torch.arange(shard.rows)
@@ -198,16 +191,3 @@ class _File:
     def __del__(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
-
-
-def _read_shard(
-    codec: Codec, store: str, records: Mapping[str, JournalRecord], regular: frozenset[str], path: str
-) -> Shard:
-    shard = read_shard(Path(path), codec)
-    record = records.get(shard.metadata["unit"])
-    if record is not None and record != shard.record(record.nbytes, regular):
-        advice = "Remove the folder 'journal': every shard is opened in its place."
-        raise StoreError(path, "agree with the journal", "other rows or columns", advice)
-    if shard.metadata.get("store") != store:
-        raise StoreError(path, "belong to this store", "a shard of another one", "Take it out of the folder.")
-    return shard

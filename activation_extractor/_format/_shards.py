@@ -44,9 +44,8 @@ class Shard:
 
     def count(self, entry: str) -> int:
         """How many rows of a column the shard holds."""
-        if entry + OFFSETS in self.extents:
-            return self.extents[entry + OFFSETS].shape[0] - 1
-        return self.extents[entry].shape[0]
+        offsets = self.extents.get(entry + OFFSETS)
+        return self.extents[entry].shape[0] if offsets is None else offsets.shape[0] - 1
 
     def field(self, entry: str) -> Field:
         """What a column is, as the shard holds it."""

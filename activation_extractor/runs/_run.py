@@ -107,11 +107,7 @@ class Run(Sink):
         return False
 
     def write(self, step: Step) -> None:
-        """Add a batch's rows to its unit.
-
-        Raises:
-            StoreError: see `StoreWriter.add`.
-        """
+        """Add a batch's rows to its unit; raises what `StoreWriter.add` raises."""
         nbytes = self._writer.add(step)
         if self._policy.size is None:
             self._policy.choose_size(max(step.rows, 1), max(nbytes, 1))

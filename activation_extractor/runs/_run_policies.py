@@ -79,7 +79,7 @@ class OrderPolicy(RunPolicy):
 
     @property
     def stored_size(self) -> dict[str, int | None]:
-        return {"batches_per_unit": None, **({LEAST_ROWS: self.size} if self.size else {})}
+        return super().stored_size | ({LEAST_ROWS: self.size} if self.size else {})
 
     def is_full(self, unit: Unit) -> bool:  # noqa: ARG002
         return self.size is not None and len(self._places) >= self.size and self._is_gapless

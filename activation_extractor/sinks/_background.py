@@ -36,11 +36,7 @@ class Background:
             raise self._error
 
     def submit(self, job: Job, nbytes: int, reserved_bytes: int = 0) -> None:
-        """Queue a job that holds `nbytes`, as soon as there is room for it and for `reserved_bytes` of the caller's.
-
-        Raises:
-            BaseException: what an earlier job raised.
-        """
+        """Queue a job that holds `nbytes`, as soon as there is room for it and for `reserved_bytes` of the caller's."""
         most_held = max(self._queue_bytes - nbytes - reserved_bytes, 0)
         with self._changed:
             self._changed.wait_for(lambda: self._error or self._held_bytes <= most_held)
@@ -52,11 +48,7 @@ class Background:
             self._held_bytes += nbytes
 
     def finish(self) -> None:
-        """Wait until all jobs are done.
-
-        Raises:
-            BaseException: what the first job that failed raised; later jobs begin anew.
-        """
+        """Wait until all jobs are done, and raise what the first one that failed raised; later jobs begin anew."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_running)
             error, self._error = self._error, None

@@ -62,11 +62,7 @@ class Schema:
         return Schema(self.codec, fields, ids, has_rows=True), columns
 
     def check(self, other: Schema) -> None:
-        """Make sure that the columns and ids of another schema fit this one.
-
-        Raises:
-            StoreError: a column has another dtype or row shape, or ids are of another type.
-        """
+        """Make sure that the columns and ids of another schema fit this one; a StoreError where they do not."""
         fields = dict(self.fields)
         for field in other.fields.values():
             _add(fields, field)

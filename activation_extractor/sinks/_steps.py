@@ -125,19 +125,17 @@ def make_step(
     Raises:
         StepError: they have not, or a column has no rows.
     """
-    counts: list[tuple[Any, int]] = [(key, _row_count(key, value)) for key, value in values.items()]
-    counts += [(name, len(column)) for name, column in keep.items()]
+    counts: list[tuple[Any, int]] = []
+    for key, value in values.items():
+        column = value.lengths if isinstance(value, Ragged) else value
+        if not column.dim():
+            got = f"a single number in {key!r}"
+            raise StepError("have a row for each sample in every column", got, "Leave it out.")
+        counts.append((key, len(column)))
+    counts += [(name, len(kept)) for name, kept in keep.items()]
     rows = len(ids) if ids is not None else counts[0][1]
     for key, count in counts:
         if count != rows:
             advice = "Group calls that belong together, give an id for each row, or leave that layer out."
             raise StepError("have the same rows in every column", f"{count} in {key!r} beside {rows}", advice)
     return Step(index, rows, values, ids, keep, list(checks))
-
-
-def _row_count(key: tuple[str, str], value: Tensor | Ragged) -> int:
-    if isinstance(value, Ragged):
-        return len(value.lengths)
-    if not value.dim():
-        raise StepError("have a row for each sample in every column", f"a single number in {key!r}", "Leave it out.")
-    return value.shape[0]

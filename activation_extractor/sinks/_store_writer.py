@@ -70,14 +70,8 @@ class StoreWriter:
         return check_same(self.folder, self._make_manifest(Schema(self.codec)))
 
     def resume(self) -> None:
-        """Resume the store in the folder: columns must stay what they are in it.
-
-        Raises:
-            OtherRunError: the store is of another run.
-            StoreError: there is no store, or one of another format.
-        """
-        manifest = self.check_run()
-        self._manifest = self._published = manifest
+        """Resume the store in the folder: columns must stay what they are in it; raises what `check_run` raises."""
+        self._manifest = self._published = manifest = self.check_run()
         self._schema = Schema.of(manifest)
 
     def remember_ids(self, ids: Iterable[RowId] | None) -> None:
@@ -131,11 +125,7 @@ class StoreWriter:
         self._background.submit(job, unit.nbytes, reserved_bytes=unit.nbytes)  # the next unit will be as large
 
     def finish(self) -> None:
-        """Wait until everything is written.
-
-        Raises:
-            StoreError: a unit could not be written.
-        """
+        """Wait until everything is written; raises a StoreError where a unit could not be."""
         self._background.finish()
 
     def _make_manifest(self, schema: Schema) -> Manifest:

@@ -17,20 +17,13 @@ from activation_extractor._streams import current_stream, hold, new_stream, use
 PARCEL_BYTES = 64 * 2**20  # of tensors copied together; packing takes as much memory again on their device
 
 
-class Arrival:
-    """When copies have arrived: their tensors must not be read before `wait` has returned."""
-
-    def __init__(self) -> None:
-        self._events: list[Any] = []
-
-    def add(self, event: Any) -> None:
-        """Add an event to wait for."""
-        self._events.append(event)
+class Arrival(list[Any]):
+    """The events after which copies have arrived: their tensors must not be read before `wait` has returned."""
 
     def wait(self) -> None:
         """Block the calling thread, and nothing else, until everything has arrived."""
-        while self._events:
-            self._events.pop().synchronize()
+        while self:
+            self.pop().synchronize()
 
 
 class Transfer:
@@ -67,7 +60,7 @@ class Transfer:
             hosts = [_pinned_like(source).copy_(source, non_blocking=True) for source in sources]
             for source in sources:
                 source.record_stream(stream)  # the allocator reuses its memory only once the copy is complete
-            arrival.add(stream.record_event())
+            arrival.append(stream.record_event())
         return hosts
 
 

@@ -15,9 +15,9 @@ class UnitPolicy(ABC):
     """Decides when a unit is full. A sink chooses it, and `StoreWriter` asks it."""
 
     @property
-    @abstractmethod
     def stored_size(self) -> dict[str, int | None]:
         """The size of all units as a manifest stores it, None where they differ."""
+        return {"batches_per_unit": None}
 
     @abstractmethod
     def is_full(self, unit: Unit) -> bool:
@@ -30,10 +30,6 @@ class SizePolicy(UnitPolicy):
 
     def __init__(self, unit_bytes: int, rows_per_unit: int | None) -> None:
         self._unit_bytes, self._rows_per_unit = unit_bytes, rows_per_unit
-
-    @property
-    def stored_size(self) -> dict[str, int | None]:
-        return {"batches_per_unit": None}
 
     def is_full(self, unit: Unit) -> bool:
         if self._rows_per_unit is not None:

@@ -64,7 +64,13 @@ class Unit:
             except MaskError as error:
                 add_note(error, f"found when the values of step {step} had arrived on the CPU")
                 raise
-        entries = _id_entries(self._ids if order is None or not self._ids else [self._ids[row] for row in order])
+        ids = self._ids if order is None or not self._ids else [self._ids[row] for row in order]
+        entries: dict[str, list[Tensor]] = {}
+        if ids and isinstance(ids[0], int):
+            entries[IDS] = [torch.tensor(ids, dtype=torch.int64)]
+        elif ids:
+            texts = as_bytes(map(str, ids))
+            entries = {IDS: [texts.values], IDS + OFFSETS: [offsets(texts.lengths)]}
         for name, column in self._columns.items():
             entries |= column.entries(name, self.rows, order)
         return entries
@@ -110,12 +116,3 @@ class _Column:
         lengths = torch.cat(self._lengths)
         parts = torch.split(values, lengths.tolist())
         return [torch.cat([parts[row] for row in by_place])], [lengths[by_place]], [places]
-
-
-def _id_entries(ids: list[RowId]) -> dict[str, list[Tensor]]:
-    if not ids:
-        return {}
-    if isinstance(ids[0], int):
-        return {IDS: [torch.tensor(ids, dtype=torch.int64)]}
-    texts = as_bytes(map(str, ids))
-    return {IDS: [texts.values], IDS + OFFSETS: [offsets(texts.lengths)]}
