@@ -50,7 +50,8 @@ def antiberty() -> tuple[Any, Any]:
         MissingExtraError: transformers or that wheel is not installed.
     """
     folder = _folder("AntiBERTy", "antiberty", "antiberty==0.1.3") / "trained_models"
-    from transformers import BertConfig, BertModel
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     weights_folder = folder / "AntiBERTy_md_smooth"
     state = torch.load(weights_folder / "pytorch_model.bin", weights_only=True, map_location="cpu")
@@ -58,14 +59,8 @@ def antiberty() -> tuple[Any, Any]:
     body = {key.removeprefix("bert."): value for key, value in state.items() if key.startswith("bert.")}
     body.pop("embeddings.position_ids", None)  # a buffer that transformers no longer saves
     model.load_state_dict(body)
-    return model.eval(), _residue_tokenizer(folder / "vocab.txt")
-
-
-def _residue_tokenizer(vocabulary: Path) -> Any:
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    ids = {token: number for number, token in enumerate(vocabulary.read_text(encoding="utf-8").split())}
+    vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").split()
+    ids = {token: number for number, token in enumerate(vocabulary)}
     inner = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     inner.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
     inner.normalizer = normalizers.Sequence([normalizers.Replace(letter.lower(), letter) for letter in _RESIDUES])
@@ -75,7 +70,8 @@ def _residue_tokenizer(vocabulary: Path) -> Any:
     # No BertTokenizer: when one is saved and read again, it splits text into words once more.
     names = ["input_ids", "token_type_ids", "attention_mask"]
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
-    return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=512, model_input_names=names, **special)
+    options: dict[str, Any] = {"model_max_length": 512, "model_input_names": names, **special}
+    return model.eval(), PreTrainedTokenizerFast(tokenizer_object=inner, **options)
 
 
 def _folder(what: str, package: str, requirement: str) -> Path:

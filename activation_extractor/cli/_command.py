@@ -51,9 +51,7 @@ class Command(TyperCommand):
 def in_options(error: ActivationError, parameters: Iterable[Any]) -> str:
     """The text of an error with a command's options in place of arguments, without advice that only Python can follow.
 
-    Args:
-        error: the error.
-        parameters: the command's, as click has them.
+    The parameters are the command's, as click has them.
     """
     options = {parameter.name: parameter for parameter in parameters}
     text = str(error)

@@ -57,13 +57,7 @@ def read_sentences() -> list[dict[str, str]]:
 
 
 def nearest(embeddings: Tensor, row: int, count: int) -> list[tuple[int, float]]:
-    """The rows most similar to one, itself left out: their numbers and cosine similarities.
-
-    Args:
-        embeddings: ``(rows, features)``.
-        row: which row to compare with.
-        count: how many to return.
-    """
+    """The rows of ``(rows, features)`` most similar to `row`, itself left out: numbers and cosine similarities."""
     normal = torch.nn.functional.normalize(embeddings.float(), dim=1)
     similarity = normal @ normal[row]
     similarity[row] = -2.0

@@ -24,19 +24,13 @@ from activation_extractor.sinks._resume import check_free
 from activation_extractor.sinks._unit_policy import UNIT_BYTES
 
 LEAST_ROWS = 64
-_LONGEST = 90  # characters of the model's error that are shown
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a run is going to store.
+    """What a run is going to store: names of layers and reducers, and how many rows and bytes.
 
-    Attributes:
-        layers: the recorded names.
-        reducers: the reducers' names.
-        rows: how many rows.
-        nbytes: how many bytes, but for headers, ids and kept columns; exact where rows have the shapes that the
-            example had.
+    Headers, ids and kept columns are not counted; bytes are exact where rows have the shapes that the example had.
     """
 
     layers: Sequence[str]
@@ -68,18 +62,7 @@ def estimate(
     pooling_mask: str | None = None,
     sequence_axis: tuple[int, ...] | None = None,
 ) -> Expected:
-    """Run the model on its first rows, and compute what the whole data set will take.
-
-    Args:
-        model: the model.
-        feed: its batches.
-        layers: as for `extract`.
-        rows: how many rows there are.
-        reduce: as for `extract`.
-        format: as for `extract`.
-        stop_early: as for `extract`.
-        pooling_mask: as for `extract`.
-        sequence_axis: as for `extract`.
+    """Run the model on its first rows, and compute what the whole data set will take; options are those of `extract`.
 
     Raises:
         ArgumentError: the model cannot be run on these rows.
@@ -94,8 +77,9 @@ def estimate(
         raise
     except Exception as error:  # most often the rows are not such as the model takes
         advice = "Check that --input and --model belong together."
-        got = f"{one_line(error):.{_LONGEST}}"
-        raise ArgumentError("the model", "run on the first rows of the input", got, advice) from error
+        raise ArgumentError(
+            "the model", "run on the first rows of the input", f"{one_line(error):.90}", advice
+        ) from error
     pairs = [key if isinstance(key, tuple) else (key, str(reduce[0])) for key in acts]
     sizes = [
         _column_bytes(value, format, rows, feed.lengths if reducer == "full" else None)
@@ -116,12 +100,7 @@ def check_out(out: Path, *, resume: bool = True) -> None:
 
 
 def check_room(out: Path, nbytes: int, *, resume: bool = True) -> None:
-    """Make sure that a disk has room for a run.
-
-    Args:
-        out: the store.
-        nbytes: how many bytes the whole run writes.
-        resume: whether the run resumes what the store holds, which then needs no room again.
+    """Make sure that a disk has room for a run of `nbytes`; what the store holds needs no room again on `resume`.
 
     Raises:
         StoreError: the disk has less room.
@@ -136,13 +115,10 @@ def check_room(out: Path, nbytes: int, *, resume: bool = True) -> None:
 
 
 def _column_bytes(value: Tensor, format: str, rows: int, lengths: Sequence[int] | None) -> int:
-    """The size of a column in a format, from its values for a few rows.
+    """The size in bytes of a column of so many rows in a format, from its values for a few rows.
 
-    Args:
-        value: ``(batch, *features)``, or ``(batch, seq, *features)`` where all positions are stored.
-        format: the name of the format.
-        rows: how many rows the column will have.
-        lengths: how many positions of each row are stored, where all of them are and their numbers are known.
+    Values are ``(batch, *features)``, or ``(batch, seq, *features)`` where all positions are stored; lengths are then
+    the positions of each row, where they are known.
     """
     itemsize = value.element_size() if format == "safetensors" else to_numpy(value.new_empty(0)).itemsize
     if lengths is not None and value.dim() >= 3:

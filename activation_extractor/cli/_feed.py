@@ -28,16 +28,14 @@ Encode = Callable[[Sequence[int]], dict[str, Any]]
 class Feed:
     """Batches of a data set, the same each time that they are gone through.
 
+    `make_plan` returns the row numbers of each batch, for a `window_rows`; `encode` makes what the model is called with
+    from the numbers of rows.
+
     Attributes:
         lengths: how many positions each row has that count; None where that is not known.
         notes: what a user should know, a sentence each.
         window_rows: rows are sorted by length within windows of so many, which have to be held until they are in order;
             set it before the first batch is asked for.
-
-    Args:
-        rows: the data set.
-        make_plan: returns the row numbers of each batch, for a `window_rows`.
-        encode: makes what the model is called with from the numbers of rows.
     """
 
     def __init__(
@@ -75,19 +73,17 @@ class Feed:
         return len(self._plan)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(self._batch, self._plan)
-
-    def _batch(self, numbers: list[int]) -> dict[str, Any]:
-        entries = {name: [values[row] for row in numbers] for name, values in self._rows.keep.items()}
-        if self._rows.ids is not None:
-            entries[IDS] = [self._rows.ids[row] for row in numbers]
-        if self._is_sorted:
-            entries[ORDER] = numbers
-        arguments = self._encode(numbers)
-        twice = sorted(entries.keys() & arguments.keys())
-        if twice:
-            raise ArgumentError("a kept column", "have another name than what the model is given", twice[0])
-        return {**arguments, **entries}
+        for numbers in self._plan:
+            entries = {name: [values[row] for row in numbers] for name, values in self._rows.keep.items()}
+            if self._rows.ids is not None:
+                entries[IDS] = [self._rows.ids[row] for row in numbers]
+            if self._is_sorted:
+                entries[ORDER] = numbers
+            arguments = self._encode(numbers)
+            twice = sorted(entries.keys() & arguments.keys())
+            if twice:
+                raise ArgumentError("a kept column", "have another name than what the model is given", twice[0])
+            yield {**arguments, **entries}
 
     def example(self) -> dict[str, Any]:
         """The first two rows, as what the model is called with, and their pooling mask."""
@@ -109,15 +105,9 @@ def make_feed(
     Text goes through a tokenizer, is cut to what the model can take, and is sorted by length within windows. Images and
     arrays keep their order. Floating point inputs are given in the model's dtype.
 
-    Args:
-        rows: the data set.
-        model: the model.
-        prepare: its tokenizer, image processor or feature extractor of transformers; a callable from a list of rows to
-            a mapping; or None, where rows are arrays that the model takes as they are.
-        batch_size: how many rows a batch has at most; by default 32 where `max_tokens` is not given.
-        max_tokens: as for `length_batches`; of text alone.
-        max_length: how many tokens a text may have, special ones too; by default as many as the model can take.
-        skip_special_tokens: leave special tokens out of the pooling mask.
+    `prepare` is that of `Loaded`. A batch has 32 rows at most where neither `batch_size` nor `max_tokens` is given. A
+    text may have `max_length` tokens, special ones too; by default as many as the model can take. On
+    `skip_special_tokens` the pooling mask leaves special tokens out.
 
     Raises:
         ArgumentError: the rows are not of a kind that the model can be given, or an option is not for them.

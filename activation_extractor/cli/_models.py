@@ -25,19 +25,14 @@ from activation_extractor.errors import ActivationError, ArgumentError, Argument
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _TEXTS = ["Hello world.", "A second text."]
-_IMAGE_SIZE = 64  # pixels a side, before the image processor resizes it
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, ready to run.
+    """A model in ``eval()``, the name that it was loaded by, and sentences that its user has to know.
 
-    Attributes:
-        model: in ``eval()``.
-        prepare: what makes a batch: a transformers tokenizer, image processor or feature extractor; a callable that is
-            given a list of rows and returns what the model is called with; or None.
-        name: what it was loaded by.
-        notes: sentences that its user has to know, weights that are random numbers above all.
+    Batches are made by `prepare`: a transformers tokenizer, image processor or feature extractor; a callable that is
+    given a list of rows and returns what the model is called with; or None.
     """
 
     model: nn.Module
@@ -165,7 +160,7 @@ def _example(model: nn.Module, prepare: Any) -> dict[str, Any] | None:
         if isinstance(prepare, BaseImageProcessor):
             from PIL import Image
 
-            grey = Image.new("RGB", (_IMAGE_SIZE, _IMAGE_SIZE), (128, 128, 128))
+            grey = Image.new("RGB", (64, 64), (128, 128, 128))  # pixels; the image processor resizes it
             return dict(prepare(images=[grey], return_tensors="pt"))
         if isinstance(prepare, FeatureExtractionMixin):
             rate = prepare.sampling_rate

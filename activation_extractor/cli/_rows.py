@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -26,14 +27,9 @@ _FASTA = (".fasta", ".fa", ".faa", ".fna", ".ffn")
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a data set.
+    """The rows of a data set: a value for each, ids (None where rows are numbered), further columns, notes for users.
 
-    Attributes:
-        kind: ``"text"`` (values are strings), ``"array"`` (arrays, one for each row) or ``"image"`` (paths of files).
-        values: one for each row.
-        ids: the row ids; None where rows are numbered.
-        keep: further columns, by name.
-        notes: what a user should know, a sentence each.
+    Values are strings (``"text"``), arrays (``"array"``) or paths of files (``"image"``).
     """
 
     kind: Kind
@@ -55,11 +51,8 @@ def read_rows(
     sequences (FASTA: ids are the first words of the headers; ``description`` can be kept), arrays (``.npy``, a row for
     each index of the first axis, mapped rather than read). Text files may be compressed (``.gz``).
 
-    Args:
-        source: the file, the folder, or ``-``.
-        text_column: the column with the text; by default ``text``, or ``sequence``.
-        id_column: the column with the row ids; by default rows are numbered, but those of FASTA files and images.
-        keep: further columns to keep.
+    By default the text is in the column ``text``, or ``sequence``; and rows are numbered, but those of FASTA files and
+    images have ids.
 
     Raises:
         ArgumentError: the source does not exist, is of no known kind, empty or damaged; a column does not exist; a text
@@ -116,10 +109,8 @@ def _texts(
     kept: dict[str, list[Any]] = {name: [] for name in keep}
     for number, record in enumerate(records):
         text_column = text_column or next((name for name in _TEXT_COLUMNS if name in record), "text")
-        text, what = (
-            _cell(source, record, "text_column", text_column),
-            f"{text_column!r} of row {number} (counted from 0)",
-        )
+        text = _cell(source, record, "text_column", text_column)
+        what = f"{text_column!r} of row {number} (counted from 0)"
         if not isinstance(text, str):
             raise ArgumentTypeError(what, "be text", text)
         if not text.strip():
@@ -129,12 +120,8 @@ def _texts(
             ids.append(_cell(source, record, "id_column", id_column))
         for name in keep:
             kept[name].append(_cell(source, record, "keep", name))
-    return Rows(
-        "text",
-        texts,
-        ids if id_column else None,
-        {name: values if None in values else as_numbers(values) for name, values in kept.items()},
-    )
+    kept = {name: values if None in values else as_numbers(values) for name, values in kept.items()}
+    return Rows("text", texts, ids if id_column else None, kept)
 
 
 def _cell(source: str, record: Record, argument: str, column: str) -> Any:
@@ -184,26 +171,20 @@ def _table(file: TextIO) -> Iterator[Record]:
 def _fasta(file: TextIO) -> Iterator[Record]:
     """Records of FASTA: a header line that begins with ``>``, and lines of the sequence."""
     header, parts = "", list[str]()
-    for number, line in enumerate(file):
+    for number, line in enumerate(chain(file, [">"])):  # a last header ends the last record
         line = line.strip()
         if line.startswith(">"):
             if header:
-                yield _sequence(header, parts)
+                name, _, description = header[1:].strip().partition(" ")
+                sequence = "".join(parts).removesuffix("*")  # the stop codon, which is no residue
+                if not sequence:
+                    raise ArgumentError(f"the sequence of {name!r}", "hold residues", sequence, "Remove that record.")
+                yield {"id": name, "sequence": sequence, "description": description.strip()}
             header, parts = line, []
         elif line and not header:
             raise ArgumentError(f"line {number + 1}", "come after a header that begins with '>'", line)
         elif line:
             parts.append("".join(line.split()))
-    if header:
-        yield _sequence(header, parts)
-
-
-def _sequence(header: str, parts: list[str]) -> Record:
-    name, _, description = header[1:].strip().partition(" ")
-    sequence = "".join(parts).removesuffix("*")  # the stop codon, which is no residue
-    if not sequence:
-        raise ArgumentError(f"the sequence of {name!r}", "hold residues", sequence, "Remove that record.")
-    return {"id": name, "sequence": sequence, "description": description.strip()}
 
 
 def _parquet(path: Path) -> Iterator[Record]:

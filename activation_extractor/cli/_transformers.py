@@ -18,12 +18,7 @@ KINDS = "be a folder with a config.json, the id of a transformers model, or 'pac
 
 
 def load_transformers(name: str, trust_remote_code: bool, dtype: Any) -> tuple[nn.Module, Any, tuple[str, ...]]:
-    """Load a model, what prepares its inputs (None if nothing does), and notes for its user.
-
-    Args:
-        name: a folder or an id.
-        trust_remote_code: run the Python code that comes with the model.
-        dtype: the dtype of the weights, ``"auto"`` or None.
+    """Load a model by folder or id, what prepares its inputs (None if nothing does), and notes for its user.
 
     Raises:
         ArgumentError: there is no such model, or transformers cannot load it.

@@ -15,8 +15,6 @@ from activation_extractor.errors import ArgumentError
 if TYPE_CHECKING:
     from activation_extractor.comparison import LayerComparison
 
-_EVERY = "**.*"  # fits each name, the model's own too, which is empty
-
 
 def compare(
     left: Annotated[Path, typer.Argument(help="The reference: a store's folder, or a file.", metavar="LEFT")],
@@ -101,23 +99,20 @@ def _match(given: Sequence[str], by_order: bool) -> dict[str, str] | Literal["or
 
 def _tolerance(option: str, given: Sequence[str]) -> float | dict[str, float] | None:
     """A tolerance as `compare` takes it: one number, or by pattern, the one for the rest last."""
-    patterns: dict[str, float] = {}
-    rest: float | None = None
+    numbers: dict[Any, float] = {}
     for value in given:
         pattern, mark, text = value.rpartition("=")
-        if pattern in patterns if mark else rest is not None:
+        key = pattern if mark else None
+        if key in numbers:
             raise ArgumentError(option, "be given once for each pattern, and once for the rest", value)
         try:
-            number = float(text)
+            numbers[key] = float(text)
         except ValueError:
             raise ArgumentError(option, "be a number or PATTERN=NUMBER", value) from None
-        if mark:
-            patterns[pattern] = number
-        else:
-            rest = number
-    if patterns and rest is not None:
-        patterns.setdefault(_EVERY, rest)
-    return patterns or rest
+    rest = numbers.pop(None, None)
+    if numbers and rest is not None:
+        numbers.setdefault("**.*", rest)  # fits each name, the model's own too, which is empty
+    return numbers or rest
 
 
 def _opened(path: Path) -> Any:

@@ -83,15 +83,8 @@ def extract(
     check_out(out, resume=resume)
     rows = read_rows(input, text_column=text_column, id_column=id_column, keep=keep or ())
     loaded = load_model(model, trust_remote_code=trust_remote_code, dtype=dtype, device=device)
-    feed = make_feed(
-        rows,
-        loaded.model,
-        loaded.prepare,
-        batch_size=batch_size,
-        max_tokens=max_tokens,
-        max_length=max_length,
-        skip_special_tokens=skip_special_tokens,
-    )
+    sizes = {"batch_size": batch_size, "max_tokens": max_tokens, "max_length": max_length}
+    feed = make_feed(rows, loaded.model, loaded.prepare, skip_special_tokens=skip_special_tokens, **sizes)
     for note in (*loaded.notes, *rows.notes, *feed.notes):
         warn(note)
     selection = layers or blocks(loaded.model)

@@ -70,10 +70,7 @@ def _preview(loaded: Loaded, layers: Sequence[str] | None) -> tuple[Preview, str
     from activation_extractor.activations import preview
     from activation_extractor.cli._models import example_batch
 
-    def takes_hooks(name: str, module: Any) -> bool:
-        return not isinstance(module, ScriptModule)
-
-    selection: Any = list(layers) if layers else takes_hooks
+    selection: Any = list(layers or ()) or (lambda name, module: not isinstance(module, ScriptModule))
     if not layers and not any(True for _ in loaded.model.children()):
         selection = ""  # nothing but the root
     without_shapes = preview(loaded.model, selection)

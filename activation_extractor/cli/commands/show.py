@@ -145,14 +145,11 @@ def _table(columns: Sequence[Mapping[str, Any]]) -> list[str]:
         heads, sides = [*heads, *_STATISTICS.values()], sides + ">" * len(_STATISTICS)
         for row, column in zip(rows, columns, strict=True):
             numbers = column.get("statistics", {})
-            row += [_number(numbers.get(name)) for name in _STATISTICS]
+            values = [numbers.get(name) for name in _STATISTICS]
+            row += [
+                "-" if value is None else format(value, "," if isinstance(value, int) else ".4g") for value in values
+            ]
     return _aligned([heads, *rows], sides)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
