@@ -95,8 +95,8 @@ def _by_patterns(names: Sequence[str], others: Sequence[str], match: Mapping[str
 
 def _fitted(regex: re.Pattern[str], template: str, name: str, *, is_filled: bool) -> str | None:
     """The template for a name that fits, its wildcards filled in."""
-    found = regex.fullmatch(name)
-    return found and (fill(template, found.groups()) if is_filled else template)
+    fit = regex.fullmatch(name)
+    return fit and (fill(template, fit.groups()) if is_filled else template)
 
 
 def _with_ending(name: str, match: Callable[[str], str | None]) -> str | None:

@@ -50,14 +50,14 @@ def _by_pattern(argument: str, given: GivenTolerance) -> dict[str | None, float]
     """Tolerances by layer pattern; None is every layer."""
     if given is None:
         return {}
-    found: dict[str | None, float] = dict(given.items()) if isinstance(given, Mapping) else {None: given}
-    for pattern, tolerance in found.items():
+    tolerances: dict[str | None, float] = dict(given.items()) if isinstance(given, Mapping) else {None: given}
+    for pattern, tolerance in tolerances.items():
         is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
         if not is_number or not isinstance(pattern, str | None):
             raise ArgumentTypeError(argument, "be a number, or map layer patterns to numbers", given)
         if not 0 <= tolerance < math.inf:
             raise ArgumentError(argument, "be finite and not negative", tolerance)
-    return found
+    return tolerances
 
 
 def _first_fit(tolerances: Mapping[str | None, float], layer: str) -> float | None:

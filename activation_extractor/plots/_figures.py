@@ -221,7 +221,7 @@ def _columns(store: Store, reducer: str | None) -> list[Column]:
 def _row_labels(column: Column, labels: Any, rows: int | None = None) -> list[Any] | None:
     """The label of each row of a column, None where it is missing.
 
-    There is one for each row of the store, or of the column when `rows`, how many the store has, is not known.
+    `rows` is the number of rows of the store; where it is None, labels may also be those of the column's rows alone.
     """
     if labels is None:
         return None

@@ -198,10 +198,10 @@ def _write_safetensors(store: Store, path: Path) -> None:
             sources[name] = source
     # Not the columns' own mapped chunks: those of all columns would be more maps than a process may have (65,530).
     outlines = {
-        name: torch.empty(_shape(source), dtype=source.dtype, device="meta") for name, source in sources.items()
+        name: [torch.empty(_shape(source), dtype=source.dtype, device="meta")] for name, source in sources.items()
     }
-    names = {id(outline): name for name, outline in outlines.items()}
-    header, order = arranged({name: [outline] for name, outline in outlines.items()}, None)
+    names = {id(outline): name for name, (outline,) in outlines.items()}
+    header, order = arranged(outlines, None)
     with open(path, "xb") as file:
         file.write(header)
         for outline in order:
