@@ -13,11 +13,7 @@ from activation_extractor.layers._selections import Target
 
 
 class Owner:
-    """The block that hooks belong to.
-
-    Args:
-        targets: what it records.
-        stops_early: whether a forward of its model is to end once all targets have run.
+    """The block that hooks belong to: its targets, and whether a forward is to end once all of them have run.
 
     Attributes:
         is_open: whether the block has not been left yet.

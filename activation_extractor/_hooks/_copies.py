@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
-from types import CodeType, MethodType
+from types import CodeType
 from typing import Any, TypeVar
 
 from activation_extractor._private_torch import Flags, Hooks
@@ -26,7 +26,7 @@ def hide_ours(all_hooks: Iterable[Hooks]) -> None:
     with _lock:
         for hooks in all_hooks:
             if _REDUCE not in hooks.__dict__:
-                hooks.__dict__[_REDUCE] = MethodType(_reduce_hooks, hooks)
+                hooks.__dict__[_REDUCE] = partial(_reduce_foreign, hooks, hooks)
 
 
 def hide_flags(flags: Flags, hooks: Hooks) -> None:
@@ -56,10 +56,6 @@ def ours(hook: Hook) -> Hook:
 def is_ours(hook: object) -> bool:
     """Whether a hook, or the function that a bound one is made of, is decorated with `ours`."""
     return getattr(hook, "__code__", None) in _our_code
-
-
-def _reduce_hooks(hooks: Hooks, protocol: Any) -> Any:
-    return _reduce_foreign(hooks, hooks, protocol)
 
 
 def _reduce_foreign(entries: dict[int, Any], hooks: Hooks, protocol: Any) -> Any:

@@ -34,20 +34,24 @@ def tap(target: Target, owner: Owner, record: Record) -> Detach:
         ValueNotFoundError: from the module's call, when its value holds no tensor.
     """
     if target.side == "input":
-        return _attach_before(target.module, _input_hook(target, owner, record))
+        handle = target.module.register_forward_pre_hook(_input_hook(target, owner, record), with_kwargs=True)
+        hooks, flags = forward_pre_hooks(target.module)
+        hide_ours([hooks])
+        hide_flags(flags, hooks)
+
+        def detach() -> None:
+            handle.remove()
+            show_all([hooks], flags)
+
+        return detach
     return _attach(target.module, _output_hook(target, owner, record))
 
 
 def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record]) -> Detach:
-    """Attach a hook that asks `expect` what records each gradient to come, which is called with it in backward.
+    """Attach a hook that asks `expect`, in each call of the layer, what records the gradient that backward will bring.
 
-    Args:
-        target: the layer whose output's gradient is wanted.
-        owner: the block.
-        expect: called in each call of the layer, with whether it is a recomputation; returns what takes the gradient.
-
-    Returns:
-        What takes the hook off again, and those that wait for gradients.
+    `expect` is called with whether the call is a recomputation. Returns what takes the hook off again, and those that
+    wait for gradients.
     """
     module, pick = target.module, picker(target)
     handles: list[RemovableHandle] = []
@@ -165,16 +169,3 @@ def _attach(module: nn.Module, hook: Callable[..., None]) -> Detach:
     attached.add(module, hook)
     attached.hide()
     return attached.detach
-
-
-def _attach_before(module: nn.Module, hook: Callable[..., None]) -> Detach:
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    hooks, flags = forward_pre_hooks(module)
-    hide_ours([hooks])
-    hide_flags(flags, hooks)
-
-    def detach() -> None:
-        handle.remove()
-        show_all([hooks], flags)
-
-    return detach

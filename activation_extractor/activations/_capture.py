@@ -155,7 +155,14 @@ class Capture:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._leave().__exit__(kind, error, traceback)
+        with self._lock:
+            # The latest of this context, or of any when the block began in another one.
+            candidates = [recording for recording in self._entered if recording.state in open_here()] or self._entered
+            if not candidates:
+                advice = "Use capture in a with-statement."
+                raise StepError("end with the block it began in", "one exit too many", advice)
+            self._entered.remove(recording := candidates[-1])
+        recording.__exit__(kind, error, traceback)
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, with a block around each call.
@@ -236,14 +243,3 @@ class Capture:
                 "calls": options.calls,
             }
         return self._known_metadata
-
-    def _leave(self) -> Recording:
-        """The recording that this exit ends: the latest of this context, or of any if it began in another one."""
-        with self._lock:
-            here = [recording for recording in self._entered if recording.state in open_here()]
-            candidates = here or self._entered
-            if not candidates:
-                advice = "Use capture in a with-statement."
-                raise StepError("end with the block it began in", "one exit too many", advice)
-            self._entered.remove(recording := candidates[-1])
-            return recording

@@ -13,12 +13,7 @@ from activation_extractor.reducers._masks import CallArguments
 
 
 class ForwardState(Owner):
-    """The forward of the model that is under way.
-
-    Args:
-        targets: what the block records.
-        stops_early: whether a forward is to end once all targets have run.
-        warns: whether to warn, once, when a layer runs several times in a forward.
+    """The forward of the model that is under way; `warns` is for a layer that runs several times in it.
 
     Attributes:
         call: what the model's own call was given; None outside of one.
@@ -49,17 +44,10 @@ class ForwardState(Owner):
         self.call = self.is_unmasked = None
 
     def check_thread(self) -> None:
-        """Refuse a forward that begins while another one is under way in another thread.
-
-        Raises:
-            StepError: it does.
-        """
+        """Raise StepError for a forward that begins while another one is under way in another thread."""
         if threading.get_ident() != self._thread:
-            raise StepError(
-                "see one forward at a time",
-                "two in different threads of one context",
-                "Enter a capture of its own in each thread.",
-            )
+            advice = "Enter a capture of its own in each thread."
+            raise StepError("see one forward at a time", "two in different threads of one context", advice)
 
     def check_step(self, target: Target) -> None:
         """Refuse a call that belongs to no step, so that nothing is recorded that no sink would ever see.
@@ -68,17 +56,12 @@ class ForwardState(Owner):
             StepError: the call is outside of a step, or of a step that backward will be part of.
         """
         if not self.in_step:
-            raise StepError(
-                "hold every recorded call when there is a sink",
-                f"a call of {target.layer!r} outside the model's own call",
-                "Wrap what belongs together in `with acts.step(): ...`, or capture the module that is called.",
-            )
+            got = f"a call of {target.layer!r} outside the model's own call"
+            advice = "Wrap what belongs together in `with acts.step(): ...`, or capture the module that is called."
+            raise StepError("hold every recorded call when there is a sink", got, advice)
         if target.side == "gradient" and not self.spans_backward:
-            raise StepError(
-                "hold forward and backward when gradients go to a sink",
-                f"a forward of {target.layer!r} outside a step block",
-                "Wrap both in `with acts.step(): ...`.",
-            )
+            got, advice = f"a forward of {target.layer!r} outside a step block", "Wrap both in `with acts.step(): ...`."
+            raise StepError("hold forward and backward when gradients go to a sink", got, advice)
 
     def ran_again(self, target: Target) -> None:
         """Warn, once, that only the last call of several in one forward is recorded.

@@ -75,12 +75,9 @@ class Turns:
 
 
 class Recorded:
-    """Values by key: the last one of each, or those of all calls in order.
+    """Values by key: the last one of each with ``calls="last"``, else those of all calls in order.
 
-    Args:
-        calls: ``"last"`` for the last value of each key.
-        max_bytes: how much memory the values may keep alive, or None.
-        detach: whether references let go of their graphs when they are read or the block ends.
+    With `detach`, references let go of their graphs when they are read or the block ends.
 
     Attributes:
         masks: the masks of the activations that are recorded whole, by recorded name, call by call.
@@ -118,13 +115,7 @@ class Recorded:
         return sorted(turns, key=turns.__getitem__)
 
     def put(self, key: Key, tensor: Tensor, version: int | None = None, index: int | None = None) -> None:
-        """Store the value of a call.
-
-        Args:
-            key: the recorded name and the reducer.
-            tensor: the value.
-            version: how often it had been written to; None when it is a copy.
-            index: which call of the layer it is of; None for the next one.
+        """Store the value of call `index`, or of the next one; `version` is that of a reference, None for a copy.
 
         Raises:
             CapacityError: it does not fit ``max_bytes``.
@@ -173,11 +164,7 @@ class Recorded:
         return [slot.read(key[0], detach=self._detach) for slot in slots if slot is not None]
 
     def check(self) -> None:
-        """Make sure that every value has a meaning.
-
-        Raises:
-            TransformedCallError: one was recorded inside ``vmap`` or another transform.
-        """
+        """Raise TransformedCallError for a value that was recorded inside ``vmap`` or another transform."""
         for slot in self._all_slots():
             slot.check()
 
@@ -220,11 +207,7 @@ class _Budget:
         self._nbytes = 0
 
     def replace(self, name: str, new: Tensor, old: Tensor | None) -> None:
-        """Count a value, and no longer the one whose place it takes.
-
-        Raises:
-            CapacityError: all values together take more than `max_bytes`.
-        """
+        """Count a value, and no longer the one whose place it takes; CapacityError above `max_bytes`."""
         if old is not None:
             storage, nbytes = storage_bytes(old)
             self._users[storage] -= 1

@@ -32,12 +32,7 @@ if TYPE_CHECKING:
 class Recording:
     """What happens between entering a block and leaving it: a context manager that is entered once.
 
-    Args:
-        root: the plain model.
-        targets: what to record on it.
-        options: how.
-        masks: how to find a layer's mask.
-        sink: where finished steps go, or None when the whole block is one step.
+    Finished steps go to the sink; without one the whole block is one step.
 
     Attributes:
         state: the forward that is under way.

@@ -19,13 +19,7 @@ from activation_extractor.reducers._sequence_axis import has_sequence, sequence_
 
 
 class Results:
-    """The values of one block, in the form in which they are handed out.
-
-    Args:
-        targets: recorded name to layer name, in order.
-        options: the capture's.
-        recorded: what its hooks record.
-    """
+    """The values of one block, in the form in which they are handed out."""
 
     def __init__(self, targets: Sequence[Target], options: Options, recorded: Recorded) -> None:
         self._layers = {target.name: target.layer for target in targets}
@@ -61,7 +55,11 @@ class Results:
             raise KeyError(key)
         count, joined = self._joined.get(key, (0, None))
         if joined is None or count != len(parts):
-            joined = self._join(key, parts)
+            layer, axis = self._layers[key[0]], self._options.sequence_axis
+            joined = torch.cat(parts, sequence_axes(layer, parts[0], axis)[0])
+            if (reducer := self._options.reducers[key[1]]) is not full:
+                sequence, mask = sequence_second(layer, joined, axis), self._joined_mask(key[0], parts)
+                joined = ordinary(reduce_sequence(layer, key[1], reducer, sequence, mask))
             self._joined[key] = (len(parts), joined)
         return joined
 
@@ -90,16 +88,6 @@ class Results:
         """Let go of everything."""
         self._recorded.clear()
         self._joined.clear()
-
-    def _join(self, key: Key, parts: list[Tensor]) -> Tensor:
-        name, layer = key[0], self._layers[key[0]]
-        axis = self._options.sequence_axis
-        joined = torch.cat(parts, sequence_axes(layer, parts[0], axis)[0])
-        reducer = self._options.reducers[key[1]]
-        if reducer is full:
-            return joined
-        sequence = sequence_second(layer, joined, axis)
-        return ordinary(reduce_sequence(layer, key[1], reducer, sequence, self._joined_mask(name, parts)))
 
     def _joined_mask(self, name: str, parts: list[Tensor]) -> Tensor | None:
         masks = self._recorded.masks.get(name, [])

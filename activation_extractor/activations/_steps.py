@@ -17,14 +17,9 @@ from activation_extractor.sinks._steps import make_step
 
 
 class Steps:
-    """The steps of a block.
+    """The steps of a block; without a sink the whole block is one.
 
-    Args:
-        state: the block's state, where the open step is entered.
-        results: what is recorded.
-        gradients: the recorders of gradients, by recorded name.
-        sink: where finished steps go, or None when the whole block is one step.
-        may_lack: whether a step is complete although a layer did not run in it.
+    With `may_lack` a step is complete although a layer did not run in it.
 
     Attributes:
         checks: what is still to be checked of masks in the open step; None without a sink, when it is checked at once.

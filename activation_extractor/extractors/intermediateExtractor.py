@@ -76,7 +76,13 @@ class IntermediateExtractor(IntermediateExtractorBase):
             raise ArgumentError("outputs", f"have a position along axis {sequence_axis}", shape, "Leave it out.")
         if emb_format == "mean":
             return _mean(outputs, sequence_axis)
-        return _position(outputs, {"FT": 0, "LT": -1}.get(emb_format, custom_position), sequence_axis)
+        position: Any = {"FT": 0, "LT": -1}.get(emb_format, custom_position)
+        length = outputs.shape[sequence_axis]
+        if not -length <= position < length:
+            raise ArgumentError("custom_position", f"be a position of a sequence of {length}", position)
+        if isinstance(outputs, np.ndarray):
+            return outputs.take(position, sequence_axis)
+        return outputs.select(sequence_axis, position).clone()
 
     def save_outputs(
         self,
@@ -184,15 +190,6 @@ def _mean(outputs: Any, axis: int) -> Any:
     if not (outputs.is_floating_point() or outputs.is_complex()):
         return outputs.float().mean(axis)
     return outputs.mean(axis, dtype=torch.promote_types(outputs.dtype, torch.float32)).to(outputs.dtype)
-
-
-def _position(outputs: Any, position: Any, axis: int) -> Any:
-    length = outputs.shape[axis]
-    if not -length <= position < length:
-        raise ArgumentError("custom_position", f"be a position of a sequence of {length}", position)
-    if isinstance(outputs, np.ndarray):
-        return outputs.take(position, axis)
-    return outputs.select(axis, position).clone()
 
 
 def _is_folder(path: Path) -> bool:

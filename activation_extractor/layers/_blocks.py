@@ -66,9 +66,7 @@ def _outermost(tree: ModuleTree, *, composite: bool) -> list[str]:
 def _is_stack(module: nn.Module, *, composite: bool) -> bool:
     """Whether a module is a list with a type of child twice, or a sequence with each type twice on average.
 
-    Args:
-        module: the module.
-        composite: whether its children must have children.
+    With `composite` its children must have children.
     """
     children = [unwrap(child) for child in children_of(module).values() if child is not None]
     if not isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential) or len(children) < 2:

@@ -51,14 +51,10 @@ def check_form(mask: Any) -> None:
 def fit(
     layer: str, mask: Any, activation: Tensor, *, is_cached: bool = False, checks: list[MaskCheck] | None = None
 ) -> Tensor:
-    """A mask as ``(batch, seq)`` bool on the activation's device.
+    """A mask as ``(batch, seq)`` bool on the device of the activation ``(batch, seq, *features)``.
 
-    Args:
-        layer: the layer's name, for errors.
-        mask: a layer's mask as it came.
-        activation: ``(batch, seq, *features)``.
-        is_cached: whether the activation may be of the last positions alone, in a cached decoding step.
-        checks: where to put what is still to be checked of a mask on an accelerator; None checks it at once.
+    With `is_cached` the activation may be of the last positions alone. What is still to be checked of a mask on an
+    accelerator is added to `checks`; None checks it at once.
 
     Raises:
         MaskError: it does not fit; or, unless that is left to `checks`, is additive or has a row without a real

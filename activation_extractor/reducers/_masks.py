@@ -85,10 +85,7 @@ class Masks:
     def for_layer(self, layer: str, activation: Tensor, call: CallArguments | None) -> Tensor | None:
         """The mask for an activation ``(batch, seq, *features)``: ``(batch, seq)`` bool on its device, or None.
 
-        Args:
-            layer: the layer's plain name.
-            activation: its value, sequence axis second.
-            call: the model's call that is under way; None when the layer ran outside of one.
+        `call` is the model's call that is under way; None when the layer ran outside of one.
 
         Raises:
             MaskError: the mask does not fit; or, unless that is left to the call's `checks`, is additive or has a row
@@ -108,12 +105,7 @@ class Masks:
 
 @dataclass(eq=False)
 class BatchMask:
-    """A mask that is set anew before each call of the model.
-
-    Attributes:
-        name: what it is called, for a run's fingerprint.
-        now: the mask of the next call, ``(batch, seq)``.
-    """
+    """A mask set anew before each call: `name` is for fingerprints, `now`, ``(batch, seq)``, for the next call."""
 
     name: str
     now: Tensor | None = None
@@ -124,11 +116,7 @@ class CallArguments:
 
     Nothing is bound as Python would: that costs as much as a small reduction, in every forward.
 
-    Args:
-        positions: where the model's arguments stand, see `positions_of`.
-        args: positional arguments.
-        kwargs: keyword arguments.
-        checks: where to put what is still to be checked of masks on an accelerator; None checks it at once.
+    What is still to be checked of masks on an accelerator is added to `checks`; None checks it at once.
 
     Attributes:
         fitted: masks that were made to fit in this call, by what they were made from.
@@ -227,9 +215,6 @@ def _from_function(
 
 
 def _outside_call(layer: str, name: str) -> MaskError:
-    return MaskError(
-        f"come from {name!r} of the model's own call",
-        "a layer that ran outside of such a call",
-        "Capture the module that is called, or pass mask=None when nothing is padding.",
-        layer,
-    )
+    condition, got = f"come from {name!r} of the model's own call", "a layer that ran outside of such a call"
+    advice = "Capture the module that is called, or pass mask=None when nothing is padding."
+    return MaskError(condition, got, advice, layer)

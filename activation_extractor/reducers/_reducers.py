@@ -66,8 +66,9 @@ def max(activation: Tensor, mask: Tensor | None) -> Tensor:
     """The greatest value of each feature over the real positions, ``(batch, *features)``; a real NaN gives NaN."""
     if mask is None:
         return activation.amax(1)
-    lowest = _lowest(activation.dtype)
-    return torch.where(_expand(mask, activation), activation, lowest).amax(1)
+    dtype = activation.dtype
+    limit = float("-inf") if dtype.is_floating_point else False if dtype == torch.bool else torch.iinfo(dtype).min
+    return torch.where(_expand(mask, activation), activation, limit).amax(1)
 
 
 def position(k: int) -> Reducer:
@@ -108,14 +109,7 @@ def _expand(mask: Tensor, activation: Tensor) -> Tensor:
 
 
 def _take(activation: Tensor, index: Tensor) -> Tensor:
-    rows = torch.arange(len(index), device=activation.device)
-    return activation[rows, index]
-
-
-def _lowest(dtype: torch.dtype) -> float | int | bool:
-    if dtype == torch.bool:
-        return False
-    return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min
+    return activation[torch.arange(len(index), device=activation.device), index]
 
 
 _BUILT_IN: dict[str, Reducer] = {"full": full, "mean": mean, "first": first, "last": last, "max": max}
