@@ -89,11 +89,7 @@ def shape_of(chunks: Sequence[Tensor]) -> list[int]:
 
 
 def check_shape(shape: Any) -> tuple[int, ...]:
-    """The shape in a file's header, as a tuple.
-
-    Raises:
-        ValueError: it is not a list of sizes.
-    """
+    """The shape in a file's header, as a tuple; raises a ValueError where it is not a list of sizes."""
     if not isinstance(shape, list | tuple) or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
         raise ValueError("a shape that is not a list of sizes")
     return tuple(shape)
@@ -110,12 +106,7 @@ def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_apart(spans: Iterable[tuple[int, int]], stop: int) -> None:
-    """Make sure that no span of bytes overlaps another and that all end before `stop`.
-
-    Raises:
-        ValueError: they overlap.
-        TruncatedError: one ends after `stop`.
-    """
+    """Raise a ValueError where two spans of bytes overlap, and a TruncatedError where one ends after `stop`."""
     end = 0
     for first, last in sorted(spans):
         if first < end or last < first:

@@ -133,11 +133,7 @@ class Run(Sink):
         self._stored = None
 
     def end(self) -> None:
-        """End the last unit: the data set has no more batches.
-
-        Raises:
-            OtherRunError: the store holds rows of further batches.
-        """
+        """End the last unit, after the last batch; raises an OtherRunError where the store holds further batches."""
         if self._policy.batches and (self.rows or self.stored_rows):
             self.end_unit()
         units = list_units(self._folder, self._codec) if self._has_store else []

@@ -75,11 +75,7 @@ class StoreWriter:
         self._schema = Schema.of(manifest)
 
     def remember_ids(self, ids: Iterable[RowId] | None) -> None:
-        """Remember ids of stored rows, so that none of them is added again.
-
-        Raises:
-            StoreError: an id comes twice.
-        """
+        """Remember ids of stored rows, so that none is added again; raises a StoreError where an id comes twice."""
         repeated = add_ids(self._ids, ids or ())
         if repeated is not None:
             advice = "Give every row an id of its own."
