@@ -21,14 +21,10 @@ from activation_extractor.store import Column, Store
 _BATCH_ROWS = 32
 
 
-def run_demo(out: Path, *, progress: bool | None = None) -> Store:
+def run_demo(out: Path) -> Store:
     """Extract mean and last token of every block of all-MiniLM-L6-v2 for the sentences that come with the package.
 
-    The model is read from its wheel; nothing is fetched. Called again, it goes on where it ended.
-
-    Args:
-        out: a new or empty folder, or the one of an earlier call.
-        progress: as for `extract`.
+    The model is read from its wheel; nothing is fetched. Called again with the same folder, it goes on where it ended.
 
     Raises:
         MissingExtraError: transformers or the package with the model is not installed.
@@ -38,16 +34,8 @@ def run_demo(out: Path, *, progress: bool | None = None) -> Store:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
     model, tokenizer = minilm()
     batches = list(_batches(tokenizer, read_sentences()))
-    return extract(
-        model,
-        batches,
-        blocks(model),
-        reduce=["mean", "last"],
-        out=out,
-        ids="citation",
-        keep=["tokens", "book"],
-        progress=progress,
-    )
+    kept = ["tokens", "book"]
+    return extract(model, batches, blocks(model), reduce=["mean", "last"], out=out, ids="citation", keep=kept)
 
 
 def read_sentences() -> list[dict[str, str]]:

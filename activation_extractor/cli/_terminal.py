@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,11 @@ def say_json(content: Any) -> None:
     say(json.dumps(content, indent=1))
 
 
-def say_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], **options: Any) -> None:
-    """Print a table; names of columns that hold numbers begin with ``>``, which aligns them to the right."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title), title_justify="left", **options)
-    for column in columns:
-        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    Console().print(table)
-
-
 def how_to_read(path: Path, key: Any) -> str:
     """The lines of Python that open a store and read one of its columns."""
-    lines = [
-        "Read it back:",
-        "    from activation_extractor import open_store",
-        f"    store = open_store({str(path)!r})",
-        f"    store[{', '.join(map(repr, key)) if isinstance(key, tuple) else repr(key)}].numpy(), store.ids",
-    ]
-    return "\n".join(lines)
+    column = ", ".join(map(repr, key)) if isinstance(key, tuple) else repr(key)
+    opening = f"    from activation_extractor import open_store\n    store = open_store({str(path)!r})"
+    return f"Read it back:\n{opening}\n    store[{column}].numpy(), store.ids"
 
 
 def warn(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from activation_extractor.cli._terminal import how_to_read, say, say_table
+from activation_extractor.cli._terminal import how_to_read, say
 
 _SHOWN_CITATIONS = ("1 Chronicles 1:8", "2 Kings 14:4", "Exodus 29:4", "Proverbs 24:21")
 
@@ -22,6 +22,10 @@ def demo(
 
     Example: activation-extractor demo --out out
     """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     from activation_extractor.cli._demo import neighbour_rows, read_sentences, run_demo
     from activation_extractor.plots import overview, save_plot
 
@@ -30,7 +34,11 @@ def demo(
     say(repr(store))
     rows = neighbour_rows(store[last_block, "mean"], read_sentences(), _SHOWN_CITATIONS)
     title = f"Nearest by the mean of {last_block}"
-    say_table(title, ["sentence", "is nearest to", ">cosine"], rows, show_lines=True)
+    table = Table("sentence", "is nearest to", title=Text(title), title_justify="left", show_lines=True)
+    table.add_column("cosine", justify="right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
     picture = out.absolute().with_name(f"{out.absolute().name}.png")
     save_plot(overview(store, store.keep["book"], "mean"), picture)
     say(f"Look at it: {os.path.relpath(picture)}")

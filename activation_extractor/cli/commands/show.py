@@ -6,15 +6,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from activation_extractor._display import aligned, human_bytes, plural, printable
 from activation_extractor.cli._terminal import say, say_json
-
-if TYPE_CHECKING:
-    from activation_extractor.store import Store
 
 _FIRST_IDS = 3
 _OPTIONS = ("mask", "sequence_axis", "calls")
@@ -46,36 +43,32 @@ def show(
     """
     from activation_extractor.store import open_store
 
-    content = _about(open_store(store), stats)
+    opened = open_store(store)
+    manifest, shards = opened.manifest, opened.shards
+    # Ids of the first shard alone: `opened.ids` would open every shard.
+    count = 0 if manifest["ids"] is None or not shards else min(_FIRST_IDS, shards[0].rows)
+    content = {
+        "path": str(opened.path),
+        "model": manifest.get("model"),
+        "rows": opened.rows,
+        "format": manifest["codec"],
+        "units": len(shards),
+        "bytes": opened.nbytes,
+        "ids": manifest["ids"],
+        "first_ids": list(islice(opened.iter_ids(), count)),
+        "reducers": opened.reducers,
+        "options": {name: _option(opened.fingerprint[name]) for name in _OPTIONS if name in opened.fingerprint},
+        "versions": manifest.get("versions", {}),
+        "columns": [
+            {"layer": layer, "reducer": reducer, **_column(opened[layer, reducer], stats)}
+            for layer, reducer in opened.pairs
+        ],
+        "keep": [{"name": name, **_column(column, stats)} for name, column in opened.keep.items()],
+    }
     if as_json:
         say_json(content)
     else:
         say("\n".join(_lines(content)))
-
-
-def _about(store: Store, stats: bool) -> dict[str, Any]:
-    """What there is to say of a store, as JSON has it."""
-    manifest, shards = store.manifest, store.shards
-    # Ids of the first shard alone: `store.ids` would open every shard.
-    count = 0 if manifest["ids"] is None or not shards else min(_FIRST_IDS, shards[0].rows)
-    return {
-        "path": str(store.path),
-        "model": manifest.get("model"),
-        "rows": store.rows,
-        "format": manifest["codec"],
-        "units": len(shards),
-        "bytes": store.nbytes,
-        "ids": manifest["ids"],
-        "first_ids": list(islice(store.iter_ids(), count)),
-        "reducers": store.reducers,
-        "options": {name: _option(store.fingerprint[name]) for name in _OPTIONS if name in store.fingerprint},
-        "versions": manifest.get("versions", {}),
-        "columns": [
-            {"layer": layer, "reducer": reducer, **_column(store[layer, reducer], stats)}
-            for layer, reducer in store.pairs
-        ],
-        "keep": [{"name": name, **_column(column, stats)} for name, column in store.keep.items()],
-    }
 
 
 def _option(value: Any) -> Any:
