@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from left_hooks import GLOBAL, HERE, METHODS, ORIGINALS, SOURCE, are_original, are_watched, record, watching, where
+from hook_leaks import GLOBAL, HERE, METHODS, ORIGINALS, SOURCE, are_original, are_watched, record, watching, where
 from models import BlockStack
 from torch import nn
 from torch.nn.modules import module as torch_module

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from left_hooks import HERE, METHODS, OPTIONS, SOURCE, line_of, record, where
+from hook_leaks import HERE, METHODS, OPTIONS, SOURCE, line_of, record, where
 from models import BlockStack
 from torch import nn
 from torch.nn.modules import module as torch_module
@@ -208,13 +208,13 @@ def test_a_function_is_told_by_qualified_name_and_line() -> None:
     def record_here(*values: Any) -> None: ...
 
     name = "test_a_function_is_told_by_qualified_name_and_line.<locals>.record_here"
-    assert source_of(record_here) == f"{name!r} at testing/test_left_hooks.py:{line_of(record_here)}"
+    assert source_of(record_here) == f"{name!r} at testing/test_hook_leaks.py:{line_of(record_here)}"
 
 
 def test_a_lambda_is_told_by_its_line() -> None:
     line = inspect.currentframe().f_lineno + 1
     source = source_of(lambda *values: None)
-    assert source.endswith(f".<locals>.<lambda>' at testing/test_left_hooks.py:{line}")
+    assert source.endswith(f".<locals>.<lambda>' at testing/test_hook_leaks.py:{line}")
 
 
 @pytest.mark.parametrize(
@@ -234,21 +234,21 @@ def test_what_wraps_a_function_is_told_as_the_function(hook: Any) -> None:
 
 @pytest.mark.parametrize("hook", [Recorder().record, functools.partial(Recorder().record, 1)])
 def test_a_bound_method_is_told_as_its_function(hook: Any) -> None:
-    assert source_of(hook) == f"'Recorder.record' at testing/test_left_hooks.py:{line_of(Recorder.record)}"
+    assert source_of(hook) == f"'Recorder.record' at testing/test_hook_leaks.py:{line_of(Recorder.record)}"
 
 
 @pytest.mark.parametrize("hook", [Recorder(), Recorder().__call__])
 def test_a_callable_object_is_told_as_its_class_call(hook: Any) -> None:
-    assert source_of(hook) == f"'Recorder.__call__' at testing/test_left_hooks.py:{line_of(Recorder.__call__)}"
+    assert source_of(hook) == f"'Recorder.__call__' at testing/test_hook_leaks.py:{line_of(Recorder.__call__)}"
 
 
 def test_a_callable_object_whose_call_is_wrapped_is_told_as_its_own() -> None:
     line = line_of(QuietRecorder.__call__)
-    assert source_of(QuietRecorder()) == f"'QuietRecorder.__call__' at testing/test_left_hooks.py:{line}"
+    assert source_of(QuietRecorder()) == f"'QuietRecorder.__call__' at testing/test_hook_leaks.py:{line}"
 
 
 def test_a_module_as_a_hook_is_told_as_its_forward() -> None:
-    expected = f"'Recording.forward' at testing/test_left_hooks.py:{line_of(Recording.forward)}"
+    expected = f"'Recording.forward' at testing/test_hook_leaks.py:{line_of(Recording.forward)}"
     assert source_of(Recording()) == expected
 
 
@@ -264,12 +264,12 @@ def test_an_object_without_a_name_is_told_by_its_repr() -> None:
 
 def test_a_path_outside_the_current_directory_is_absolute(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    assert source_of(record) == f"'record' at {HERE / 'left_hooks.py'}:{line_of(record)}"
+    assert source_of(record) == f"'record' at {HERE / 'hook_leaks.py'}:{line_of(record)}"
 
 
 def test_a_path_inside_the_current_directory_is_relative_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(HERE.parent)
-    assert source_of(record) == f"'record' at {Path('tests', 'left_hooks.py')}:{line_of(record)}"
+    assert source_of(record) == f"'record' at {Path('tests', 'hook_leaks.py')}:{line_of(record)}"
 
 
 def test_code_without_a_file_is_told_by_what_it_is_called() -> None:
@@ -283,7 +283,7 @@ def test_a_current_directory_that_was_removed_does_no_harm(tmp_path: Path, monke
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    assert source_of(record) == f"'record' at {HERE / 'left_hooks.py'}:{line_of(record)}"
+    assert source_of(record) == f"'record' at {HERE / 'hook_leaks.py'}:{line_of(record)}"
 
 
 def test_a_layers_hook_reads_as_documented() -> None:

@@ -46,7 +46,7 @@ def line_of(function: Callable[..., Any]) -> int:
     return inspect.getsourcelines(function)[1]
 
 
-SOURCE = f"'record' at left_hooks.py:{line_of(record)}"  # as seen from the tests' folder
+SOURCE = f"'record' at hook_leaks.py:{line_of(record)}"  # as seen from the tests' folder
 
 
 def where(hooks: list[LeftHook]) -> list[tuple[str, str]]:

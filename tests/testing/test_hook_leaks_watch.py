@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from left_hooks import HERE, METHODS, OPTIONS, SOURCE, record, watching, where
+from hook_leaks import HERE, METHODS, OPTIONS, SOURCE, record, watching, where
 from models import BlockStack
 from torch import nn
 from torch.nn.modules import module as torch_module
