@@ -83,8 +83,8 @@ def list_units(folder: Path, codec: Codec) -> list[str]:
     entries = scan_shards(folder)
     for link in filter(os.DirEntry.is_symlink, entries):
         raise StoreError(link.path, "be a file of the store's own", "a link", _NO_LINK)
-    matches = map(_pattern(codec).fullmatch, [entry.name for entry in entries])
-    return sorted([match[1] for match in matches if match])
+    is_name, end = _pattern(codec).fullmatch, -len(codec.suffix)
+    return sorted([name[:end] for entry in entries if is_name(name := entry.name)])
 
 
 def is_shard(name: str, codec: Codec) -> bool:
@@ -93,8 +93,8 @@ def is_shard(name: str, codec: Codec) -> bool:
 
 
 def _pattern(codec: Codec) -> re.Pattern[str]:
-    """The names of shards; the group is the unit."""
-    return re.compile(rf"((?:[0-9]{{8}}T[0-9]{{12}}-[0-9a-f]{{8}}-)?[0-9]{{8}}){re.escape(codec.suffix)}")
+    """The names of shards: a unit's, and the suffix."""
+    return re.compile(rf"(?:[0-9]{{8}}T[0-9]{{12}}-[0-9a-f]{{8}}-)?[0-9]{{8}}{re.escape(codec.suffix)}")
 
 
 def scan_shards(folder: Path) -> list[os.DirEntry[str]]:

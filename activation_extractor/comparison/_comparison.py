@@ -23,7 +23,7 @@ class LayerComparison:
 
     Attributes:
         layer: its name on the left; on the right, where it is missing on the left.
-        reducer: the reducer's name; None where neither side tells it.
+        reducer: the reducer's name; None where neither side has one.
         other: its name on the right; None where it is missing there.
         dtypes: on the left and on the right; None where it is missing.
         shapes: on the left and on the right; None where it is missing, and for an axis along which rows differ.

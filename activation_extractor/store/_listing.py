@@ -54,10 +54,10 @@ def list_shards(
         got = f"the shard {foreign[0]!r} of {kinds[is_of_data]}"
         raise StoreError(folder, f"hold shards of {kinds[not is_of_data]}", got, "Take it out of the folder.")
     reader = Reader(codec, store_name(manifest.fingerprint))
-    start = os.path.join(folder, SHARDS, "")  # joined once: for each shard, it takes a third of the time of opening
-    shards = []
-    for unit in units:
-        path = start + unit + codec.suffix
-        record = records.get(unit) or reader.shard(path).record(size_of(Path(path)), manifest.entries)
-        shards.append((path, record))
-    return shards
+    # Joined once: for each shard, it takes a third of the time of opening.
+    start, suffix = os.path.join(folder, SHARDS, ""), codec.suffix
+    paths = [start + unit + suffix for unit in units]
+    return [
+        (path, records.get(unit) or reader.shard(path).record(size_of(Path(path)), manifest.entries))
+        for unit, path in zip(units, paths, strict=True)
+    ]
