@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 
 from activation_extractor._private_torch import inference_guard
+from activation_extractor.errors import ArgumentError
+
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
+_UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+_FLOATS = (torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128)
+_OF_NUMPY = frozenset((torch.bool, *_INTEGERS, *_UNSIGNED, *_FLOATS))
 
 
 def snapshot(tensor: Tensor) -> Tensor:
@@ -46,21 +52,34 @@ def storage_bytes(tensor: Tensor) -> tuple[int, int]:
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """The tensor as an array on the CPU; bfloat16 and float8, which numpy lacks, become float32.
+    """The tensor as an array on the CPU, in the dtype of `as_numpy_has`.
 
     A view of the same memory where that is possible: a CPU tensor of a dtype that numpy has.
     """
-    tensor = ordinary(tensor.detach()).cpu()
-    if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
-    if tensor.dtype == torch.complex32:
-        tensor = tensor.to(torch.complex64)
-    if not numpy_has(tensor.dtype):
-        tensor = tensor.float()
-    array: np.ndarray[Any, Any] = tensor.numpy()
+    array: np.ndarray[Any, Any] = as_numpy_has(tensor.detach().cpu()).numpy()
     return array
+
+
+def as_numpy_has(tensor: Tensor) -> Tensor:
+    """The tensor, dense, in a dtype that numpy has: complex32 as complex64, bfloat16, float8, quantized as float32.
+
+    Raises:
+        ArgumentError: its dtype has no such counterpart.
+    """
+    plain = ordinary(tensor.detach())
+    if plain.layout is not torch.strided:
+        plain = plain.to_dense()
+    if plain.dtype == torch.complex32:
+        return plain.to(torch.complex64)
+    try:
+        if numpy_has(plain.dtype):
+            return plain
+        return plain.dequantize() if plain.is_quantized else plain.float()
+    except (NotImplementedError, RuntimeError) as error:
+        condition, advice = "be one that numpy has or that becomes float32", "Convert it in a reducer."
+        raise ArgumentError("a tensor's dtype", condition, tensor.dtype, advice) from error
 
 
 def numpy_has(dtype: torch.dtype) -> bool:
     """Whether numpy has this dtype."""
-    return not dtype.is_floating_point or dtype in (torch.float16, torch.float32, torch.float64)
+    return dtype in _OF_NUMPY

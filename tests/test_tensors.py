@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from activation_extractor import capture
-from activation_extractor._tensors import numpy_has, ordinary, storage_bytes, to_numpy
+from activation_extractor._tensors import as_numpy_has, numpy_has, ordinary, storage_bytes, to_numpy
+from activation_extractor.errors import ArgumentError
 
 A = torch.tensor([1.0, 2.0])
 
@@ -146,6 +147,39 @@ def test_an_array_has_the_same_values_and_the_dtype_that_numpy_has(dtype, expect
     assert array.dtype == expected
     assert array.tolist() == [1, 0]
     assert numpy_has(dtype) is (str(dtype).removeprefix("torch.") == np.dtype(expected).name)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e5m2fnuz], ids=str
+)
+def test_a_float_that_numpy_lacks_becomes_float32_with_the_same_values(dtype):
+    given = torch.tensor([1.0, -0.5, 1.5, 0.0]).to(dtype)
+    found = as_numpy_has(given)
+    assert found.dtype == torch.float32
+    assert found.tolist() == [1.0, -0.5, 1.5, 0.0]
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+def test_complex32_becomes_complex64():
+    found = as_numpy_has(torch.tensor([1 + 2j, -0.5j]).to(torch.complex32))
+    assert found.dtype == torch.complex64
+    assert found.tolist() == [1 + 2j, -0.5j]
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized")
+def test_quantized_numbers_become_the_float32_that_they_stand_for():
+    quantized = torch.quantize_per_tensor(torch.tensor([0.5, 1.0]), 0.25, 3, torch.quint8)
+    assert to_numpy(quantized).tolist() == [0.5, 1.0]
+    assert as_numpy_has(quantized).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["float4_e2m1fn_x2", "bits8"])
+def test_a_dtype_without_a_counterpart_is_refused_by_name(name):
+    if not hasattr(torch, name):
+        pytest.skip(f"torch.{name} is newer")
+    tensor = torch.zeros(2, dtype=torch.uint8).view(getattr(torch, name))
+    with pytest.raises(ArgumentError, match=rf"got torch\.{name}. Convert it in a reducer"):
+        to_numpy(tensor)
 
 
 def test_an_array_shares_memory_where_numpy_has_the_dtype():

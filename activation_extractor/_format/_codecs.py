@@ -10,14 +10,13 @@ from torch import Tensor
 
 from activation_extractor._format._headers import Entries, Header
 from activation_extractor._format._numpy import (
-    as_numpy_has,
     read_npy_shard,
     read_npz_shard,
     write_npy_shard,
     write_npz_shard,
 )
 from activation_extractor._format._safetensors import check_dtype, read_safetensors_shard, write_safetensors_shard
-from activation_extractor._tensors import ordinary
+from activation_extractor._tensors import as_numpy_has, ordinary
 
 
 @dataclass(frozen=True)

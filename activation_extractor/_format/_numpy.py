@@ -36,8 +36,7 @@ from activation_extractor._format._headers import (
     shape_of,
     unique,
 )
-from activation_extractor._tensors import numpy_has, ordinary
-from activation_extractor.errors import ArgumentError
+from activation_extractor._tensors import as_numpy_has
 
 METADATA_FILE = "about.json"
 _SUFFIX = ".npy"
@@ -123,20 +122,6 @@ def npy_file(number: int, entry: str) -> str:
     """The name of an entry's file: its number, and up to 100 letters of its name, those that every disk allows."""
     readable = re.sub(r"[^A-Za-z0-9._+()-]", "_", entry)
     return f"{number:04d}-{readable[:100]}{_SUFFIX}"
-
-
-def as_numpy_has(tensor: Tensor) -> Tensor:
-    """The tensor in a dtype that numpy has: bfloat16 and float8 as float32, complex32 as complex64."""
-    plain = ordinary(tensor.detach())
-    if plain.layout is not torch.strided:
-        plain = plain.to_dense()
-    if plain.dtype == torch.complex32:
-        return plain.to(torch.complex64)
-    try:
-        return plain if numpy_has(plain.dtype) else plain.float()
-    except (NotImplementedError, RuntimeError) as error:
-        condition, advice = "be one that numpy has or that becomes float32", "Convert it in a reducer."
-        raise ArgumentError("the dtype of a tensor in a numpy file", condition, tensor.dtype, advice) from error
 
 
 def _fill(archive: zipfile.ZipFile, entries: Entries) -> dict[str, int]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from activation_extractor._display import human_bytes
-from activation_extractor._tensors import to_numpy
+from activation_extractor._format._codecs import CODECS
 from activation_extractor.activations import capture
 from activation_extractor.cli._feed import POOLING_MASK, Feed
 from activation_extractor.cli._terminal import one_line
@@ -62,10 +62,12 @@ def estimate(
     pooling_mask: str | None = None,
     sequence_axis: tuple[int, ...] | None = None,
 ) -> Expected:
-    """Run the model on its first rows, and compute what the whole data set will take; options are those of `extract`.
+    """Run the model on its longest rows, and compute what the whole data set will take; options are those of `extract`.
+
+    Rows that are too long for the memory fail here, before anything is written.
 
     Raises:
-        ArgumentError: the model cannot be run on these rows.
+        ArgumentError: the model cannot be run on these rows, or the format lacks the dtype of what is kept.
     """
     try:
         example = feed.example()
@@ -77,9 +79,7 @@ def estimate(
         raise
     except Exception as error:  # most often the rows are not such as the model takes
         advice = "Check that --input and --model belong together."
-        raise ArgumentError(
-            "the model", "run on the first rows of the input", f"{one_line(error):.90}", advice
-        ) from error
+        raise ArgumentError("the model", "run on rows of the input", f"{one_line(error):.90}", advice) from error
     pairs = [key if isinstance(key, tuple) else (key, str(reduce[0])) for key in acts]
     sizes = [
         _column_bytes(value, format, rows, feed.lengths if reducer == "full" else None)
@@ -120,7 +120,7 @@ def _column_bytes(value: Tensor, format: str, rows: int, lengths: Sequence[int] 
     Values are ``(batch, *features)``, or ``(batch, seq, *features)`` where all positions are stored; lengths are then
     the positions of each row, where they are known.
     """
-    itemsize = value.element_size() if format == "safetensors" else to_numpy(value.new_empty(0)).itemsize
+    itemsize = CODECS[format].convert(value.new_zeros(1)).element_size()
     if lengths is not None and value.dim() >= 3:
         return value.numel() * itemsize * sum(lengths) // max(1, value.shape[0] * value.shape[1])
     return value.numel() * itemsize * rows // max(1, value.shape[0])

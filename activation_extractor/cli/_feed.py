@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ class Feed:
             yield {**arguments, **entries}
 
     def example(self) -> dict[str, Any]:
-        """The first two rows, as what the model is called with, and their pooling mask."""
-        return self._encode(range(min(2, len(self._rows))))
+        """The two longest rows, or the first two, as what the model is called with, and their pooling mask."""
+        lengths = self.lengths or [0] * len(self._rows)
+        return self._encode(nlargest(2, range(len(lengths)), key=lengths.__getitem__))
 
 
 def make_feed(

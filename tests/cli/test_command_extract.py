@@ -43,6 +43,13 @@ def images():
     from numpy import asarray
     return rows(), lambda images: torch.stack([torch.tensor(asarray(one)).float().mean((0, 1)) for one in images])
 
+class Packed(nn.Module):
+    def forward(self, rows):
+        return torch.zeros(len(rows), 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+
+def packed():
+    return nn.Sequential(Packed())
+
 class Broken(nn.Module):
     def forward(self, rows):
         raise RuntimeError("must not run")
@@ -237,6 +244,16 @@ def test_what_is_there_needs_no_room_again(here, bert, monkeypatch):
     run(*command)
 
 
+@pytest.mark.parametrize("codec", ["safetensors", "npz", "npy"])
+def test_a_dtype_that_the_format_lacks_is_refused_before_anything_is_written(here, codec):
+    if not hasattr(torch, "float4_e2m1fn_x2"):
+        pytest.skip("torch.float4_e2m1fn_x2 is newer")
+    options = ["--layers", "0", "--reduce", "full", "--format", codec]
+    said = mistake("--model", "factories:packed", "--input", "x.npy", "--out", "out", *options)
+    assert "got torch.float4_e2m1fn_x2. Convert it in a reducer" in said
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -251,7 +268,7 @@ def test_what_is_there_needs_no_room_again(here, bert, monkeypatch):
         (["--out", "."], r"'\.' must be a new or empty folder, got one that holds something\."),
         (
             ["--model", "factories:rows", "--input", "wide.npy"],
-            r"the model must run on the first rows of the input",
+            r"the model must run on rows of the input",
         ),
         (["--model", "./nowhere"], r"--model must be a folder with a config\.json"),
         (["--model", "factories:nothing"], r"--model must name something that 'factories' holds"),

@@ -59,10 +59,15 @@ def test_the_plan_of_batches_is_made_once_after_the_window_is_known():
         return [[1, 0], [2, 3]]
 
     feed = Feed(Rows("text", TEXTS), make_plan, lambda numbers: {"rows": list(numbers)})
-    assert feed.example() == {"rows": [0, 1]}
+    assert feed.example() == {"rows": [0, 1]}  # before there is a plan
     feed.window_rows = 64
     assert [batch["rows"] for batch in feed] == [batch["row"] for batch in feed] == [[1, 0], [2, 3]]
     assert (len(feed), feed.options["order"], windows) == (2, "row", [64])
+
+
+def test_the_example_is_the_longest_rows_of_all():
+    assert text_feed(batch_size=1).example()["attention_mask"].sum(1).tolist() == [9, 7]
+    assert len(text_feed(["MK"]).example()["input_ids"]) == 1
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

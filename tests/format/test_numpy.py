@@ -15,7 +15,6 @@ from numpy.lib import format as npy_format
 
 from activation_extractor._files import TruncatedError, draft
 from activation_extractor._format._numpy import (
-    as_numpy_has,
     npy_file,
     read_npy_shard,
     read_npz_shard,
@@ -23,6 +22,7 @@ from activation_extractor._format._numpy import (
     write_npz,
     write_npz_shard,
 )
+from activation_extractor._tensors import as_numpy_has
 from activation_extractor.errors import StoreError
 
 READ = {write_npz_shard: read_npz_shard, write_npy_shard: read_npy_shard}
@@ -106,23 +106,6 @@ def test_a_long_name_that_the_disk_takes_is_written(tmp_path):
 
 
 # -- dtypes -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e5m2fnuz], ids=str
-)
-def test_a_float_that_numpy_lacks_becomes_float32_with_the_same_values(dtype):
-    given = torch.tensor([1.0, -0.5, 1.5, 0.0]).to(dtype)
-    found = as_numpy_has(given)
-    assert found.dtype == torch.float32
-    assert found.tolist() == [1.0, -0.5, 1.5, 0.0]
-
-
-@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
-def test_complex32_becomes_complex64():
-    found = as_numpy_has(torch.tensor([1 + 2j, -0.5j]).to(torch.complex32))
-    assert found.dtype == torch.complex64
-    assert found.tolist() == [1 + 2j, -0.5j]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
