@@ -85,7 +85,6 @@ class Store(Mapping[EntryKey, Column]):
         records = read_records(path)  # before the listing, which can only grow meanwhile
         self._shards = list_shards(path, manifest, records)
         self._reader = Reader(manifest.codec, store_name(manifest.fingerprint), records, manifest.entries)
-        self._starts: list[int] = [0, *accumulate([record.rows for _, record in self._shards])]
         counts = [record.counts for _, record in self._shards if record.counts]
         extra = [entry for rows in counts for entry, count in rows.items() if count]
         self._entries = list(dict.fromkeys([*self._fields, *extra]))
@@ -93,6 +92,11 @@ class Store(Mapping[EntryKey, Column]):
 
     def __reduce__(self) -> Any:
         return Store, (self.path,)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The row that each shard begins with, and the number of all rows."""
+        return [0, *accumulate([record.rows for _, record in self._shards])]
 
     @property
     def names(self) -> list[str]:
