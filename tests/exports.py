@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from activation_extractor import SafetensorsSink, open_store
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.sinks import Step
 
 LENGTHS = [2, 0, 3, 1, 4]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from activation_extractor._format._entries import entry_name, keep_entry
+from activation_extractor._format._entry_names import entry_name, keep_entry
 from activation_extractor._format._headers import check_shape
 from activation_extractor._format._safetensors import STORED_DTYPES
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from activation_extractor._files import open_regular
 from activation_extractor._format._codecs import Codec
-from activation_extractor._format._entries import IDS, OFFSETS, ROWS
+from activation_extractor._format._entry_names import IDS, OFFSETS, ROWS
 from activation_extractor._format._headers import Extent
 from activation_extractor._format._journal import JournalRecord
-from activation_extractor._format._rows import RowId
 from activation_extractor._format._shards import REPAIR, Shard, read_shard, unreadable
+from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import StoreError
 
 _MAX_OPEN_FILES = 64

@@ -16,7 +16,7 @@ import torch
 
 from activation_extractor._files import TruncatedError, draft, publish
 from activation_extractor._format._codecs import Codec
-from activation_extractor._format._entries import IDS, OFFSETS, ROWS, column_key, is_index, kept_name
+from activation_extractor._format._entry_names import IDS, OFFSETS, ROWS, column_key, is_index, kept_name
 from activation_extractor._format._fields import Field
 from activation_extractor._format._headers import SEAL, Entries, Extent, Header
 from activation_extractor._format._journal import JournalRecord

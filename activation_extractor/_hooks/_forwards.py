@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from activation_extractor._hooks._compiled_models import eager_stance, outside_compilation
 from activation_extractor._hooks._context import Owner, open_here
-from activation_extractor._hooks._stance import eager_stance, outside_compilation
 from activation_extractor._private_torch import CALL, backward_task, own_call
 
 # Runs one forward: takes what calls the model, and its arguments; returns what the call returns.

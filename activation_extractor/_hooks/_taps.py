@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from activation_extractor._hooks._context import Owner, open_here
-from activation_extractor._hooks._copies import hide_flags, hide_ours, ours, show_all
+from activation_extractor._hooks._copied_modules import hide_flags, hide_ours, ours, show_all
 from activation_extractor._private_torch import Hooks, backward_task, forward_hooks, forward_pre_hooks, is_transformed
 from activation_extractor.errors import TransformedCallError, ValueNotFoundError
 from activation_extractor.layers._selections import Target

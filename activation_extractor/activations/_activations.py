@@ -13,11 +13,11 @@ from torch import Tensor
 
 from activation_extractor import _display
 from activation_extractor._tensors import to_numpy
-from activation_extractor.activations._recording import Recording
+from activation_extractor.activations._open_block import OpenBlock
 from activation_extractor.activations._saved import saved_entry, write_saved
 from activation_extractor.errors import OverwrittenError
 from activation_extractor.reducers._keys import EntryKey, entry_keys, pairs_of, resolve_key
-from activation_extractor.sinks._steps import check_ids, check_keep
+from activation_extractor.sinks._step import check_ids, check_keep
 
 _HEADER = ("layer", "reducer", "shape", "dtype", "device")
 
@@ -37,8 +37,8 @@ class Activations(Mapping[Any, Tensor]):
     The results stay after the block, until `clear`. With a sink they are those of the latest step, as copies.
     """
 
-    def __init__(self, recording: Recording) -> None:
-        self._results, self._steps = recording.results, recording.steps
+    def __init__(self, block: OpenBlock) -> None:
+        self._results, self._steps = block.results, block.steps
 
     def __getitem__(self, key: EntryKey) -> Tensor:
         """The value of a layer.

@@ -15,9 +15,9 @@ from torch import nn
 from activation_extractor._format._fingerprints import describe
 from activation_extractor._hooks._context import open_here
 from activation_extractor.activations._activations import Activations
+from activation_extractor.activations._open_block import OpenBlock
 from activation_extractor.activations._options import Missing, Options
-from activation_extractor.activations._recorded import Calls
-from activation_extractor.activations._recording import Recording
+from activation_extractor.activations._recorded_values import Calls
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
 from activation_extractor.layers._modules import check_model, unwrap
 from activation_extractor.layers._selections import Target, resolve
@@ -133,7 +133,7 @@ class Capture:
             self._root, self._targets, self._masks = self._resolve(check_model(model))
         self._sink = open_sink(sink)  # last, so that a mistake above touches no folder
         self._known_metadata: dict[str, Any] | None = None
-        self._entered: list[Recording] = []
+        self._entered: list[OpenBlock] = []
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -147,22 +147,22 @@ class Capture:
         if self._root is None:
             advice = "Use it as a decorator, or pass the module."
             raise ArgumentTypeError("model", "be a module in a with-block", self._model, advice)
-        recording = self._record(self._root, self._targets, self._masks).__enter__()
+        block = self._record(self._root, self._targets, self._masks).__enter__()
         with self._lock:
-            self._entered.append(recording)
-        return Activations(recording)
+            self._entered.append(block)
+        return Activations(block)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._lock:
             # The latest of this context, or of any when the block began in another one.
-            candidates = [recording for recording in self._entered if recording.state in open_here()] or self._entered
+            candidates = [block for block in self._entered if block.state in open_here()] or self._entered
             if not candidates:
                 advice = "Use capture in a with-statement."
                 raise StepError("end with the block it began in", "one exit too many", advice)
-            self._entered.remove(recording := candidates[-1])
-        recording.__exit__(kind, error, traceback)
+            self._entered.remove(block := candidates[-1])
+        block.__exit__(kind, error, traceback)
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, with a block around each call.
@@ -190,27 +190,27 @@ class Capture:
         return wrapper
 
     def _wrapped(self, function: Callable[..., Any], wants_acts: bool) -> Callable[..., Any]:
-        def with_acts(recording: Recording, kwargs: dict[str, Any]) -> dict[str, Any]:
-            return {"acts": Activations(recording), **kwargs} if wants_acts else kwargs
+        def with_acts(block: OpenBlock, kwargs: dict[str, Any]) -> dict[str, Any]:
+            return {"acts": Activations(block), **kwargs} if wants_acts else kwargs
 
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def capture_coroutine(*args: Any, **kwargs: Any) -> Any:
-                with self._recording_for(args) as recording:
-                    return await function(*args, **with_acts(recording, kwargs))
+                with self._block_for(args) as block:
+                    return await function(*args, **with_acts(block, kwargs))
 
             return capture_coroutine
 
         @functools.wraps(function)
         def capture_call(*args: Any, **kwargs: Any) -> Any:
-            with self._recording_for(args) as recording:
-                return function(*args, **with_acts(recording, kwargs))
+            with self._block_for(args) as block:
+                return function(*args, **with_acts(block, kwargs))
 
         return capture_call
 
-    def _recording_for(self, args: tuple[Any, ...]) -> Recording:
-        """A recording on the model, which may depend on the decorated function's arguments."""
+    def _block_for(self, args: tuple[Any, ...]) -> OpenBlock:
+        """A block on the model, which may depend on the decorated function's arguments."""
         if self._root is not None:
             return self._record(self._root, self._targets, self._masks)
         takes_argument = bool(inspect.signature(self._model).parameters)
@@ -224,10 +224,10 @@ class Capture:
             raise ArgumentError("stop_early", "be False when gradients are recorded", True, advice)
         return root, targets, masks
 
-    def _record(self, root: nn.Module, targets: tuple[Target, ...], masks: Masks) -> Recording:
+    def _record(self, root: nn.Module, targets: tuple[Target, ...], masks: Masks) -> OpenBlock:
         if self._sink is not None:
             self._sink.begin(self._metadata(root, targets))
-        return Recording(root, targets, self._options, masks, self._sink)
+        return OpenBlock(root, targets, self._options, masks, self._sink)
 
     def _metadata(self, root: nn.Module, targets: tuple[Target, ...]) -> dict[str, Any]:
         """What a sink stores about the run: what the values depend on, beside the weights and the data."""

@@ -23,12 +23,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from activation_extractor._hooks._context import open_here
-from activation_extractor._hooks._copies import ours
+from activation_extractor._hooks._copied_modules import ours
 from activation_extractor._hooks._forwards import current_cut, cuts
 from activation_extractor._hooks._taps import picker
 from activation_extractor._private_torch import backward_task, is_transformed, is_wrapped, version_of
 from activation_extractor._tensors import snapshot
-from activation_extractor.activations._recorded import Recorded, Slot
+from activation_extractor.activations._recorded_values import Recorded, Slot
 from activation_extractor.activations._recorders import Shared
 from activation_extractor.errors import InferenceReferenceError, TransformedCallError
 from activation_extractor.layers._selections import Target

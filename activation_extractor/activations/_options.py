@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from activation_extractor.activations._recorded import Calls
+from activation_extractor.activations._recorded_values import Calls
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.reducers import Reducer, full
 from activation_extractor.reducers._masks import check_mask

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from activation_extractor import _display
 from activation_extractor._hooks import _context
+from activation_extractor._hooks._compiled_models import eager_stance
 from activation_extractor._hooks._context import Owner
-from activation_extractor._hooks._stance import eager_stance
 from activation_extractor._hooks._taps import Detach, detach_all, picker, tap
 from activation_extractor.errors import ValueNotFoundError
 from activation_extractor.layers._modules import check_model, evaluating

@@ -12,7 +12,7 @@ from activation_extractor._hooks._taps import Record
 from activation_extractor._private_torch import version_of
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
-from activation_extractor.activations._recorded import Key, Recorded
+from activation_extractor.activations._recorded_values import Key, Recorded
 from activation_extractor.errors import InferenceReferenceError
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers import full

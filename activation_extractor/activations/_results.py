@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor._streams import hold
 from activation_extractor._tensors import ordinary
 from activation_extractor.activations._options import Options
-from activation_extractor.activations._recorded import Key, Recorded
+from activation_extractor.activations._recorded_values import Key, Recorded
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers import full
 from activation_extractor.reducers._reducers import reduce_sequence

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from activation_extractor._format._entries import Key, entry_name, unescape
+from activation_extractor._format._entry_names import Key, entry_name, unescape
 from activation_extractor._format._numpy import write_npz
 from activation_extractor._format._safetensors import read_header, write_safetensors
 from activation_extractor.errors import ArgumentError, StoreError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from activation_extractor._format._rows import KeptColumn, RowId
+from activation_extractor._format._stored_rows import KeptColumn, RowId
 from activation_extractor._hooks._forwards import StopForward
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._recorders import GradientRecorder
@@ -13,7 +13,7 @@ from activation_extractor.activations._results import Results
 from activation_extractor.errors import GradientNotFoundError, LayerNotRunError, StepError, add_note
 from activation_extractor.reducers._mask_fit import MaskCheck
 from activation_extractor.sinks import Sink
-from activation_extractor.sinks._steps import make_step
+from activation_extractor.sinks._step import make_step
 
 
 class Steps:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from activation_extractor.cli._rows import Rows, open_image
+from activation_extractor.cli._input_files import Rows, open_image
 from activation_extractor.errors import ArgumentError
 from activation_extractor.layers._modules import unwrap
 from activation_extractor.layers._signatures import signature_of

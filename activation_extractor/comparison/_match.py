@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from activation_extractor._display import examples, plural
-from activation_extractor._format._entries import Key
+from activation_extractor._format._entry_names import Key
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MatchError
 from activation_extractor.layers._patterns import count_wildcards, fill, glob
 from activation_extractor.store import Store

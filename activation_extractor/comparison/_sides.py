@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activation_extractor._format._entries import Key
+from activation_extractor._format._entry_names import Key
 from activation_extractor._tensors import ordinary
 from activation_extractor.activations import Activations
 from activation_extractor.activations._saved import SavedActivations

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from activation_extractor._display import short_path
 from activation_extractor._files import make_folders
-from activation_extractor._format._entries import Key
+from activation_extractor._format._entry_names import Key
 from activation_extractor.activations._saved import SavedActivations, saved_entry, write_saved
 from activation_extractor.comparison import compare
 from activation_extractor.comparison._sides import Side

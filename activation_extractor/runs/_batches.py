@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from activation_extractor._format._rows import RowId
+from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
-from activation_extractor.sinks._steps import check_ids
+from activation_extractor.sinks._step import check_ids
 
 Ids = str | Callable[[Any], Any] | None
 

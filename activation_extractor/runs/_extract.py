@@ -15,7 +15,7 @@ from activation_extractor._format._codecs import CODECS
 from activation_extractor._format._fingerprints import structure_digest, weights_digest
 from activation_extractor.activations import capture
 from activation_extractor.activations._options import Missing
-from activation_extractor.activations._recorded import Calls
+from activation_extractor.activations._recorded_values import Calls
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.layers._modules import evaluating, unwrap
 from activation_extractor.reducers._masks import BatchMask

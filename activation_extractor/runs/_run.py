@@ -10,8 +10,8 @@ from activation_extractor._format._codecs import Codec
 from activation_extractor._format._fingerprints import inputs_crc32
 from activation_extractor._format._manifest import has_manifest, read_manifest, store_name
 from activation_extractor._format._reader import Reader
-from activation_extractor._format._rows import RowId
 from activation_extractor._format._shards import list_units, shard_path, unit_name
+from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import OtherRunError, StoreError
 from activation_extractor.runs._batches import Batch
 from activation_extractor.runs._run_policies import RunPolicy

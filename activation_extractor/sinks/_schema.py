@@ -10,9 +10,9 @@ from torch import Tensor
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._fields import Field
 from activation_extractor._format._manifest import Manifest
-from activation_extractor._format._rows import Ragged, as_bytes
+from activation_extractor._format._stored_rows import Ragged, as_bytes
 from activation_extractor.errors import ArgumentError, StoreError
-from activation_extractor.sinks._steps import Step
+from activation_extractor.sinks._step import Step
 
 
 @dataclasses.dataclass(frozen=True)

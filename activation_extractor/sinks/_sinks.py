@@ -9,8 +9,8 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from activation_extractor._format._rows import Ragged, RowId
-from activation_extractor.sinks._steps import Step
+from activation_extractor._format._stored_rows import Ragged, RowId
+from activation_extractor.sinks._step import Step
 
 
 class Sink(ABC):

@@ -15,7 +15,7 @@ from activation_extractor._format._shards import list_units, shard_path, unit_na
 from activation_extractor.errors import ArgumentTypeError, StoreError
 from activation_extractor.sinks._resume import check_free
 from activation_extractor.sinks._sinks import Sink
-from activation_extractor.sinks._steps import Step
+from activation_extractor.sinks._step import Step
 from activation_extractor.sinks._store_writer import QUEUE_BYTES, StoreWriter
 from activation_extractor.sinks._unit_policy import UNIT_BYTES, SizePolicy
 

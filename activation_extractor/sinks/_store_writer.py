@@ -15,13 +15,13 @@ from activation_extractor._files import check_writable, make_folders, sweep
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._journal import append_record
 from activation_extractor._format._manifest import Manifest, make_manifest, store_name, write_manifest
-from activation_extractor._format._rows import RowId, add_ids
 from activation_extractor._format._shards import SHARDS, read_shard, shard_path, write_shard
+from activation_extractor._format._stored_rows import RowId, add_ids
 from activation_extractor.errors import StoreError
 from activation_extractor.sinks._background import Background
 from activation_extractor.sinks._resume import check_same
 from activation_extractor.sinks._schema import Schema
-from activation_extractor.sinks._steps import Step
+from activation_extractor.sinks._step import Step
 from activation_extractor.sinks._transfer import Transfer
 from activation_extractor.sinks._unit_policy import UnitPolicy
 from activation_extractor.sinks._units import Unit

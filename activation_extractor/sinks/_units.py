@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from activation_extractor._format._entries import IDS, OFFSETS, ROWS
-from activation_extractor._format._rows import Ragged, RowId, as_bytes, offsets
+from activation_extractor._format._entry_names import IDS, OFFSETS, ROWS
+from activation_extractor._format._stored_rows import Ragged, RowId, as_bytes, offsets
 from activation_extractor.errors import MaskError, add_note
 from activation_extractor.reducers._mask_fit import MaskCheck
-from activation_extractor.sinks._arena import Arena
-from activation_extractor.sinks._steps import Step
+from activation_extractor.sinks._host_memory import HostMemory
+from activation_extractor.sinks._step import Step
 from activation_extractor.sinks._transfer import Arrival, Transfer
 
 _SMALL_CHUNK_BYTES = 64 * 2**10  # chunks of this mean size are joined: writing one costs as much as copying 64 KiB
@@ -27,7 +27,7 @@ class Unit:
     def __init__(self, transfer: Transfer) -> None:
         self.rows = self.nbytes = 0
         self._transfer, self._arrival = transfer, Arrival()
-        self._arena = Arena()
+        self._memory = HostMemory()
         self._columns: dict[str, _Column] = {}
         self._ids: list[RowId] = []
         self._checks: list[tuple[int, MaskCheck, Tensor]] = []
@@ -42,7 +42,7 @@ class Unit:
             (step.index, check, hosts[number]) for number, check in zip(verdicts, step._checks, strict=True)
         ]
         for name, value in columns.items():
-            host = self._arena.keep(hosts[name]) if hosts[name] is chunks[name] else hosts[name]
+            host = self._memory.keep(hosts[name]) if hosts[name] is chunks[name] else hosts[name]
             lengths = value.lengths.cpu() if isinstance(value, Ragged) else None
             self.nbytes += self._columns.setdefault(name, _Column()).add(host, lengths, self.rows)
         self._ids += step.ids or ()

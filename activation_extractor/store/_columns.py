@@ -13,7 +13,7 @@ from torch import Tensor
 from activation_extractor._tensors import numpy_has, to_numpy
 from activation_extractor.errors import ArgumentTypeError, StoreError
 from activation_extractor.reducers._keys import EntryKey
-from activation_extractor.store._parts import Parts, Rows
+from activation_extractor.store._rows_on_disk import Parts, Rows
 
 BLOCK_BYTES = 1 << 20  # what is read at once where a whole column is read
 

@@ -21,10 +21,10 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from activation_extractor._files import draft, publish, sync, sync_folder
-from activation_extractor._format._entries import IDS, OFFSETS, ROWS, entry_name, escape, keep_entry
+from activation_extractor._format._entry_names import IDS, OFFSETS, ROWS, entry_name, escape, keep_entry
 from activation_extractor._format._headers import bytes_of
-from activation_extractor._format._rows import as_bytes, offsets
 from activation_extractor._format._safetensors import arranged, check_dtype
+from activation_extractor._format._stored_rows import as_bytes, offsets
 from activation_extractor._tensors import to_numpy
 from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.store._columns import BLOCK_BYTES, Column

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from activation_extractor._files import sync
-from activation_extractor._format._rows import RowId
+from activation_extractor._format._stored_rows import RowId
 from activation_extractor._tensors import to_numpy
 from activation_extractor.errors import ArgumentError, MissingExtraError
 from activation_extractor.store._columns import Column
-from activation_extractor.store._parts import bounds
+from activation_extractor.store._rows_on_disk import bounds
 
 ID = "id"
 _GROUP_BYTES = 1 << 25  # of a row group; a few copies of one are in memory at a time

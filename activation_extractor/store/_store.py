@@ -12,17 +12,17 @@ from typing import Any
 
 from activation_extractor import _display
 from activation_extractor._display import examples
-from activation_extractor._format._entries import column_key, entry_name, kept_name
+from activation_extractor._format._entry_names import column_key, entry_name, kept_name
 from activation_extractor._format._journal import read_records
 from activation_extractor._format._manifest import read_manifest, store_name
 from activation_extractor._format._reader import Reader
-from activation_extractor._format._rows import RowId
+from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, StoreError
 from activation_extractor.reducers._keys import EntryKey, entry_keys, pairs_of, resolve_key
 from activation_extractor.store._columns import Column
 from activation_extractor.store._dataset import StoreDataset
 from activation_extractor.store._listing import ShardInfo, list_shards
-from activation_extractor.store._parts import Part, Parts
+from activation_extractor.store._rows_on_disk import Part, Parts
 from activation_extractor.store._text_columns import TextColumn
 from activation_extractor.store._verify import Verification, verify_store
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from activation_extractor._files import TruncatedError, is_draft, open_regular, read_at
-from activation_extractor._format._entries import OFFSETS
+from activation_extractor._format._entry_names import OFFSETS
 from activation_extractor._format._headers import Extent
 from activation_extractor._format._journal import JOURNAL, JournalRecord, read_records
 from activation_extractor._format._manifest import MANIFEST, Manifest, read_manifest, store_name
 from activation_extractor._format._numpy import METADATA_FILE
 from activation_extractor._format._reader import Reader
-from activation_extractor._format._rows import add_ids
 from activation_extractor._format._shards import SHARDS, Shard, is_shard, scan_shards, shard_path, size_of
+from activation_extractor._format._stored_rows import add_ids
 
 Kind = Literal["altered", "foreign", "missing", "repeated id", "truncated", "unfinished", "unreadable"]
 _CHUNK_BYTES = 1 << 22

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from activation_extractor import Activations, MemorySink, capture, position
-from activation_extractor._hooks._copies import is_ours
-from activation_extractor.activations import _recording
+from activation_extractor._hooks._copied_modules import is_ours
+from activation_extractor.activations import _open_block
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
 LEFT = torch.tensor([[0, 1, 1, 1, 1], [0, 0, 0, 1, 1]])
@@ -470,12 +470,12 @@ def outcomes(monkeypatch: pytest.MonkeyPatch, case: Case, option: str) -> Iterat
         ways.append(make_hook := fast_hooks(*args))
         return make_hook
 
-    fast_hooks = _recording.fast_hooks
+    fast_hooks = _open_block.fast_hooks
     with monkeypatch.context() as patch:
-        patch.setattr(_recording, "fast_hooks", spied)
+        patch.setattr(_open_block, "fast_hooks", spied)
         yield outcome(case, OPTIONS[option])
         assert None not in ways
-        patch.setattr(_recording, "fast_hooks", lambda *args: None)
+        patch.setattr(_open_block, "fast_hooks", lambda *args: None)
         yield outcome(case, OPTIONS[option])
 
 

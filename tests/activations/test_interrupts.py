@@ -14,8 +14,8 @@ import pytest
 from models import BlockStack, count_hooks
 
 from activation_extractor import capture, gradients, inputs
+from activation_extractor._hooks._compiled_models import eager_stance
 from activation_extractor._hooks._context import open_here
-from activation_extractor._hooks._stance import eager_stance
 from activation_extractor._hooks._taps import detach_all
 from activation_extractor.activations import preview
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from activation_extractor import SafetensorsSink, capture
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.sinks import Step
 
 NAMES = ("embed", "h.0", "h.1", "norm")

@@ -17,7 +17,7 @@ from commands import mistake, run
 from torch import nn
 
 from activation_extractor import SafetensorsSink, extract
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.sinks import Step
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from activation_extractor import length_batches
 from activation_extractor.cli._feed import Feed, make_feed
-from activation_extractor.cli._rows import Rows
+from activation_extractor.cli._input_files import Rows
 from activation_extractor.errors import ArgumentError
 
 TEXTS = ["MK", "MPTIKQL", "A", "ACDEF"]

@@ -12,7 +12,7 @@ from models import Repeating
 from torch import nn
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, capture, compare, extract, open_store
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.errors import MatchError, OverwrittenError, StoreError
 from activation_extractor.sinks import Step
 

@@ -14,7 +14,7 @@ from models import Repeating
 from torch import nn
 
 from activation_extractor import SafetensorsSink, capture, open_store
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.comparison import _sides as module
 from activation_extractor.comparison._match import matched_rows, row_order
 from activation_extractor.comparison._sides import Side, paired_pieces

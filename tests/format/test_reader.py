@@ -17,7 +17,7 @@ from activation_extractor import NpySink, NpzSink, SafetensorsSink, open_store
 from activation_extractor._format._codecs import CODECS
 from activation_extractor._format._manifest import store_name
 from activation_extractor._format._reader import Reader, Values
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.sinks import Step
 

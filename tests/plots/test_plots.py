@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from activation_extractor import SafetensorsSink, open_store, plots
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.errors import ActivationNotFoundError, ArgumentError, MissingExtraError, StoreError
 from activation_extractor.sinks import Step
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from stores import LEFT, RIGHT, shards
 
 from activation_extractor import MemorySink, Sink, capture
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.errors import ArgumentTypeError
 from activation_extractor.sinks import Step
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from activation_extractor._format._codecs import CODECS, NPY, NPZ, SAFETENSORS, Codec
 from activation_extractor._format._manifest import make_manifest
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.sinks import Step
 from activation_extractor.sinks._schema import Schema

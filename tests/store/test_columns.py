@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from activation_extractor import ActivationError, Column, NpySink, NpzSink, SafetensorsSink, open_store
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.errors import ArgumentTypeError, StoreError
 from activation_extractor.sinks import Step
 

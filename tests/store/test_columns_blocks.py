@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activation_extractor import SafetensorsSink, open_store
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.errors import ArgumentTypeError
 from activation_extractor.sinks import Step
 

@@ -20,7 +20,7 @@ import torch
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, Store, open_store
 from activation_extractor._format import _reader
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.errors import StoreError
 from activation_extractor.sinks import Step
 

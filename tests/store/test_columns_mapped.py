@@ -14,7 +14,7 @@ import torch
 from releases import needs_copy_argument
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, Store, open_store
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.errors import StoreError
 from activation_extractor.sinks import Step
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, Store, open_store
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.errors import ActivationNotFoundError, StoreError
 from activation_extractor.sinks import Step
 from activation_extractor.store import StoreDataset

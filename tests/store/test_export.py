@@ -16,7 +16,7 @@ from exports import DENSE, HALVES, IDS, LABEL, RAGGED, SHORT, STARTS, make_store
 from safetensors.torch import load_file
 
 from activation_extractor import NpzSink, SafetensorsSink, open_store
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.errors import ArgumentError, MissingExtraError, StoreError
 from activation_extractor.sinks import Step
 from activation_extractor.store import _export as module

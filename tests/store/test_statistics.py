@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, capture, open_store
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.errors import ArgumentTypeError, StoreError
 from activation_extractor.sinks import Step
 from activation_extractor.store import _statistics as module

@@ -20,7 +20,7 @@ from torch import nn
 from activation_extractor import SafetensorsSink, Store, capture, open_store
 from activation_extractor.errors import ActivationNotFoundError, ArgumentError, ArgumentTypeError
 from activation_extractor.sinks import Step
-from activation_extractor.sinks._steps import check_ids
+from activation_extractor.sinks._step import check_ids
 
 
 def written(folder: Path, values: dict, *, ids=None, keep=None, rows_per_unit=None, steps=1) -> Store:

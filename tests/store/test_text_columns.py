@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, capture, open_store
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StoreError
-from activation_extractor.sinks._steps import check_keep
+from activation_extractor.sinks._step import check_keep
 from activation_extractor.store import TextColumn
 
 SINKS = [SafetensorsSink, NpySink, NpzSink]

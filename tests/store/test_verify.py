@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from activation_extractor import NpySink, NpzSink, SafetensorsSink, Store, open_store
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.errors import StoreError
 from activation_extractor.sinks import Step
 from activation_extractor.store import Damage, _verify, verify_store

@@ -74,8 +74,8 @@ def extract(
     """
     from activation_extractor.cli._estimate import check_out, check_room, estimate
     from activation_extractor.cli._feed import POOLING_MASK, make_feed
+    from activation_extractor.cli._input_files import read_rows
     from activation_extractor.cli._models import load_model
-    from activation_extractor.cli._rows import read_rows
     from activation_extractor.layers import blocks
     from activation_extractor.runs import extract as run
     from activation_extractor.store import open_store

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from activation_extractor._hooks import _context
+from activation_extractor._hooks._compiled_models import eager_stance
 from activation_extractor._hooks._forwards import unwatch, watch
-from activation_extractor._hooks._stance import eager_stance
 from activation_extractor._hooks._taps import Attached, Detach, detach_all, tap, tap_gradient
 from activation_extractor.activations._fast_recorders import fast_hooks
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
-from activation_extractor.activations._recorded import Recorded
+from activation_extractor.activations._recorded_values import Recorded
 from activation_extractor.activations._recorders import GradientRecorder, Shared, recorder
 from activation_extractor.activations._results import Results
 from activation_extractor.activations._steps import Steps
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Recording:
+class OpenBlock:
     """What happens between entering a block and leaving it: a context manager that is entered once.
 
     Finished steps go to the sink; without one the whole block is one step.

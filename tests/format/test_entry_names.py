@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activation_extractor._format._entries import (
+from activation_extractor._format._entry_names import (
     IDS,
     OFFSETS,
     ROWS,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activation_extractor._format._rows import add_ids
+from activation_extractor._format._stored_rows import add_ids
 
 BATCHES = st.lists(st.lists(st.integers(-20, 60), max_size=6), max_size=20)
 

@@ -16,7 +16,7 @@ SMALL_BYTES = BLOCK_BYTES // 16  # larger tensors leave gaps that malloc reuses,
 _ALIGNMENT = 16  # bytes, the size of the largest dtype
 
 
-class Arena:
+class HostMemory:
     """Copies small CPU tensors into blocks; a block is freed with the last tensor in it."""
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Arena:
         self._used = 0
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """A contiguous copy in the arena's own memory; a large tensor comes back as it is."""
+        """A contiguous copy in memory of its own; a large tensor comes back as it is."""
         nbytes = tensor.nbytes
         if nbytes > SMALL_BYTES or tensor.layout is not torch.strided or not nbytes:
             return tensor

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activation_extractor._format._rows import KeptColumn, Ragged, RowId
+from activation_extractor._format._stored_rows import KeptColumn, Ragged, RowId
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
 from activation_extractor.reducers._mask_fit import MaskCheck
 

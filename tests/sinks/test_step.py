@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from activation_extractor._format._rows import Ragged
+from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError, StepError
 from activation_extractor.reducers._mask_fit import MaskCheck
-from activation_extractor.sinks._steps import check_ids, check_keep, make_step
+from activation_extractor.sinks._step import check_ids, check_keep, make_step
 
 KEY = ("h.0", "mean")
 

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activation_extractor.sinks import _arena
-from activation_extractor.sinks._arena import BLOCK_BYTES, SMALL_BYTES, Arena
+from activation_extractor.sinks import _host_memory
+from activation_extractor.sinks._host_memory import BLOCK_BYTES, SMALL_BYTES, HostMemory
 
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64, torch.int8]
 
@@ -21,9 +21,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.float8_e
 @given(st.lists(st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 9), max_size=3)), min_size=1, max_size=12))
 @settings(deadline=None, max_examples=60)
 def test_copies_are_equal_contiguous_and_do_not_overlap(kinds):
-    arena = Arena()
+    memory = HostMemory()
     given_tensors = [torch.randint(0, 2, shape).to(dtype) for dtype, shape in kinds]
-    kept = [arena.keep(tensor) for tensor in given_tensors]
+    kept = [memory.keep(tensor) for tensor in given_tensors]
     for tensor, copy in zip(given_tensors, kept, strict=True):
         assert copy.dtype == tensor.dtype
         assert copy.is_contiguous()
@@ -33,22 +33,22 @@ def test_copies_are_equal_contiguous_and_do_not_overlap(kinds):
 
 
 def test_a_copy_does_not_change_with_its_source_and_may_be_of_any_strides():
-    arena, source = Arena(), torch.arange(6.0).reshape(2, 3).T
-    copy = arena.keep(source)
+    memory, source = HostMemory(), torch.arange(6.0).reshape(2, 3).T
+    copy = memory.keep(source)
     source.zero_()
     assert copy.tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_a_large_tensor_comes_back_as_it_is():
     large, small = torch.zeros(SMALL_BYTES // 4 + 1), torch.zeros(SMALL_BYTES // 4)
-    arena = Arena()
-    assert arena.keep(large) is large
-    assert arena.keep(small) is not small
+    memory = HostMemory()
+    assert memory.keep(large) is large
+    assert memory.keep(small) is not small
 
 
 def test_a_full_block_is_followed_by_another():
-    arena = Arena()
-    kept = [arena.keep(torch.full((SMALL_BYTES // 4,), float(number))) for number in range(40)]
+    memory = HostMemory()
+    kept = [memory.keep(torch.full((SMALL_BYTES // 4,), float(number))) for number in range(40)]
     blocks = {one.untyped_storage().data_ptr() for one in kept}
     assert len(blocks) == -(-40 * SMALL_BYTES // BLOCK_BYTES)
     assert [one[0].item() for one in kept] == list(range(40))
@@ -57,15 +57,15 @@ def test_a_full_block_is_followed_by_another():
 def test_memory_is_given_back_with_the_last_of_its_tensors(monkeypatch: pytest.MonkeyPatch):
     made = []
 
-    class Watched(_arena.mmap.mmap):
+    class Watched(_host_memory.mmap.mmap):
         def __new__(cls, *args):
             made.append(weakref.ref(new := super().__new__(cls, *args)))
             return new
 
-    monkeypatch.setattr(_arena.mmap, "mmap", Watched)
-    arena = Arena()
-    first, second = arena.keep(torch.ones(3)), arena.keep(torch.ones(3))
-    del arena, first
+    monkeypatch.setattr(_host_memory.mmap, "mmap", Watched)
+    memory = HostMemory()
+    first, second = memory.keep(torch.ones(3)), memory.keep(torch.ones(3))
+    del memory, first
     gc.collect()
     assert made[0]() is not None
     assert second.tolist() == [1, 1, 1]

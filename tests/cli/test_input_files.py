@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activation_extractor.cli import _rows as _inputs
-from activation_extractor.cli._rows import read_rows
+from activation_extractor.cli import _input_files as _inputs
+from activation_extractor.cli._input_files import read_rows
 from activation_extractor.errors import ArgumentError, MissingExtraError
 
 FASTA = ">a|1 first protein\nMPTI\nKQL\n\n>b\nMK*\n"

@@ -12,7 +12,7 @@ import torch
 from models import BlockStack, count_hooks
 
 from activation_extractor import capture, gradients, inputs
-from activation_extractor._hooks._copies import is_ours, ours
+from activation_extractor._hooks._copied_modules import is_ours, ours
 
 
 def through_torch_save(model):
