@@ -54,8 +54,8 @@ def capture(
     Args:
         model: the model, wrapped (compiled, DDP, FSDP) or not; for the decorator also a function that returns it and
             may take the decorated function's first argument, as in ``capture(lambda self: self.model, ...)``.
-        layers: a dotted name; a pattern (``*`` and ``?`` within a dotted segment, ``**`` across segments, ``[0-3]``);
-            a compiled regex that matches the whole name; a module; a module type; a predicate
+        layers: a dotted name; a pattern (``*`` and ``?`` within a dotted segment, ``**`` across segments, ``[0-3]``,
+            ``[8-11]``); a compiled regex that matches the whole name; a module; a module type; a predicate
             ``(name, module) -> bool``; an iterable of these; a dict ``{new name: selection}``. `outputs`, `inputs` and
             `gradients` say which side of the call is wanted; a bare selection means outputs. Everything but a name and
             a module leaves out the root, whose name is ``""``, and modules without a forward.

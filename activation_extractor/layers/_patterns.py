@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from activation_extractor.errors import ArgumentError
@@ -12,31 +12,64 @@ _TOKEN = re.compile(
     r"(?P<lead>(?<![^.])\*\*\.)|(?P<any>\*\*)|(?P<star>\*)|(?P<one>\?)|\[(?P<set>!?[^\]]+)\]|(?P<char>.)"
 )
 _WILDCARDS = {"lead": r"((?:.+\.)?)", "any": "(.+)", "star": r"([^.]*)", "one": r"([^.])"}
+_NUMBERS = re.compile(" *{0}( *, *{0})* *".format("[0-9]{1,18}( *- *[0-9]{1,18})?"))
+_MEANS_NUMBERS = re.compile("[0-9]{2} *-|- *[0-9]{2}|^[-0-9 ]*,[-0-9, ]*$")
 
 
 @lru_cache  # it takes as long as to hook two layers
 def glob(pattern: str) -> re.Pattern[str]:
-    """A layer pattern as a regex: ``*`` and ``?`` within a dotted segment, ``**`` across them, ``[0-3]``.
+    """A layer pattern as a regex: ``*`` and ``?`` within a dotted segment, ``**`` across them, ``[0-3]``, ``[10-15]``.
 
-    A leading or inner ``**`` stands for any number of segments, none included; a trailing one for at least one. What
-    each wildcard stands for is a group.
+    A leading or inner ``**`` stands for any number of segments, none included; a trailing one for at least one. A
+    bracket with a comma, or with a range that has a number of several digits, stands for whole numbers, any other one
+    for one character. What each wildcard stands for is a group.
 
     Raises:
         ArgumentError: the pattern is not well formed.
     """
     parts = []
-    for match in _TOKEN.finditer(pattern):
-        if match["char"]:
-            parts.append(re.escape(match["char"]))
-        elif characters := match["set"]:
-            escaped = re.sub(r"([\\\[\]^&~|])", r"\\\1", characters.removeprefix("!"))
-            parts.append(f"([^.{escaped}])" if characters.startswith("!") else f"([{escaped}])")
-        else:
-            parts.append(_WILDCARDS[str(match.lastgroup)])
     try:
+        for match in _TOKEN.finditer(pattern):
+            if match["char"]:
+                parts.append(re.escape(match["char"]))
+            elif match["set"]:
+                content = match["set"].removeprefix("!")
+                parts.append(_bracket(content, is_negated=content != match["set"]))
+            else:
+                parts.append(_WILDCARDS[str(match.lastgroup)])
         return re.compile("".join(parts))
-    except re.error as error:
-        raise ArgumentError("a pattern in layers", "be well formed", pattern, f"In it: {error}.") from error
+    except (re.error, ValueError) as error:
+        raise ArgumentError("a pattern", "be well formed", pattern, f"In it: {error}.") from error
+
+
+def _bracket(content: str, *, is_negated: bool) -> str:
+    """A bracket as a group of a regex; ValueError where it is neither numbers nor characters."""
+    if not _NUMBERS.fullmatch(content):
+        if _MEANS_NUMBERS.search(content):
+            raise ValueError(f"[{content}] is neither numbers such as [0-3,10-15] nor single characters")
+        escaped = re.sub(r"([\\\[\]^&~|])", r"\\\1", content)
+        return f"([^.{escaped}])" if is_negated else f"([{escaped}])"
+    ranges = [[int(number) for number in part.split("-")] for part in content.split(",")]
+    for first, last in ((part[0], part[-1]) for part in ranges):
+        if first > last:
+            raise ValueError(f"{first}-{last} runs backwards, write {last}-{first}")
+    if not _MEANS_NUMBERS.search(content):
+        return f"([^.{content}])" if is_negated else f"([{content}])"
+    numbers = "|".join(regex for part in ranges for regex in _between(part[0], part[-1]))
+    numbers = f"0*(?:{numbers})(?![0-9])"  # a whole number, leading zeros or not
+    return f"((?<![0-9]){f'(?!{numbers})[0-9]+(?![0-9])' if is_negated else numbers})"
+
+
+def _between(first: int, last: int) -> Iterator[str]:
+    """Regexes of the numbers from `first` to `last`, each for numbers that have all but their end in common."""
+    while first <= last:
+        free = 0  # how many digits at the end may be anything
+        while first and first % 10 ** (free + 1) == 0 and first + 10 ** (free + 1) - 1 <= last:
+            free += 1
+        head, low = divmod(first // 10**free, 10)
+        high = min(9, (last + 1) // 10**free - 1 - 10 * head)
+        yield f"{head or ''}[{low}-{high}]" + "[0-9]" * free
+        first = (10 * head + high + 1) * 10**free
 
 
 def fill(pattern: str, wildcards: Sequence[str]) -> str:

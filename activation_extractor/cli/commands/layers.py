@@ -38,7 +38,7 @@ def layers(
     """List the layers of a model: their names, and what they return for a small example.
 
     The names are those that capture and --layers take: * stands for anything within a dotted segment, ** for any
-    number of segments. Bytes are those of one row (one text, one image) of the example.
+    number of segments, [8-11] for a number. Bytes are those of one row (one text, one image) of the example.
 
     \b
     Examples:
