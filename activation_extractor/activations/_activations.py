@@ -15,8 +15,8 @@ from activation_extractor import _display
 from activation_extractor._tensors import to_numpy
 from activation_extractor.activations._open_block import OpenBlock
 from activation_extractor.activations._saved import saved_entry, write_saved
-from activation_extractor.errors import OverwrittenError
-from activation_extractor.reducers._keys import EntryKey, entry_keys, pairs_of, resolve_key
+from activation_extractor.errors import ActivationNotFoundError, OverwrittenError
+from activation_extractor.reducers._keys import EntryKey, entry_keys, pair_of, pairs_of, resolve_key
 from activation_extractor.sinks._step import check_ids, check_keep
 
 _HEADER = ("layer", "reducer", "shape", "dtype", "device")
@@ -50,14 +50,25 @@ class Activations(Mapping[Any, Tensor]):
             ActivationNotFoundError: nothing was recorded under that name, or the key must name one of several reducers.
             OverwrittenError: it was recorded with ``copy=False`` and written to since.
         """
-        value: Any = self._results.hand_out(resolve_key(key, self._results.names, self._results.reducers))
-        return value  # type: ignore[no-any-return]
+        pair = key if isinstance(key, tuple) and len(key) == 2 else (key, self._results.only_reducer)
+        try:  # as a pair that has a value: to list all names takes longer the more there are
+            value: Any = self._results.hand_out(pair)
+        except (KeyError, TypeError):
+            value = None
+        return self._found(key) if value is None else value  # type: ignore[no-any-return]
+
+    def __contains__(self, key: object) -> bool:
+        pair = pair_of(key, self._results.reducers)
+        return pair is not None and self._results.has(pair)
 
     def __iter__(self) -> Iterator[EntryKey]:
-        return iter(entry_keys(self._results.names, self._results.reducers))
+        keys = entry_keys(self._results.names, self._results.reducers)
+        if self._results.only_reducer:
+            return iter(keys)
+        return (key for key in keys if isinstance(key, tuple) and self._results.has(key))
 
     def __len__(self) -> int:
-        return len(self._results.names) * len(self._results.reducers)
+        return len(self._results.names) if self._results.only_reducer else sum(1 for _ in self)
 
     def __repr__(self) -> str:
         return _display.table(*self._table(), header=_HEADER)
@@ -131,13 +142,21 @@ class Activations(Mapping[Any, Tensor]):
         """Let go of the values and their memory."""
         self._results.clear()
 
+    def _found(self, key: Any) -> Any:
+        pair = resolve_key(key, self._results.names, self._results.reducers)
+        if not self._results.has(pair):  # the forward failed after another reducer had given its value
+            text = f"Nothing is recorded under {pair!r}: the forward failed before reducer {pair[1]!r} gave a value."
+            raise ActivationNotFoundError(key, text)
+        return self._results.hand_out(pair)
+
     def _table(self) -> tuple[str, list[tuple[str, ...]]]:
         rows = []
-        for key in self:
+        for key, (name, reducer) in zip(self, self.pairs, strict=True):
             try:
                 rows += _display.describe(key, self[key])
-            except OverwrittenError:
-                rows.append((str(key), "overwritten", "", "", ""))
+            except Exception as error:  # a value that cannot be read, which is no reason to show none
+                what = "overwritten" if isinstance(error, OverwrittenError) else type(error).__name__
+                rows.append((name, reducer if isinstance(key, tuple) else "", what, "", ""))
         return _display.total("Activations", len(rows), self.nbytes), rows
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -153,10 +153,17 @@ class Recorded:
         """
         if self._has_all:
             return self.read_calls(key)
-        last = self._last.get(key[1], {}).get(key[0])
-        if last is None or last.tensor is None:
+        last = self._last[key[1]][key[0]]
+        if last.tensor is None:
             raise KeyError(key)
         return last.read(key[0], detach=self._detach)
+
+    def has(self, key: Key) -> bool:
+        """Whether a key has a value, so that `read` gives one; `names` lists those that have one of some reducer."""
+        if self._has_all:
+            return key[0] in self._calls.get(key[1], ())
+        last = self._last.get(key[1], {}).get(key[0])
+        return last is not None and last.tensor is not None
 
     def read_calls(self, key: Key) -> list[Tensor]:
         """The tensors of all calls of a key, as `read` gives them."""

@@ -19,12 +19,17 @@ from activation_extractor.reducers._sequence_axis import has_sequence, sequence_
 
 
 class Results:
-    """The values of one block, in the form in which they are handed out."""
+    """The values of one block, in the form in which they are handed out.
+
+    Attributes:
+        only_reducer: the name of the reducer, or "" where there are several.
+    """
 
     def __init__(self, targets: Sequence[Target], options: Options, recorded: Recorded) -> None:
         self._layers = {target.name: target.layer for target in targets}
         self._options, self._recorded = options, recorded
         self._joined: dict[Key, tuple[int, Tensor]] = {}
+        self.only_reducer = next(iter(options.reducers)) if len(options.reducers) == 1 else ""
 
     @property
     def names(self) -> list[str]:
@@ -40,6 +45,11 @@ class Results:
     def nbytes(self) -> int:
         """Bytes of memory that the values keep alive."""
         return self._recorded.nbytes
+
+    def has(self, key: Key) -> bool:
+        """Whether a key has a value."""
+        is_joined = self._options.calls == "join"
+        return self._recorded.has((key[0], "full") if is_joined else key) and key[1] in self._options.reducers
 
     def read(self, key: Key) -> Tensor | list[Tensor]:
         """The value of a key; a list with ``calls='all'``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -13,14 +13,14 @@ from activation_extractor.reducers._reducers import canonical_name
 EntryKey = str | tuple[str, str]
 
 
-def resolve_key(key: Any, names: Sequence[str], reducers: Sequence[str]) -> tuple[str, str]:
+def resolve_key(key: Any, names: Collection[str], reducers: Sequence[str]) -> tuple[str, str]:
     """The ``(name, reducer)`` that a user's key means.
 
     Raises:
         ActivationNotFoundError: it names what is not recorded, or no reducer where there are several.
     """
     name, reducer = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         close = get_close_matches(name, names, n=3) if isinstance(name, str) else []
         text = f"There is {examples(names)}." if names else "Nothing has been recorded yet, or it was cleared."
         text = f"Close matches: {examples(close)}." if close else text
@@ -34,10 +34,19 @@ def resolve_key(key: Any, names: Sequence[str], reducers: Sequence[str]) -> tupl
     if reducer not in reducers:
         text = f"A reducer in a key must be one of {examples(reducers)}, got {reducer!r}."
         raise ActivationNotFoundError(key, f"{text} Ask for it with reduce=.")
-    return str(name), str(reducer)
+    return name, str(reducer)
 
 
-def entry_keys(names: Sequence[str], reducers: Sequence[str]) -> list[EntryKey]:
+def pair_of(key: Any, reducers: Sequence[str]) -> tuple[str, str] | None:
+    """The ``(name, reducer)`` that a key means whose name is recorded; None where it means none. It lists no names."""
+    name, reducer = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
+    if reducer is None and len(reducers) == 1:
+        reducer = reducers[0]
+    reducer = reducer if reducer in reducers else canonical_name(reducer)
+    return (name, str(reducer)) if isinstance(name, str) and reducer in reducers else None
+
+
+def entry_keys(names: Iterable[str], reducers: Sequence[str]) -> list[EntryKey]:
     """The keys that iteration gives."""
     if len(reducers) == 1:
         return list(names)
