@@ -36,7 +36,7 @@ that says what to do. Where an argument, a file or a step is not as it must be, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from activation_extractor._display import examples, shown
@@ -70,6 +70,10 @@ __all__ = [
 ]
 
 _MOST_DIFFERENCES = 3
+_LIKELY_REASONS = (
+    "a branch that was not taken, `.forward()` called directly, another thread, or a fused path such as "
+    "MultiheadAttention's"
+)
 
 
 class ActivationError(Exception):
@@ -150,13 +154,15 @@ class LayerNotRunError(ActivationError, RuntimeError):
 
     Attributes:
         layers: their names.
+        reasons: why, for those of which it is known.
     """
 
-    def __init__(self, layers: Sequence[str]) -> None:
+    def __init__(self, layers: Sequence[str], reasons: Mapping[str, str] | None = None) -> None:
         self.layers = tuple(layers)
+        self.reasons = {layer: (reasons or {})[layer] for layer in layers if layer in (reasons or {})}
+        causes = list(dict.fromkeys(self.reasons.get(layer, _LIKELY_REASONS) for layer in layers))
         super().__init__(
-            f"Requested layers did not run in the step: {examples(layers)} (a branch that was not taken, `.forward()` "
-            "called directly, another thread, or a fused path such as MultiheadAttention's). "
+            f"Requested layers did not run in the step: {examples(layers)} ({'; '.join(causes)}). "
             "Leave out what does not run, or pass missing='skip'."
         )
 

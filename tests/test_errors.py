@@ -100,7 +100,7 @@ def test_a_text_says_what_is_wrong_and_what_to_do(name):
         ("LayerNotFoundError", {"selection": "h.9", "close_matches": ("h.0", "h.1")}),
         ("DuplicateLayerError", {"name": "h.0"}),
         ("UnhookableLayerError", {"layer": "h"}),
-        ("LayerNotRunError", {"layers": ("a", "b", "c", "d", "e")}),
+        ("LayerNotRunError", {"layers": ("a", "b", "c", "d", "e"), "reasons": {}}),
         ("GradientNotFoundError", {"layers": ("h.0:gradient",)}),
         ("ValueNotFoundError", {"layer": "h.0", "value_type": "dict"}),
         ("OverwrittenError", {"layer": "h.0"}),

@@ -8,8 +8,14 @@ calls are not recorded; child tasks and `asyncio.to_thread` inherit the context 
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import Literal
 
+from activation_extractor._private_torch import backward_task
 from activation_extractor.layers._selections import Target
+
+# Why a call of a layer was not recorded, as `LayerNotRunError` says it.
+ELSEWHERE = "called in another thread or task than the one that entered the block, which is to be entered there"
+RECOMPUTED = "called in backward, as a checkpoint does that computes again: enter a block there to record it"
 
 
 class Owner:
@@ -18,13 +24,21 @@ class Owner:
     Attributes:
         is_open: whether the block has not been left yet.
         was_cut: whether a forward of its model has ended early, so that the model's call returned None.
+        backward: the backward in which the block was entered, as in a gradient hook; -1 outside of any.
+        missed: why calls of layers were not recorded.
     """
 
-    __slots__ = ("is_open", "stops_early", "targets", "was_cut")
+    __slots__ = ("backward", "is_open", "missed", "stops_early", "targets", "was_cut")
 
     def __init__(self, targets: tuple[Target, ...] = (), *, stops_early: bool = False) -> None:
         self.targets, self.stops_early = targets, stops_early
         self.is_open, self.was_cut = True, False
+        self.backward, self.missed = backward_task(), dict[str, str]()
+
+    def misses(self, layer: str) -> Literal[True]:
+        """A call of the layer is not to be recorded: it is in another context, or in a backward of the block's body."""
+        self.missed[layer] = RECOMPUTED if self in open_here() else ELSEWHERE
+        return True
 
 
 _open: ContextVar[tuple[Owner, ...]] = ContextVar("activation_extractor_open", default=())

@@ -96,9 +96,10 @@ class _RootCall:
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         call = self._previous or self._own
-        opened = open_here()
-        watchers = {owner: run for owner, run in self.watchers.items() if owner in opened}
-        if not watchers or backward_task() != -1:  # a stranger's call, or checkpointing's recomputation
+        opened, task = open_here(), backward_task()
+        # Neither a stranger's call nor a checkpoint's, which runs in a backward that began after the block.
+        watchers = {it: run for it, run in self.watchers.items() if it in opened and it.backward == task}
+        if not watchers:
             return call(*args, **kwargs)
         if current_cut() is None and any(owner.stops_early for owner in watchers):
             call = partial(self._cut_short, call, opened, watchers)

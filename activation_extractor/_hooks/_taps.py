@@ -58,12 +58,12 @@ def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record])
 
     @ours
     def expect_gradient(called: nn.Module, args: Any, output: Any) -> None:
-        if owner not in open_here() or called is not module:
+        if called is not module or (owner not in open_here() and owner.misses(target.layer)):
             return
         if is_transformed():
             raise TransformedCallError(target.layer)
         # Backward runs on other threads, in other contexts: `record` is made here for whom the gradient is.
-        tensor, record = pick(output), expect(backward_task() != -1)
+        tensor, record = pick(output), expect(backward_task() != owner.backward)
         if tensor.requires_grad:
             handles[:] = [handle for handle in handles if handle.hooks_dict_ref() is not None]
             handles.append(tensor.register_hook(record))  # type: ignore[no-untyped-call]
@@ -83,7 +83,8 @@ def _output_hook(target: Target, owner: Owner, record: Record) -> Callable[..., 
 
     @ours
     def record_output(called: nn.Module, args: Any, output: Any) -> None:
-        if owner not in open_here() or called is not module or backward_task() != -1:
+        is_wanted = owner in open_here() and backward_task() == owner.backward
+        if called is not module or (not is_wanted and owner.misses(target.layer)):
             return
         if is_transformed():
             raise TransformedCallError(target.layer)
@@ -98,7 +99,8 @@ def _input_hook(target: Target, owner: Owner, record: Record) -> Callable[..., N
     # Registration writes the hook before its kwargs flag: another thread's call may come without kwargs.
     @ours
     def record_input(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-        if owner not in open_here() or called is not module or backward_task() != -1:
+        is_wanted = owner in open_here() and backward_task() == owner.backward
+        if called is not module or (not is_wanted and owner.misses(target.layer)):
             return
         if is_transformed():
             raise TransformedCallError(target.layer)

@@ -101,7 +101,8 @@ def _copying_hook(shared: Shared) -> Hook:
 
     @ours
     def record_copy(slot: _LayerSlot, called: nn.Module, args: Any, output: Any) -> None:
-        if state not in open_here() or called is not slot.module or (state.call is None and backward_task() != -1):
+        is_wanted = state in open_here() and (state.call is not None or backward_task() == state.backward)
+        if called is not slot.module or (not is_wanted and state.misses(slot.layer)):
             return
         if slot.tensor is None:
             slot.turn = next(turns)
@@ -126,7 +127,8 @@ def _referring_hook(shared: Shared) -> Hook:
 
     @ours
     def record_reference(slot: _LayerSlot, called: nn.Module, args: Any, output: Any) -> None:
-        if state not in open_here() or called is not slot.module or (state.call is None and backward_task() != -1):
+        is_wanted = state in open_here() and (state.call is not None or backward_task() == state.backward)
+        if called is not slot.module or (not is_wanted and state.misses(slot.layer)):
             return
         if slot.tensor is None:
             slot.turn = next(turns)
@@ -156,7 +158,8 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
 
     @ours
     def record_reduced(own: _ReducedLayer, called: nn.Module, args: Any, output: Any) -> None:  # noqa: C901
-        if state not in open_here() or called is not own.module or backward_task() != -1:
+        is_wanted = state in open_here() and backward_task() == state.backward
+        if called is not own.module or (not is_wanted and state.misses(own.target.layer)):
             return
         target = own.target
         if is_transformed():

@@ -68,7 +68,7 @@ class ForwardState(Owner):
 
         A call outside of a forward does not count, nor does one that checkpointing repeats in backward.
         """
-        if self._warns and self.call is not None and backward_task() == -1:
+        if self._warns and self.call is not None and backward_task() == self.backward:
             self._warns = False
             warnings.warn(
                 f"Layer {target.layer!r} ran several times in one forward and its last value is kept. "

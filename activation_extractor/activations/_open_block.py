@@ -87,7 +87,9 @@ class OpenBlock:
         self._root = None
         recorded.close()
         try:
-            if error is None and not options.has_sink:
+            if error is None and options.has_sink:
+                self.steps.check_any()
+            elif error is None:
                 recorded.check()
                 self.steps.check_complete()
             if state.was_cut and isinstance(error, AttributeError | TypeError) and "NoneType" in str(error):

@@ -71,6 +71,7 @@ class Steps:
         if self.checks:
             self.checks.clear()
         self._state.in_step = True
+        self._state.missed.clear()
         for gradients in self._gradients.values():
             gradients.forget()
         try:
@@ -95,10 +96,16 @@ class Steps:
         outputs = [it.layer for it in self._state.targets if it.side != "gradient" and it.name not in names]
         idle = [it.layer for it in self._state.targets if it.side == "gradient" and not gradients[it.name].calls]
         if outputs or idle:
-            raise LayerNotRunError(list(dict.fromkeys(outputs + idle)))
+            raise LayerNotRunError(list(dict.fromkeys(outputs + idle)), self._state.missed)
         lacking = [name for name, recorder in gradients.items() if recorder.lacks]
         if lacking:
             raise GradientNotFoundError(lacking)
+
+    def check_any(self) -> None:
+        """Raise LayerNotRunError when there was no step because each call was in another context, or in backward."""
+        missed = self._state.missed
+        if missed and not (self._count or self._may_lack):
+            raise LayerNotRunError([*missed], missed)
 
     def close(self, error: BaseException | None) -> None:
         """Close the sink; when that fails although the block has failed already, `error` gets a note of it."""

@@ -41,8 +41,52 @@ def test_another_threads_calls_are_not_recorded(stack, tokens):
     assert acts["h.0"].shape == (2, 5, 8)
 
 
-def test_a_forward_in_another_thread_alone_is_an_error_that_says_so(stack, tokens):
-    with pytest.raises(LayerNotRunError, match="another thread"), capture(stack, "h.0"):
+@pytest.mark.parametrize("selection", ["h.0", inputs("h.0"), gradients("h.0")])
+@pytest.mark.parametrize("options", [{}, {"copy": False}, {"reduce": "mean"}, {"calls": "all"}, {"sink": MemorySink()}])
+def test_a_forward_in_another_thread_alone_is_an_error_that_says_so(stack, tokens, selection, options):
+    with pytest.raises(LayerNotRunError) as caught, capture(stack, selection, **options):
+        in_thread(lambda: stack(tokens))
+    reason = "called in another thread or task than the one that entered the block, which is to be entered there"
+    assert f"did not run in the step: 'h.0' ({reason}). Leave out" in str(caught.value)
+    assert caught.value.reasons == {"h.0": reason}
+
+
+def test_a_block_that_another_task_entered_is_an_error_that_says_so(stack, tokens):
+    async def serve(entered, done):
+        await entered.wait()
+        stack(tokens)
+        done.set()
+
+    async def run():
+        entered, done = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(serve(entered, done))  # a copy of the context as it is before the block
+        with capture(stack, "h.*"):
+            entered.set()
+            await done.wait()
+        await task
+
+    with pytest.raises(LayerNotRunError, match=r"'h.0', 'h.1', 'h.2' and 1 more \(called in another thread or task"):
+        asyncio.run(run())
+
+
+def test_the_reasons_of_layers_stand_side_by_side(stack, tokens):
+    with pytest.raises(LayerNotRunError, match=r"\(called in another thread .*; a branch that was not taken, .*\)\."):
+        with capture(stack, ["h.0", "h.1"]):
+            in_thread(lambda: stack.h[0](stack.embed(tokens)))
+
+
+def test_what_another_thread_did_in_an_earlier_step_is_no_reason(stack, tokens):
+    with pytest.raises(LayerNotRunError) as caught, capture(stack, "h.0", sink=MemorySink()) as acts:
+        with acts.step():
+            stack(tokens)
+            in_thread(lambda: stack(tokens))
+        with acts.step():
+            pass
+    assert caught.value.reasons == {}
+
+
+def test_with_missing_skip_a_block_may_see_only_calls_of_another_thread(stack, tokens):
+    with capture(stack, "h.0", sink=MemorySink(), missing="skip"):
         in_thread(lambda: stack(tokens))
 
 
