@@ -83,13 +83,12 @@ class BatchFields:
         )
 
 
-def call_model(model: nn.Module, batch: Any) -> None:
-    """Call a model with a batch, whose tensors are moved to the model's device.
+def call_model(model: nn.Module, batch: Any, device: Any) -> None:
+    """Call a model with a batch, whose tensors are moved to a device, unless that is None.
 
     Raises:
         ArgumentTypeError: the batch is neither a mapping, a tuple nor a tensor.
     """
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
 
     def moved(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) and device is not None else value

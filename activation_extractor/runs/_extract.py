@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,8 @@ from activation_extractor.activations._recorded_values import Calls
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.layers._modules import evaluating, unwrap
 from activation_extractor.reducers._masks import BatchMask
-from activation_extractor.runs._batches import BatchFields, Ids, call_model
+from activation_extractor.runs._batches import Batch, BatchFields, Ids, call_model
+from activation_extractor.runs._devices import check_weights, move
 from activation_extractor.runs._progress import Progress
 from activation_extractor.runs._run import Run
 from activation_extractor.runs._run_policies import BatchPolicy, OrderPolicy
@@ -61,7 +63,9 @@ def extract(
 
     Called again with the same arguments, it resumes where it ended: batches whose unit is stored are compared, not
     computed, by their ids and by a checksum over what the model would be called with (tensors of more than 1 MiB are
-    sampled). Another model, other weights, layers, reducers or data are an error, and the store stays as it is. On one
+    sampled). The first of them is run again and compared with what is stored, before anything is written: that finds
+    what no digest sees, such as an adapter that is switched off. Another model, other weights, layers, reducers, values
+    or data are an error, and the store stays as it is. A model that draws random numbers cannot be resumed. On one
     machine, with one device and the same versions, a run that was interrupted ends in the same bytes as one that was
     not. Several processes may share a store; each computes the units that the others have not.
 
@@ -81,7 +85,8 @@ def extract(
         pooling_mask: the field with the mask of the positions that reducers use and stores hold, ``(batch, seq)``,
             where it is not the model's own mask: padding and special tokens left out, say. It takes the place of
             `mask`.
-        device: move the model there first; without it the model stays where it is.
+        device: move the model there first; without it the model stays where it is. A model whose weights are all
+            offloaded stays, and its batches go there, unless hooks of accelerate say where it runs.
         progress: a progress bar, which needs tqdm; by default one is shown if tqdm is installed.
         rows_per_unit: how many rows a unit has, rounded up to whole batches as large as the first one; by default
             about 64 MiB of them, and at most 4,096.
@@ -100,7 +105,7 @@ def extract(
 
     Raises:
         ArgumentError: a batch lacks a field, or is none of the above; a random sampler without ids; or see `capture`.
-        OtherRunError: the folder holds a store of other arguments or other data.
+        OtherRunError: the folder holds a store of other arguments or other data, or the model computes other values.
         StoreError: the folder holds something else, an id comes twice, or the disk refuses.
 
     Example:
@@ -123,8 +128,10 @@ def extract(
         weights = {"weights": weights_digest(plain), "structure": structure_digest(plain)}
         return {**weights, **fields.fingerprint, "rows_per_unit": rows_per_unit}
 
+    check_weights(model)
     policy = OrderPolicy(rows_per_unit) if order else BatchPolicy(rows_per_unit)
-    run = Run(check_path("out", out), CODECS[format], fingerprint, policy, queue_bytes=queue_bytes, resume=resume)
+    folder = check_path("out", out)
+    run = Run(folder, CODECS[format], model, fingerprint, policy, queue_bytes=queue_bytes, resume=resume)
     counted = BatchMask(pooling_mask or "")
     recorded = capture(
         model,
@@ -138,15 +145,17 @@ def extract(
         missing=missing,
     )
     bar = Progress(batches, progress)
-    if device is not None:
-        model.to(device)
+    where = move(model, device)
+
+    def forward(batch: Batch) -> None:
+        counted.now = batch.pooling_mask
+        with acts.step(ids=batch.ids, keep=batch.keep):
+            call_model(model, batch.arguments, where)
+
     with evaluating(model), torch.inference_mode(), recorded as acts:
         for item in bar:
             batch = fields.split(item)
-            if run.begin_batch(batch):
-                counted.now = batch.pooling_mask
-                with acts.step(ids=batch.ids, keep=batch.keep):
-                    call_model(model, batch.arguments)
+            run.add(batch, partial(forward, batch))
             bar.show(run.stored_rows, run.rows, run.nbytes)
         run.end()
     if not run.rows + run.stored_rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ class StoreWriter:
         self.rows = self.nbytes = 0
         self._policy, self._shares_store = policy, shares_store
         self._fingerprint: dict[str, Any] = {}
+        self._more: dict[str, Any] = {}
         self._manifest: Manifest | None = None
         self._transfer = Transfer()
         self._schema, self.unit = Schema(codec), Unit(self._transfer)
@@ -50,15 +51,27 @@ class StoreWriter:
         self._has_folders = False
         self._published: Manifest | None = None
         self._background = Background(queue_bytes)
+        self._held_back: list[tuple[Callable[[], None], int]] | None = None
 
     @property
     def is_full(self) -> bool:
         """Whether the current unit is to be committed before another step is added."""
         return self._policy.is_full(self.unit)
 
-    def begin(self, fingerprint: Mapping[str, Any]) -> None:
-        """Take what the values of the run depend on, the ``model``'s class among it."""
-        self._fingerprint = dict(fingerprint)
+    @property
+    def hold_back(self) -> bool:
+        """Whether finished units wait, in memory, until this is False again; what waits at the end is dropped."""
+        return self._held_back is not None
+
+    @hold_back.setter
+    def hold_back(self, is_held_back: bool) -> None:
+        waiting, self._held_back = self._held_back or [], [] if is_held_back else None
+        for job, nbytes in waiting:
+            self._submit(job, nbytes)
+
+    def begin(self, fingerprint: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> None:
+        """Take what the values of the run depend on, the ``model``'s class among it, and members of the manifest."""
+        self._fingerprint, self._more = dict(fingerprint), dict(more or {})
 
     def check_run(self) -> Manifest:
         """The manifest of the store in the folder.
@@ -118,7 +131,13 @@ class StoreWriter:
             self._manifest = self._make_manifest(self._schema)
         metadata = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(metadata or {})}
         job = partial(self._write, self._manifest, name, unit, metadata, order)
-        self._background.submit(job, unit.nbytes, reserved_bytes=unit.nbytes)  # the next unit will be as large
+        self._submit(job, unit.nbytes)
+
+    def _submit(self, job: Callable[[], None], nbytes: int) -> None:
+        if self._held_back is not None:
+            self._held_back.append((job, nbytes))
+        else:
+            self._background.submit(job, nbytes, reserved_bytes=nbytes)  # the next unit will be as large
 
     def finish(self) -> None:
         """Wait until everything is written; raises a StoreError where a unit could not be."""
@@ -126,7 +145,7 @@ class StoreWriter:
 
     def _make_manifest(self, schema: Schema) -> Manifest:
         model = self._fingerprint.get("model")
-        run = {"fingerprint": self._fingerprint, **self._policy.stored_size, "model": model}
+        run = {"fingerprint": self._fingerprint, **self._policy.stored_size, "model": model, **self._more}
         return make_manifest(self.codec, run, schema.columns, schema.keep, schema.ids)
 
     def _write(

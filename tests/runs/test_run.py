@@ -28,7 +28,8 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bytes_as_one_that_was_not(t
     store = run(tmp_path / "out", model=model, format=kind)
     assert shards(tmp_path / "out") == shards(tmp_path / "whole")
     assert before.items() <= shards(tmp_path / "out").items()
-    assert len(calls) == 5 - (max(after - 1, 0) // 2 * 2)  # a unit ends when the batch behind it is asked for
+    proof = after > 2
+    assert len(calls) == 5 - (max(after - 1, 0) // 2 * 2) + proof  # a unit ends when the batch behind it is asked for
     assert store.ids == [f"row {index}" for index in range(15)]
     assert store.verify() == []
 
@@ -60,13 +61,13 @@ def test_any_split_interrupted_anywhere_ends_in_the_same_bytes(cuts, rows_per_un
 
 @pytest.mark.parametrize("ids", ["id", None, lambda one: one["label"]], ids=["key", "numbered", "callable"])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_complete_store_runs_no_forward_and_stays_as_it_is(tmp_path, kind, ids):
+def test_a_complete_store_runs_one_batch_again_and_stays_as_it_is(tmp_path, kind, ids):
     batches = BATCHES if ids == "id" else [{k: v for k, v in one.items() if k != "id"} for one in BATCHES]
     run(tmp_path, batches, ids=ids, format=kind)
     before = files(tmp_path)
     model, calls = counted(small_model().train())
     store = run(tmp_path, batches, model=model, ids=ids, format=kind)
-    assert calls == []
+    assert len(calls) == 1  # the proof
     assert model.training
     assert files(tmp_path) == before
     assert store.ids == ([f"row {row}" for row in range(15)] if ids == "id" else list(range(15)))
@@ -91,7 +92,7 @@ def test_a_deleted_shard_is_made_anew_as_it_was(tmp_path, kind, unit):
         open_store(tmp_path)
     model, calls = counted(small_model())
     run(tmp_path, model=model, format=kind)
-    assert len(calls) == [2, 2, 1][unit]
+    assert len(calls) == [2, 2, 1][unit] + 1  # the proof
     assert shards(tmp_path) == before
     assert open_store(tmp_path).verify() == []
 
@@ -101,7 +102,7 @@ def test_a_lost_journal_costs_nothing(tmp_path):
     shutil.rmtree(tmp_path / "journal")
     model, calls = counted(small_model())
     assert run(tmp_path, model=model).rows == 15
-    assert calls == []
+    assert len(calls) == 1  # the proof
 
 
 class Sometimes(torch.nn.Module):

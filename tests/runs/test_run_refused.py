@@ -61,14 +61,14 @@ OTHER_RUNS = {
 
 
 def refuse(out: Path, text: str, error: type[StoreError] = OtherRunError, batches=BATCHES, **options) -> None:
-    """The run is refused, nothing is computed or touched, and what the store was begun with goes on."""
+    """The run is refused, nothing is touched, and what the store was begun with goes on."""
     before = files(out)
     model, calls = counted(options.pop("model", None) or small_model())
     with pytest.raises(error, match=text) as caught:
         run(out, batches, model=model, **options)
     assert str(out) in str(caught.value)
     assert files(out) == before
-    assert calls == []
+    assert len(calls) <= 2  # the proof, and once more where it fails
 
 
 @pytest.mark.parametrize(("batches", "text"), OTHER_DATA.values(), ids=OTHER_DATA)
@@ -155,7 +155,7 @@ def test_a_loader_in_a_fixed_order_needs_no_ids_and_can_be_gone_on_with(tmp_path
     run(tmp_path, plain, ids=None, keep=())
     model, calls = counted(small_model())
     run(tmp_path, plain, model=model, ids=None, keep=())
-    assert calls == []
+    assert len(calls) == 1  # the proof
 
 
 @pytest.mark.parametrize("append", [False, True])

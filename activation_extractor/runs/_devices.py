@@ -1,0 +1,63 @@
+"""Where a model runs: where its batches go, also when its weights are elsewhere until they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from activation_extractor.errors import ArgumentError
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse a model whose weights are not made yet, an ArgumentError."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            got, advice = f"{name!r} of a lazy module", "Run one batch through it first, which makes them: model(x)."
+            raise ArgumentError("model", "have all of its weights", got, advice)
+
+
+def move(model: nn.Module, device: Any) -> Any:
+    """Move a model to a device, unless that is None; returns where batches go: None leaves them where they are.
+
+    A model whose weights are all offloaded, so that a placeholder on ``meta`` is left of each, is not moved. Its
+    batches go where accelerate's hooks run it, or else to `device`.
+
+    Raises:
+        ArgumentError: the weights are all on ``meta``, and nothing says where the model runs.
+    """
+    weights: list[Tensor] = list(model.parameters()) or list(model.buffers())
+    is_offloaded = bool(weights) and all(weight.is_meta for weight in weights)
+    if device is not None and not is_offloaded:
+        model.to(device)
+    if not weights:
+        return None
+    if not weights[0].is_meta:
+        return weights[0].device
+    where = next(_execution_devices(model), device)
+    if where is None:
+        where = next((weight.device for weight in weights if not weight.is_meta), None)
+    if where is None:
+        advice = "Load them, offload them with accelerate, or pass device= where code of yours brings them back."
+        raise ArgumentError("model", "have weights to compute with", "placeholders on the meta device", advice)
+    return where
+
+
+def devices(model: nn.Module) -> set[torch.device]:
+    """The devices that a model computes on."""
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    found = {tensor.device for tensor in tensors if not tensor.is_meta}
+    return found | {torch.device(device) for device in _execution_devices(model)}
+
+
+def _execution_devices(model: nn.Module) -> Iterator[Any]:
+    """The devices to which accelerate's hooks bring weights and inputs."""
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            device = getattr(one, "execution_device", None)
+            if device is not None:
+                yield device

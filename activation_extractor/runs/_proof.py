@@ -1,0 +1,144 @@
+"""The proof that a run is the one that is stored: a stored batch is run again and compared.
+
+Digests are the fast answer, and see weights, settings and inputs. They do not see what a hook, a switched-off adapter,
+packed or offloaded weights, or other code of a forward change: what the model computes shows all of it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from activation_extractor._format._codecs import Codec
+from activation_extractor._format._manifest import read_manifest
+from activation_extractor.errors import OtherRunError, add_note
+from activation_extractor.runs._arithmetic import computed_with, reasons_to_differ
+from activation_extractor.runs._batch_columns import (
+    BatchColumns,
+    Difference,
+    computed_columns,
+    find_difference,
+    stored_columns,
+)
+from activation_extractor.runs._devices import devices
+from activation_extractor.runs._stored_unit import StoredUnit
+from activation_extractor.sinks import Step
+
+_AGAIN = "A batch that is stored was run again, to prove that the run is the one that is stored."
+_UNSTABLE = "the model computes other bits each time it runs"
+_RANDOM = "the model computes other values each time it runs, as with random numbers"
+_DRAWS = "it draws random numbers, and would go on with others than a run that was not interrupted"
+
+
+class Proof:
+    """Runs one stored batch again, and compares it.
+
+    What differs is raised when the unit of the batch has ended: that its batches are other ones is found by then, and
+    is the better answer.
+
+    Attributes:
+        computed_with: what computes the run.
+        is_open: whether a batch is still to be run again.
+    """
+
+    def __init__(self, folder: Path, codec: Codec, model: nn.Module) -> None:
+        self.computed_with, self.is_open = computed_with(model), True
+        self._folder, self._codec, self._devices = folder, codec, devices(model)
+        self._step: Step | None = None
+        self._rows = 0  # of the current unit, in the batches that were run again
+        self._difference = self._note = ""
+        self._is_random = False
+
+    def take(self, step: Step) -> None:
+        """Take the step that a forward gave."""
+        self._step = step
+
+    def run(self, unit: StoredUnit, rows: Sequence[int] | None, forward: Callable[[], None]) -> None:
+        """Run the next batch of a unit again.
+
+        Args:
+            unit: the unit.
+            rows: of the batch in the unit; None means the rows after the last batch's.
+            forward: runs the batch, and hands its step to `take`, unless the batch gives no rows.
+        """
+
+        def run_again() -> BatchColumns:
+            self._step = None
+            forward()
+            return computed_columns(self._step, self._codec) if self._step else {}
+
+        with _running_again(self._devices) as has_drawn:
+            computed = run_again()
+            count = self._step.rows if self._step else 0
+            rows = rows or range(self._rows, self._rows + count)
+            self._rows += count
+            stored = stored_columns(unit, rows)
+            self.is_open = not (stored or computed)
+            different = find_difference(stored, computed, is_exact=True)
+            if different is not None:
+                self._judge(stored, computed, run_again, different, [unit.row_name(row) for row in rows])
+            elif has_drawn():
+                self._is_random = find_difference(computed, run_again(), is_exact=False) is not None
+
+    def check_further(self) -> None:
+        """Raise an OtherRunError where the values of further batches would not be those of a run in one go."""
+        if self._is_random:
+            raise OtherRunError(self._folder, [f"what the model computes ({_DRAWS})"])
+
+    def end(self, unit: StoredUnit) -> None:
+        """End the unit; raises an OtherRunError where its batch is another one now, and warns where its bits are."""
+        if self.is_open and self._rows != unit.rows:
+            self._difference = f"{self._rows} rows in place of {unit.rows}"
+        if self._difference:
+            raise OtherRunError(self._folder, [f"what the model computes ({self._difference})"])
+        if self._note:
+            text = f"{str(self._folder)!r} is resumed, although its values differ by rounding ({self._note})."
+            warnings.warn(text, stacklevel=2)
+        self._rows, self._note = 0, ""
+
+    def _judge(
+        self,
+        stored: BatchColumns,
+        computed: BatchColumns,
+        run_again: Callable[[], BatchColumns],
+        different: Difference,
+        rows: Sequence[str],
+    ) -> None:
+        """Decide what it means that a batch is not the same in its bits."""
+        reasons = reasons_to_differ(read_manifest(self._folder).content, self.computed_with)
+        far = find_difference(stored, computed, is_exact=False)
+        if not reasons:
+            again = run_again()
+            if find_difference(computed, again, is_exact=True) is None:
+                far = different
+            else:
+                is_near = find_difference(computed, again, is_exact=False) is None
+                reasons = [_UNSTABLE if is_near else _RANDOM]
+        text = "; ".join([(far or different).describe(rows), *reasons])
+        self._difference, self._note = (text, "") if far else ("", text)
+
+
+@contextmanager
+def _running_again(on: Iterable[torch.device]) -> Iterator[Callable[[], bool]]:
+    """Leave the random numbers of torch and of these devices as they were; an error says what was run.
+
+    It gives a function that says whether random numbers were drawn.
+    """
+    accelerators = [device for device in on if device.type in ("cuda", "xpu")]
+    kind = accelerators[0].type if accelerators else "cuda"
+
+    def states() -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.get_device_module(kind).get_rng_state(it) for it in accelerators)]
+
+    before = states()
+    try:
+        with torch.random.fork_rng(accelerators, device_type=kind):
+            yield lambda: not all(map(torch.equal, before, states()))
+    except Exception as error:
+        add_note(error, _AGAIN)
+        raise
