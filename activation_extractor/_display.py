@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 _EXAMPLES = 3
 _LONGEST = 100  # characters of a value that are shown whole
@@ -67,6 +67,30 @@ def table(
     window, above, below = _window(rows, header, first, most)
     lines = aligned(window)
     return "\n".join([caption, *lines[: bool(header)], *above, *lines[bool(header) :], *below])
+
+
+class LazyRows(Sequence[tuple[str, ...]]):
+    """Rows of a table, each made when it is shown: of a long table few are.
+
+    Args:
+        items: what there is a row for.
+        cells: makes the row of an item.
+    """
+
+    def __init__(self, items: Sequence[Any], cells: Callable[[Any], tuple[str, ...]]) -> None:
+        self._items, self._cells = items, cells
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, ...]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[str, ...]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, ...] | list[tuple[str, ...]]:
+        return (
+            list(map(self._cells, self._items[index])) if isinstance(index, slice) else self._cells(self._items[index])
+        )
 
 
 def html_table(caption: str, rows: Sequence[Sequence[str]], *, header: Sequence[str] = (), first: int = 0) -> str:

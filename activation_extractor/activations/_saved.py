@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,17 @@ def _order(metadata: Mapping[str, str] | None) -> list[str]:
 
 
 def _open_npz(path: Path) -> tuple[list[str], Callable[[str], Tensor]]:
-    def read(entry: str) -> Tensor:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return torch.from_numpy(archive[entry])
+    # Opened once: an archive's directory takes as long to read as it has entries.
+    file = open(path, "rb")  # noqa: SIM115 - it is closed with the function that reads from it
+    try:
+        archive = np.load(file, allow_pickle=False)
+        entries = list(archive.files)
+    except BaseException:
+        file.close()
+        raise
 
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        return list(archive.files), read
+    def read(entry: str) -> Tensor:
+        return torch.from_numpy(archive[entry])
+
+    weakref.finalize(read, file.close)
+    return entries, read

@@ -35,9 +35,12 @@ def paired(left: Sequence[Key], right: Sequence[Key], match: Match) -> list[Pair
     if names and not matched:
         advice = "Let match return a name of right for some layer of left."
         raise MatchError("share a layer", "no name from match=", advice)
-    pairs: list[Pair] = [(key, _partner(key, matched[key[0]], right)) for key in left if key[0] in matched]
+    by_name: dict[str, list[Key]] = {}
+    for key in right:
+        by_name.setdefault(key[0], []).append(key)
+    pairs: list[Pair] = [(key, _partner(key, by_name.get(matched[key[0]], ()))) for key in left if key[0] in matched]
     taken = {other_key for _, other_key in pairs}
-    wanted = others if match is None else matched.values()
+    wanted = set(others if match is None else matched.values())
     pairs += [(None, key) for key in right if key[0] in wanted and key not in taken]
     if not any(key and other_key for key, other_key in pairs):
         got = f"{_shown(left)} on the left and {_shown(right)} on the right"
@@ -67,8 +70,9 @@ def _matched(names: Sequence[str], others: Sequence[str], match: Match) -> dict[
 
 def _check_one_to_one(matched: Mapping[str, str], others: Sequence[str]) -> None:
     owners: dict[str, str] = {}
+    known = set(others)
     for name, other in matched.items():
-        if other not in others:
+        if other not in known:
             raise ArgumentError("match", f"map {name!r} to a layer of right", other, _close(other, others))
         if owners.setdefault(other, name) != name:
             got = f"{owners[other]!r} and {name!r} for {other!r}"
@@ -78,15 +82,22 @@ def _check_one_to_one(matched: Mapping[str, str], others: Sequence[str]) -> None
 def _by_patterns(names: Sequence[str], others: Sequence[str], match: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Pairs of names, of which the first that has a name on the left counts; a key that is a name is no pattern."""
     matched: set[str] = set()
+    known, taken = set(names), set(others)
+    by_base: dict[str, list[str]] = {}  # a pattern without wildcards can fit these names alone
+    for name in names:
+        for base in dict.fromkeys([name, _SIDE_AND_CALL.sub("", name)]):
+            by_base.setdefault(base, []).append(name)
     for pattern, template in match.items():
         if not isinstance(pattern, str) or not isinstance(template, str):
             raise ArgumentTypeError("match", "map names to names", {pattern: template})
-        is_filled = template not in others and count_wildcards(template) > 0
-        if is_filled and (pattern in names or count_wildcards(template) != count_wildcards(pattern)):
+        is_filled = template not in taken and count_wildcards(template) > 0
+        if is_filled and (pattern in known or count_wildcards(template) != count_wildcards(pattern)):
             raise ArgumentError("match", "have equally many wildcards on both sides", {pattern: template})
-        regex = re.compile(re.escape(pattern)) if pattern in names else glob(pattern)
+        regex = re.compile(re.escape(pattern)) if pattern in known else glob(pattern)
         fitted = partial(_fitted, regex, template, is_filled=is_filled)
-        fits = [(name, other) for name in names if (other := _with_ending(name, fitted)) is not None]
+        is_plain = pattern in known or not count_wildcards(pattern)
+        candidates = by_base.get(pattern, ()) if is_plain else names
+        fits = [(name, other) for name in candidates if (other := _with_ending(name, fitted)) is not None]
         if not fits:
             raise ArgumentError("match", "name layers of left", pattern, _close(pattern, names))
         yield from (pair for pair in fits if pair[0] not in matched)
@@ -110,9 +121,8 @@ def _with_ending(name: str, match: Callable[[str], str | None]) -> str | None:
     return other
 
 
-def _partner(key: Key, other: str, right: Sequence[Key]) -> Key | None:
-    """The key of this name on the right that has the same reducer, or the only one when a side does not name any."""
-    candidates = [candidate for candidate in right if candidate[0] == other]
+def _partner(key: Key, candidates: Sequence[Key]) -> Key | None:
+    """The one of some keys that has the same reducer, or the only one when a side does not name any."""
     same = [candidate for candidate in candidates if candidate[1] == key[1]]
     is_unnamed = key[1] is None or any(reducer is None for _, reducer in candidates)
     return same[0] if same else candidates[0] if is_unnamed and len(candidates) == 1 else None

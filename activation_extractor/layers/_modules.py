@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,6 +17,7 @@ from activation_extractor.errors import ArgumentTypeError, UnhookableLayerError
 # Attributes under which torch.compile, FSDP and activation checkpointing keep the module that they wrap.
 WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _PLACES = WRAPPER_SEGMENTS | {"module"}
+_MOST_NAMES = 100
 
 Visited = list[tuple[str, str, nn.Module]]  # full name, plain name and module, wrappers before what they wrap
 
@@ -45,8 +47,12 @@ def check_model(model: object) -> nn.Module:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in ``eval()``; afterwards each module's training flag as it was."""
     flags = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        try:
+            model.eval()
+        except RecursionError:  # from torch, where a child holds its parent
+            for module, _ in flags:
+                module.training = False
         yield
     finally:
         for module, flag in flags:
@@ -95,13 +101,18 @@ class ModuleTree:
 
     def check(self, names: Iterable[str]) -> None:
         """Raise for the first of these layers that `find` refuses."""
-        if any(isinstance(module, DataParallel) for *_, module in self._visited):
+        if self._has_replicas:
             for name in names:
                 self.find(name)
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
-        """Plain name to plain module, in the model's order; a tied module stands under each of its names."""
+        """Plain name to plain module, in the model's order; a tied module stands under each of its names.
+
+        But for two names, which only `find` knows: those that lead back to a module that they lead through, and those
+        that lead through a module which `_MOST_NAMES` earlier names lead through. Where modules are shared on every
+        level, the number of all names is exponential in their depth.
+        """
         # The inner module comes later and takes the wrapper's name.
         return {name: module for _, name, module in self._visited}
 
@@ -123,7 +134,11 @@ class ModuleTree:
 
     @cached_property
     def _visited(self) -> Visited:
-        return _visit(self._model, "", "", [("", "", self._model)])
+        return _visit(self._model, "", "", [("", "", self._model)], Counter(), {id(self._model)})
+
+    @cached_property
+    def _has_replicas(self) -> bool:
+        return any(isinstance(module, DataParallel) for *_, module in self._visited)
 
     def _at(self, module: nn.Module, plain: Sequence[str]) -> nn.Module | None:
         """What `modules` has under the name of `module` and these further segments."""
@@ -160,17 +175,26 @@ class ModuleTree:
             raise UnhookableLayerError(name, f"DataParallel over {len(module.device_ids)} devices", advice)
 
 
-def _visit(module: nn.Module, full_name: str, name: str, visited: Visited) -> Visited:
-    """`visited`, with the modules below `module` added to it."""
+def _visit(
+    module: nn.Module, full_name: str, name: str, visited: Visited, visits: Counter[int], around: set[int]
+) -> Visited:
+    """`visited`, with the modules below `module` added to it.
+
+    By id, `visits` counts how often each module was gone into, and `around` holds those that the name leads through.
+    """
     children = children_of(module)
     wrapped = _wrapped_segment(module, children)
     full_prefix, prefix = f"{full_name}." if full_name else "", f"{name}." if name else ""
     for segment, child in children.items():
-        if child is not None:
-            names = full_prefix + segment, name if segment == wrapped else prefix + segment
-            visited.append((*names, child))
-            if children_of(child):
-                _visit(child, *names, visited)
+        if child is None or id(child) in around:  # a child that holds its parent
+            continue
+        names = full_prefix + segment, name if segment == wrapped else prefix + segment
+        visited.append((*names, child))
+        if children_of(child) and visits[id(child)] < _MOST_NAMES:
+            visits[id(child)] += 1
+            around.add(id(child))
+            _visit(child, *names, visited, visits, around)
+            around.discard(id(child))
     return visited
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -125,7 +126,8 @@ def extract(
 
     def fingerprint() -> dict[str, Any]:
         plain = unwrap(model)
-        weights = {"weights": weights_digest(plain), "structure": structure_digest(plain)}
+        with _visiting(plain):
+            weights = {"weights": weights_digest(plain), "structure": structure_digest(plain)}
         return {**weights, **fields.fingerprint, "rows_per_unit": rows_per_unit}
 
     check_weights(model)
@@ -145,7 +147,8 @@ def extract(
         missing=missing,
     )
     bar = Progress(batches, progress)
-    where = move(model, device)
+    with _visiting(model):
+        where = move(model, device)
 
     def forward(batch: Batch) -> None:
         counted.now = batch.pooling_mask
@@ -190,3 +193,13 @@ def _samplers(batches: Any) -> Iterator[Any]:
 
 def _is_random(sampler: Any) -> bool:
     return isinstance(sampler, _RANDOM) or bool(getattr(sampler, "shuffle", False))
+
+
+@contextmanager
+def _visiting(model: nn.Module) -> Iterator[None]:
+    """Refuse a model of which torch's own methods visit the modules without an end."""
+    try:
+        yield
+    except RecursionError:
+        condition, advice = "hold no module that holds it in turn", "Keep the parent in a list: self.parent = [parent]."
+        raise ArgumentError("model", condition, type(model).__name__, advice) from None

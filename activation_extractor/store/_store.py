@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import accumulate, chain
@@ -12,13 +12,13 @@ from typing import Any
 
 from activation_extractor import _display
 from activation_extractor._display import examples
-from activation_extractor._format._entry_names import column_key, entry_name, kept_name
+from activation_extractor._format._entry_names import column_key, kept_name
 from activation_extractor._format._journal import read_records
 from activation_extractor._format._manifest import read_manifest, store_name
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, StoreError
-from activation_extractor.reducers._keys import EntryKey, entry_keys, pairs_of, resolve_key
+from activation_extractor.reducers._keys import EntryKey, entry_keys, pair_of, pairs_of, resolve_key
 from activation_extractor.store._columns import Column
 from activation_extractor.store._dataset import StoreDataset
 from activation_extractor.store._listing import ShardInfo, list_shards
@@ -88,7 +88,9 @@ class Store(Mapping[EntryKey, Column]):
         counts = [record.counts for _, record in self._shards if record.counts]
         extra = [entry for rows in counts for entry, count in rows.items() if count]
         self._entries = list(dict.fromkeys([*self._fields, *extra]))
-        self._keys = [key for entry in self._entries if (key := column_key(entry))]
+        self._keys = {key: entry for entry in self._entries if (key := column_key(entry))}
+        self._names = dict.fromkeys(name for name, _ in self._keys)
+        self._reducers = list(dict.fromkeys(reducer for _, reducer in self._keys))
 
     def __reduce__(self) -> Any:
         return Store, (self.path,)
@@ -101,12 +103,12 @@ class Store(Mapping[EntryKey, Column]):
     @property
     def names(self) -> list[str]:
         """The recorded names."""
-        return list(dict.fromkeys(name for name, _ in self._keys))
+        return list(self._names)
 
     @property
     def reducers(self) -> list[str]:
         """The reducers' names."""
-        return list(dict.fromkeys(reducer for _, reducer in self._keys))
+        return list(self._reducers)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -154,6 +156,10 @@ class Store(Mapping[EntryKey, Column]):
     @property
     def keep(self) -> dict[str, Column | TextColumn]:
         """The kept columns, by name."""
+        return dict(self._kept)
+
+    @cached_property
+    def _kept(self) -> dict[str, Column | TextColumn]:
         names = {entry: name for entry in self._entries if (name := kept_name(entry)) is not None}
         columns = {name: self._column(entry) for entry, name in names.items()}
         return {name: TextColumn(column) if column.is_ragged else column for name, column in columns.items()}
@@ -233,15 +239,18 @@ class Store(Mapping[EntryKey, Column]):
         Raises:
             ActivationNotFoundError: there is no such column, or which reducer is meant is not said.
         """
-        resolved = resolve_key(key, self.names, self.reducers)
+        resolved = resolve_key(key, self._names, self._reducers)
         if resolved not in self._keys:
             raise ActivationNotFoundError(
                 key, f"The store has no column {resolved!r}: the layer was recorded with other reducers."
             )
-        return self._column(entry_name(*resolved))
+        return self._column(self._keys[resolved])
+
+    def __contains__(self, key: object) -> bool:
+        return pair_of(key, self._reducers) in self._keys
 
     def __iter__(self) -> Iterator[EntryKey]:
-        return (key for key in entry_keys(self.names, self.reducers) if isinstance(key, str) or key in self._keys)
+        return (key for key in entry_keys(self._names, self._reducers) if isinstance(key, str) or key in self._keys)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -252,13 +261,13 @@ class Store(Mapping[EntryKey, Column]):
     def _repr_html_(self) -> str:
         return _display.html_table(*self._table(), header=_HEADER)
 
-    def _table(self) -> tuple[str, list[tuple[str, ...]]]:
-        rows: list[tuple[str, ...]] = []
-        for key in self:
-            column = self[key]
-            name, reducer = key if isinstance(key, tuple) else (key, "")
-            rows.append((name, reducer, str(column.shape), str(column.dtype).removeprefix("torch.")))
-        return _display.total(f"Store {str(self.path)!r} of {self.rows} rows", len(rows), self.nbytes), rows
+    def _table(self) -> tuple[str, Sequence[tuple[str, ...]]]:
+        def cells(key: EntryKey) -> tuple[str, ...]:
+            column, (name, reducer) = self[key], key if isinstance(key, tuple) else (key, "")
+            return name, reducer, str(column.shape), str(column.dtype).removeprefix("torch.")
+
+        caption = _display.total(f"Store {str(self.path)!r} of {self.rows} rows", len(self), self.nbytes)
+        return caption, _display.LazyRows(list(self), cells)
 
     @cached_property
     def _rows_by_id(self) -> dict[RowId, int]:
