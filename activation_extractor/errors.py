@@ -150,7 +150,7 @@ class UnhookableLayerError(ActivationError, TypeError):
 
 
 class LayerNotRunError(ActivationError, RuntimeError):
-    """Requested layers did not run in a step.
+    """Requested layers did not run in a step, or, in a block without a sink, in the last forward of the model.
 
     Attributes:
         layers: their names.

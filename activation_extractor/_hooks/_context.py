@@ -36,8 +36,11 @@ class Owner:
         self.backward, self.missed = backward_task(), dict[str, str]()
 
     def misses(self, layer: str) -> Literal[True]:
-        """A call of the layer is not to be recorded: it is in another context, or in a backward of the block's body."""
-        self.missed[layer] = RECOMPUTED if self in open_here() else ELSEWHERE
+        """A call of the layer is not to be recorded: in another context, in a backward of the body, or by hand."""
+        if self not in open_here():
+            self.missed[layer] = ELSEWHERE
+        elif backward_task() != self.backward:
+            self.missed[layer] = RECOMPUTED
         return True
 
 

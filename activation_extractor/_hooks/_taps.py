@@ -47,11 +47,11 @@ def tap(target: Target, owner: Owner, record: Record) -> Detach:
     return _attach(target.module, _output_hook(target, owner, record))
 
 
-def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record]) -> Detach:
+def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record | None]) -> Detach:
     """Attach a hook that asks `expect`, in each call of the layer, what records the gradient that backward will bring.
 
-    `expect` is called with whether the call is a recomputation. Returns what takes the hook off again, and those that
-    wait for gradients.
+    `expect` is called with whether the call is a recomputation, and returns None where the call does not count. Returns
+    what takes the hook off again, and those that wait for gradients.
     """
     module, pick = target.module, picker(target)
     handles: list[RemovableHandle] = []
@@ -64,7 +64,7 @@ def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record])
             raise TransformedCallError(target.layer)
         # Backward runs on other threads, in other contexts: `record` is made here for whom the gradient is.
         tensor, record = pick(output), expect(backward_task() != owner.backward)
-        if tensor.requires_grad:
+        if tensor.requires_grad and record is not None:
             handles[:] = [handle for handle in handles if handle.hooks_dict_ref() is not None]
             handles.append(tensor.register_hook(record))  # type: ignore[no-untyped-call]
 

@@ -54,13 +54,12 @@ def fast_hooks(shared: Shared) -> MakeHook | None:
 
 
 class _LayerSlot(Slot):
-    """What a layer's hook has of its own when it records a whole value: where, of which forward, and whose it is."""
+    """What a layer's hook has of its own when it records a whole value: where, and whose it is."""
 
-    __slots__ = ("forward", "layer", "module", "target")
+    __slots__ = ("layer", "module", "target")
 
     def __init__(self, target: Target) -> None:
         super().__init__()
-        self.forward = -1
         self.target, self.layer = target, target.layer
         self.module: nn.Module | None = target.module
 
@@ -79,10 +78,10 @@ class _LayerSlot(Slot):
 class _ReducedLayer:
     """What a layer's hook has of its own when it reduces: how, where the results go, and whose they are."""
 
-    __slots__ = ("forward", "module", "parts", "target")
+    __slots__ = ("module", "parts", "stamp", "target")
 
     def __init__(self, target: Target, parts: list[tuple[Slot, str, Reducer, bool]]) -> None:
-        self.target, self.module, self.parts, self.forward = target, target.module, parts, -1
+        self.target, self.module, self.parts, self.stamp = target, target.module, parts, 0
 
 
 def _bound_to_slot(record: Hook, recorded: Recorded, reducer: str, target: Target) -> Hook:
@@ -101,7 +100,7 @@ def _copying_hook(shared: Shared) -> Hook:
 
     @ours
     def record_copy(slot: _LayerSlot, called: nn.Module, args: Any, output: Any) -> None:
-        is_wanted = state in open_here() and (state.call is not None or backward_task() == state.backward)
+        is_wanted = state in open_here() and (state.call is not None or state.takes_call(slot.stamp))
         if called is not slot.module or (not is_wanted and state.misses(slot.layer)):
             return
         if slot.tensor is None:
@@ -111,8 +110,8 @@ def _copying_hook(shared: Shared) -> Hook:
             slot.tensor = output.data.clone() if output.requires_grad else output.clone()
         else:
             slot.tensor = snapshot(picker(slot.target)(output))
-        if slot.forward != (number := state.forward_number):
-            slot.forward = number
+        if slot.stamp != (stamp := state.stamp):
+            slot.stamp = stamp
         else:
             state.ran_again(slot.target)
         if cuts and (cut := current_cut()) is not None:
@@ -127,7 +126,7 @@ def _referring_hook(shared: Shared) -> Hook:
 
     @ours
     def record_reference(slot: _LayerSlot, called: nn.Module, args: Any, output: Any) -> None:
-        is_wanted = state in open_here() and (state.call is not None or backward_task() == state.backward)
+        is_wanted = state in open_here() and (state.call is not None or state.takes_call(slot.stamp))
         if called is not slot.module or (not is_wanted and state.misses(slot.layer)):
             return
         if slot.tensor is None:
@@ -139,8 +138,8 @@ def _referring_hook(shared: Shared) -> Hook:
         except RuntimeError:  # an inference tensor has none
             raise InferenceReferenceError from None
         slot.tensor = output
-        if slot.forward != (number := state.forward_number):
-            slot.forward = number
+        if slot.stamp != (stamp := state.stamp):
+            slot.stamp = stamp
         else:
             state.ran_again(slot.target)
         if cuts and (cut := current_cut()) is not None:
@@ -160,6 +159,8 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
     def record_reduced(own: _ReducedLayer, called: nn.Module, args: Any, output: Any) -> None:  # noqa: C901
         is_wanted = state in open_here() and backward_task() == state.backward
         if called is not own.module or (not is_wanted and state.misses(own.target.layer)):
+            return
+        if (stamp := state.stamp) <= 0 and not state.takes_call(own.stamp):
             return
         target = own.target
         if is_transformed():
@@ -184,9 +185,10 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
                 raise
             if slot.tensor is None:
                 slot.turn = next(turns)
+            slot.stamp = stamp
             slot.tensor = result if is_ours else own_result(target.layer, name, sequence, result)
-        if own.forward != (number := state.forward_number):
-            own.forward = number
+        if own.stamp != stamp:
+            own.stamp = stamp
         else:
             state.ran_again(target)
         if cuts and (cut := current_cut()) is not None:

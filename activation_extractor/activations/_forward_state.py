@@ -13,35 +13,82 @@ from activation_extractor.reducers._masks import CallArguments
 
 
 class ForwardState(Owner):
-    """The forward of the model that is under way; `warns` is for a layer that runs several times in it.
+    """The forward of the model that is under way, and which of the values that are recorded count.
+
+    A value is stamped when it is recorded: with the number of the forward that is under way, from 1; outside of the
+    model's own call, with minus the number of the forwards that have begun.
 
     Attributes:
         call: what the model's own call was given; None outside of one.
-        forward_number: how many forwards have begun.
+        stamp: what marks a value that is recorded now.
+        replaced: how many forwards' values were replaced before anybody read them.
+        was_read: whether somebody has read the values of the last forward.
         is_unmasked: whether no layer has a mask in this forward; None until a layer asks, since the model may make a
             mask of its own before.
         in_step: whether what is recorded now belongs to a step; always, where there is no sink.
         spans_backward: whether the step will still be open in backward, so that gradients belong to it.
     """
 
-    __slots__ = ("_thread", "_warns", "call", "forward_number", "in_step", "is_unmasked", "spans_backward")
+    __slots__ = (
+        "_begun",
+        "_first_stamp",
+        "_keeps_all",
+        "_keeps_step",
+        "_thread",
+        "_warns",
+        "call",
+        "in_step",
+        "is_unmasked",
+        "replaced",
+        "spans_backward",
+        "stamp",
+        "was_read",
+    )
 
-    def __init__(self, targets: tuple[Target, ...], *, stops_early: bool, warns: bool) -> None:
+    def __init__(self, targets: tuple[Target, ...], *, stops_early: bool, keeps_all: bool) -> None:
         super().__init__(targets, stops_early=stops_early)
         self.call: CallArguments | None = None
-        self.forward_number = 0
+        self.stamp = self.replaced = 0
         self.is_unmasked: bool | None = None
-        self.in_step = self.spans_backward = True
-        self._warns, self._thread = warns, -1
+        self.in_step = self.spans_backward = self.was_read = True
+        self._keeps_all, self._keeps_step, self._warns = keeps_all, False, not keeps_all
+        self._begun, self._first_stamp, self._thread = 0, 1, -1
 
     def begin(self, call: CallArguments) -> None:
         """A forward begins."""
+        if not self.was_read and not call.is_cached:  # the next token of a generation replaces nothing
+            self.replaced += 1
         self.call, self.is_unmasked, self._thread = call, None, threading.get_ident()
-        self.forward_number += 1
+        self._begun += 1
+        self.stamp, self.was_read = self._begun, False
 
-    def end(self) -> None:
-        """The forward has ended, whether or not it failed."""
+    def end(self, *, failed: bool) -> None:
+        """The forward has ended; what a failed one has recorded need not be read."""
         self.call = self.is_unmasked = None
+        self.stamp, self.was_read = -self._begun, self.was_read or failed
+
+    def begin_step(self, *, keeps_all: bool) -> None:
+        """A step begins: one forward, or, with `keeps_all`, what the user groups, which counts whole."""
+        self._first_stamp = self._begun + (self.call is None)
+        self._keeps_step = keeps_all
+
+    def takes_call(self, last_stamp: int) -> bool:
+        """Whether a call of a layer outside of the model's own counts, from the stamp of the layer's last value.
+
+        It does where no forward of this step has run the layer: an encoder that is called alone, say. A call by hand
+        beside a forward never replaces what the forward gave; nor does one that checkpointing repeats in backward.
+        """
+        return last_stamp < self._first_stamp and backward_task() == self.backward
+
+    def counts(self, stamp: int) -> bool:
+        """Whether a value of this stamp is one of the last forward's, or of a step's or all that are kept together.
+
+        A value from outside of a forward counts where a forward came after it, which it may have been made for, and
+        where the step has no forward.
+        """
+        if stamp > 0:
+            return stamp == self._begun or self._keeps_all or self._keeps_step
+        return -stamp < self._begun or self._begun < self._first_stamp
 
     def check_thread(self) -> None:
         """Raise StepError for a forward that begins while another one is under way in another thread."""
@@ -74,4 +121,14 @@ class ForwardState(Owner):
                 f"Layer {target.layer!r} ran several times in one forward and its last value is kept. "
                 "Pass calls='all' or calls='join' to keep them all.",
                 stacklevel=2,
+            )
+
+    def warn_of_replaced(self) -> None:
+        """Warn of forwards whose values were replaced by those of later ones, unread."""
+        if self.replaced and not self._keeps_all:
+            warnings.warn(
+                f"The model ran {self._begun} times in this block, and the values of {self.replaced} of these "
+                "forwards were replaced before they were read: a block without a sink holds the last forward's. To "
+                "keep them all pass sink=, use extract(), enter a block for each forward, or pass calls='all'.",
+                stacklevel=4,
             )

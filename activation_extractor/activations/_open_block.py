@@ -43,12 +43,12 @@ class OpenBlock:
     def __init__(
         self, root: nn.Module, targets: Sequence[Target], options: Options, masks: Masks, sink: Sink | None
     ) -> None:
-        self.state = ForwardState(tuple(targets), stops_early=options.stop_early, warns=options.calls == "last")
-        recorded = Recorded(options.calls, options.max_bytes, detach=options.detach)
-        self.results = Results(targets, options, recorded)
+        self.state = ForwardState(tuple(targets), stops_early=options.stop_early, keeps_all=options.calls != "last")
+        recorded = Recorded(options.calls, options.max_bytes, self.state, detach=options.detach)
+        self.results = Results(targets, options, recorded, self.state)
         self._shared = Shared(options, self.state, recorded, masks)
         self._gradients: dict[str, GradientRecorder] = {}
-        self.steps = Steps(self.state, self.results, self._gradients, sink, may_lack=options.missing == "skip")
+        self.steps = Steps(self.state, self.results, self._gradients, sink, root, may_lack=options.missing == "skip")
         self._root: nn.Module | None = root
         self._undo: list[Detach] = []
 
@@ -92,6 +92,7 @@ class OpenBlock:
             elif error is None:
                 recorded.check()
                 self.steps.check_complete()
+                state.warn_of_replaced()
             if state.was_cut and isinstance(error, AttributeError | TypeError) and "NoneType" in str(error):
                 raise StopEarlyError from error
         finally:
@@ -119,10 +120,14 @@ class OpenBlock:
             state.check_thread()
             return call(*args, **kwargs)
         state.begin(CallArguments(self._shared.masks.positions, args, kwargs, self.steps.checks))
+        failed = True
         try:
             if state.in_step:
-                return call(*args, **kwargs)
-            with self.steps.step():
-                return call(*args, **kwargs)
+                result = call(*args, **kwargs)
+            else:
+                with self.steps.step():
+                    result = call(*args, **kwargs)
+            failed = False
         finally:
-            state.end()
+            state.end(failed=failed)
+        return result

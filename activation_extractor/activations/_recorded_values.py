@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from typing import Literal
 
 from torch import Tensor
 
 from activation_extractor._private_torch import version_of
 from activation_extractor._tensors import ordinary, storage_bytes
+from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.errors import CapacityError, OverwrittenError
 
 Calls = Literal["last", "all", "join"]
@@ -23,12 +25,17 @@ class Slot:
         tensor: the value; None before the layer has run.
         version: how often the tensor had been written to when the layer returned it; None when it is a copy.
         turn: when the slot got its first value: a slot that got one later has a larger number.
+        stamp: of which forward the value is, see `ForwardState`.
+        mask: which positions of a whole activation are real, for who reduces or stores it later; None for all.
     """
 
-    __slots__ = ("tensor", "turn", "version")
+    __slots__ = ("mask", "stamp", "tensor", "turn", "version")
 
-    def __init__(self, tensor: Tensor | None = None, version: int | None = None, turn: int = -1) -> None:
-        self.tensor, self.version, self.turn = tensor, version, turn
+    def __init__(self) -> None:
+        self.tensor: Tensor | None = None
+        self.version: int | None = None
+        self.mask: Tensor | None = None
+        self.turn, self.stamp = -1, 0
 
     def read(self, name: str, *, detach: bool) -> Tensor:
         """The tensor, an ordinary one, and the same one each time.
@@ -80,17 +87,15 @@ class Recorded:
     With `detach`, references let go of their graphs when they are read or the block ends.
 
     Attributes:
-        masks: the masks of the activations that are recorded whole, by recorded name, call by call.
         turns: numbers the slots in the order in which they get their first values.
     """
 
-    def __init__(self, calls: Calls, max_bytes: int | None, *, detach: bool = True) -> None:
-        self.masks: dict[str, list[Tensor | None]] = {}
+    def __init__(self, calls: Calls, max_bytes: int | None, state: ForwardState, *, detach: bool = True) -> None:
         self.turns = Turns()
-        # By reducer and name: the slots of all calls, with a None where a gradient is still to come; or the last one.
-        self._calls: dict[str, dict[str, list[Slot | None]]] = {}
+        # By reducer and name: the slots of all calls, an empty one where a gradient is still to come; or the last one.
+        self._calls: dict[str, dict[str, list[Slot]]] = {}
         self._last: dict[str, dict[str, Slot]] = {}
-        self._has_all, self._detach = calls != "last", detach
+        self._has_all, self._detach, self._state = calls != "last", detach, state
         self._budget = None if max_bytes is None else _Budget(max_bytes)
 
     def slot(self, key: Key) -> Slot:
@@ -108,67 +113,56 @@ class Recorded:
     def names(self) -> list[str]:
         """The recorded names that have a value, in the order in which their first values came."""
         turns: dict[str, int] = {}
-        for last in self._last.values():
-            turns.update((name, slot.turn) for name, slot in last.items() if slot.tensor is not None)
-        for calls in self._calls.values():
-            turns.update((name, next(slot.turn for slot in slots if slot)) for name, slots in calls.items())
+        for reducer in (*self._last, *self._calls):
+            for name in (*self._last.get(reducer, ()), *self._calls.get(reducer, ())):
+                turns.update((name, slot.turn) for slot in self.slots((name, reducer))[:1])
         return sorted(turns, key=turns.__getitem__)
 
-    def put(self, key: Key, tensor: Tensor, version: int | None = None, index: int | None = None) -> None:
+    def last_stamp(self, name: str) -> int | None:
+        """The stamp of the last value that a name has had, whether or not it counts; None where it has had none."""
+        last = [slots[name] for slots in self._last.values() if name in slots]
+        calls = [slots[name][-1] for slots in self._calls.values() if name in slots]
+        return next((slot.stamp for slot in last + calls if slot.turn >= 0), None)
+
+    def put(self, key: Key, tensor: Tensor, stamp: int, version: int | None = None, index: int | None = None) -> Slot:
         """Store the value of call `index`, or of the next one; `version` is that of a reference, None for a copy.
 
         Raises:
             CapacityError: it does not fit ``max_bytes``.
         """
-        if not self._has_all:
-            last = self.slot(key)
-            self._count(key[0], tensor, last.tensor)
-            if last.tensor is None:
-                last.turn = next(self.turns)
-            last.tensor, last.version = tensor, version
-            return
+        slot = self._call_slot(key, index) if self._has_all else self.slot(key)
+        if self._budget is not None:
+            self._budget.replace(key[0], tensor, slot.tensor)
+        if slot.tensor is None:
+            slot.turn = next(self.turns)
+        slot.tensor, slot.version, slot.stamp, slot.mask = tensor, version, stamp, None
+        return slot
+
+    def _call_slot(self, key: Key, index: int | None) -> Slot:
         slots = self._calls.setdefault(key[1], {}).setdefault(key[0], [])
         index = len(slots) if index is None else index
-        slots.extend([None] * (index + 1 - len(slots)))
-        before = slots[index]
-        self._count(key[0], tensor, None if before is None else before.tensor)
-        slots[index] = Slot(tensor, version, next(self.turns))
+        slots.extend(Slot() for _ in range(index + 1 - len(slots)))
+        return slots[index]
 
-    def put_mask(self, name: str, mask: Tensor | None, index: int | None = None) -> None:
-        """Store the mask that belongs to the value that was put at `index`."""
+    def slots(self, key: Key) -> list[Slot]:
+        """The slots of a key's calls whose values count, see `ForwardState.counts`; the last one of each key, or all.
+
+        Of a layer that a forward has run, calls outside of forwards do not count.
+        """
         if not self._has_all:
-            self.masks[name] = [mask]
-            return
-        masks = self.masks.setdefault(name, [])
-        index = len(masks) if index is None else index
-        masks.extend([None] * (index + 1 - len(masks)))
-        masks[index] = mask
+            last = self._last.get(key[1], {}).get(key[0])
+            return [last] if last is not None and last.tensor is not None and self._state.counts(last.stamp) else []
+        slots = [slot for slot in self._calls.get(key[1], {}).get(key[0], ()) if slot.tensor is not None]
+        ran = [slot for slot in slots if slot.stamp > 0]
+        return ran or [slot for slot in slots if self._state.counts(slot.stamp)]
 
-    def read(self, key: Key) -> Tensor | list[Tensor]:
-        """The tensor of a key, or the list of the tensors of its calls; ordinary tensors, the same ones each time.
+    def read(self, key: Key) -> list[Tensor]:
+        """The tensors of a key, those of `slots`; ordinary tensors, the same ones each time.
 
         Raises:
-            KeyError: the key has no value.
             OverwrittenError, TransformedCallError: see `Slot.read`.
         """
-        if self._has_all:
-            return self.read_calls(key)
-        last = self._last[key[1]][key[0]]
-        if last.tensor is None:
-            raise KeyError(key)
-        return last.read(key[0], detach=self._detach)
-
-    def has(self, key: Key) -> bool:
-        """Whether a key has a value, so that `read` gives one; `names` lists those that have one of some reducer."""
-        if self._has_all:
-            return key[0] in self._calls.get(key[1], ())
-        last = self._last.get(key[1], {}).get(key[0])
-        return last is not None and last.tensor is not None
-
-    def read_calls(self, key: Key) -> list[Tensor]:
-        """The tensors of all calls of a key, as `read` gives them."""
-        slots = self._calls[key[1]][key[0]]
-        return [slot.read(key[0], detach=self._detach) for slot in slots if slot is not None]
+        return [slot.read(key[0], detach=self._detach) for slot in self.slots(key)]
 
     def check(self) -> None:
         """Raise TransformedCallError for a value that was recorded inside ``vmap`` or another transform."""
@@ -179,13 +173,14 @@ class Recorded:
         """The block ends: let go of the graphs that references hold, unless they are wanted."""
         for slot in self._all_slots():
             slot.close(detach=self._detach)
+            if not self._state.counts(slot.stamp):
+                slot.tensor = None
 
     def clear(self) -> None:
         """Let go of everything."""
         for slot in self._all_slots():
             slot.tensor = None
         self._calls.clear()
-        self.masks.clear()
         if self._budget is not None:
             self._budget = _Budget(self._budget.max_bytes)
 
@@ -198,11 +193,7 @@ class Recorded:
         for last in self._last.values():
             yield from last.values()
         for calls in self._calls.values():
-            yield from (slot for slots in calls.values() for slot in slots if slot is not None)
-
-    def _count(self, name: str, new: Tensor, old: Tensor | None) -> None:
-        if self._budget is not None:
-            self._budget.replace(name, new, old)
+            yield from chain.from_iterable(calls.values())
 
 
 class _Budget:

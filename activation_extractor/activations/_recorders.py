@@ -20,8 +20,16 @@ from activation_extractor.reducers._masks import CallArguments, Masks
 from activation_extractor.reducers._reducers import reduce_sequence
 from activation_extractor.reducers._sequence_axis import has_sequence, sequence_second
 
-# Takes a value, what the model's own call was given, and which call of the layer it is of; None for the next one.
-RecordCall = Callable[[Tensor, "CallArguments | None", "int | None"], None]
+
+class Call(NamedTuple):
+    """A call of a layer: what the model's own call was given, the stamp, and its number; None for the next one."""
+
+    arguments: CallArguments | None
+    stamp: int
+    number: int | None = None
+
+
+RecordCall = Callable[[Tensor, Call], None]
 
 
 class Shared(NamedTuple):
@@ -36,15 +44,17 @@ class Shared(NamedTuple):
 def recorder(target: Target, shared: Shared) -> Record:
     """What records the outputs or inputs of one target, call by call."""
     state, record_call = shared.state, _call_recorder(target, shared)
-    forward = -1
+    stamp = 0
 
     def record(value: Tensor) -> None:
-        nonlocal forward
+        nonlocal stamp
+        if state.call is None and not state.takes_call(stamp):
+            return
         state.check_step(target)
-        record_call(value, state.call, None)
-        if forward == state.forward_number:
+        record_call(value, Call(state.call, state.stamp))
+        if stamp == state.stamp:
             state.ran_again(target)
-        forward = state.forward_number
+        stamp = state.stamp
         if (cut := current_cut()) is not None:
             cut.ran(state, target.name)
 
@@ -56,41 +66,50 @@ class GradientRecorder:
 
     Backward visits the calls from the last to the first. Where a checkpoint ran a call without a graph and runs it
     again in backward, the gradient belongs to the last call that still lacks one.
-
-    Attributes:
-        calls: for each call of the step so far, what the model's own call was given.
     """
 
     def __init__(self, target: Target, shared: Shared) -> None:
-        self.calls: list[CallArguments | None] = []
+        self._calls: list[Call] = []
         self._lacking: set[int] = set()
         self._target, self._state = target, shared.state
         self._records_last = shared.options.calls == "last"
         self._record_call = _call_recorder(target, shared)
 
-    def expect(self, is_recomputed: bool) -> Record:
-        """What records the gradient of the call that is under way."""
+    def expect(self, is_recomputed: bool) -> Record | None:
+        """What records the gradient of the call that is under way; None where the call does not count."""
         if is_recomputed:
             return self._record_recomputed
-        self._state.check_step(self._target)
-        calls, index = self.calls, len(self.calls)
-        calls.append(self._state.call)
+        state, calls, index = self._state, self._calls, len(self._calls)
+        if state.call is None and not state.takes_call(self.last_stamp or 0):
+            return None
+        state.check_step(self._target)
+        calls.append(Call(state.call, state.stamp, index))
         self._lacking.add(index)
 
         def record(gradient: Tensor) -> None:
-            if calls is self.calls:  # still the same step
+            if calls is self._calls:  # still the same step
                 self._record(index, gradient)
 
         return record
 
     def forget(self) -> None:
         """Begin a new step."""
-        self.calls, self._lacking = [], set()
+        self._calls, self._lacking = [], set()
+
+    @property
+    def last_stamp(self) -> int | None:
+        """The stamp of the last call; None where the layer has not run."""
+        return self._calls[-1].stamp if self._calls else None
+
+    @property
+    def has_run(self) -> bool:
+        """Whether the layer has run in a call that counts."""
+        return any(self._state.counts(call.stamp) for call in self._calls)
 
     @property
     def lacks(self) -> bool:
         """Whether a gradient that is wanted has not come."""
-        return len(self.calls) - 1 in self._lacking if self._records_last else bool(self._lacking)
+        return len(self._calls) - 1 in self._lacking if self._records_last else bool(self._lacking)
 
     def _record_recomputed(self, gradient: Tensor) -> None:
         if self._lacking:
@@ -98,10 +117,11 @@ class GradientRecorder:
 
     def _record(self, index: int, gradient: Tensor) -> None:
         self._lacking.discard(index)
+        call = self._calls[index]
         if not self._records_last:
-            self._record_call(gradient, self.calls[index], index)
-        elif index == len(self.calls) - 1:
-            self._record_call(gradient, self.calls[index], None)
+            self._record_call(gradient, call)
+        elif index == len(self._calls) - 1:
+            self._record_call(gradient, call._replace(number=None))
 
 
 def _call_recorder(target: Target, shared: Shared) -> RecordCall:
@@ -110,33 +130,32 @@ def _call_recorder(target: Target, shared: Shared) -> RecordCall:
     # With calls="join" the parts are stored whole, and are reduced when they are read.
     reducers = {"full": full} if options.calls == "join" else options.reducers
 
-    def record_call(value: Tensor, call: CallArguments | None, index: int | None) -> None:
+    def record_call(value: Tensor, call: Call) -> None:
         if options.detach and value.requires_grad:
             value = value.detach()
         for name, reducer in reducers.items():
             if reducer is full:
-                _record_whole((target.name, name), target.layer, value, call, index, shared)
+                _record_whole((target.name, name), target.layer, value, call, shared)
                 continue
             sequence = sequence_second(target.layer, value, options.sequence_axis)
-            mask = shared.masks.for_layer(target.layer, sequence, call)
+            mask = shared.masks.for_layer(target.layer, sequence, call.arguments)
             result = reduce_sequence(target.layer, name, reducer, sequence, mask)
-            recorded.put((target.name, name), result if options.to is None else result.to(options.to), index=index)
+            moved = result if options.to is None else result.to(options.to)
+            recorded.put((target.name, name), moved, call.stamp, index=call.number)
 
     return record_call
 
 
-def _record_whole(
-    key: Key, layer: str, value: Tensor, call: CallArguments | None, index: int | None, shared: Shared
-) -> None:
+def _record_whole(key: Key, layer: str, value: Tensor, call: Call, shared: Shared) -> None:
     options, recorded = shared.options, shared.recorded
     if options.copy:
         copied = value.clone() if options.to is None else value.to(options.to, copy=True)
-        recorded.put(key, copied, index=index)
+        slot = recorded.put(key, copied, call.stamp, index=call.number)
     elif value.is_inference():
         raise InferenceReferenceError
     else:
-        recorded.put(key, value, version_of(value), index)
+        slot = recorded.put(key, value, call.stamp, version_of(value), call.number)
     is_reduced_later = options.calls == "join" and any(reducer is not full for reducer in options.reducers.values())
     if is_reduced_later or (options.has_sink and has_sequence(value, options.sequence_axis)):
         sequence = sequence_second(layer, value, options.sequence_axis)
-        recorded.put_mask(key[0], shared.masks.for_layer(layer, sequence, call), index)
+        slot.mask = shared.masks.for_layer(layer, sequence, call.arguments)

@@ -10,6 +10,7 @@ from torch import Tensor
 from activation_extractor._format._stored_rows import Ragged
 from activation_extractor._streams import hold
 from activation_extractor._tensors import ordinary
+from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
 from activation_extractor.activations._recorded_values import Key, Recorded
 from activation_extractor.layers._selections import Target
@@ -25,9 +26,9 @@ class Results:
         only_reducer: the name of the reducer, or "" where there are several.
     """
 
-    def __init__(self, targets: Sequence[Target], options: Options, recorded: Recorded) -> None:
+    def __init__(self, targets: Sequence[Target], options: Options, recorded: Recorded, state: ForwardState) -> None:
         self._layers = {target.name: target.layer for target in targets}
-        self._options, self._recorded = options, recorded
+        self._options, self._recorded, self._state = options, recorded, state
         self._joined: dict[Key, tuple[int, Tensor]] = {}
         self.only_reducer = next(iter(options.reducers)) if len(options.reducers) == 1 else ""
 
@@ -35,6 +36,10 @@ class Results:
     def names(self) -> list[str]:
         """The recorded names that have a value, in the order in which the layers ran."""
         return self._recorded.names
+
+    def last_stamp(self, name: str) -> int | None:
+        """The stamp of the last value that a layer has had, whether or not it counts; None where it has had none."""
+        return self._recorded.last_stamp(name)
 
     @property
     def reducers(self) -> list[str]:
@@ -48,8 +53,8 @@ class Results:
 
     def has(self, key: Key) -> bool:
         """Whether a key has a value."""
-        is_joined = self._options.calls == "join"
-        return self._recorded.has((key[0], "full") if is_joined else key) and key[1] in self._options.reducers
+        stored = (key[0], "full") if self._options.calls == "join" else key
+        return key[1] in self._options.reducers and bool(self._recorded.slots(stored))
 
     def read(self, key: Key) -> Tensor | list[Tensor]:
         """The value of a key; a list with ``calls='all'``.
@@ -58,9 +63,13 @@ class Results:
             KeyError: it has no value.
             OverwrittenError, TransformedCallError: see `Slot.read`.
         """
+        self._state.was_read = True
         if self._options.calls != "join":
-            return self._recorded.read(key)
-        parts = self._recorded.read_calls((key[0], "full"))
+            values = self._recorded.read(key)
+            if not values:
+                raise KeyError(key)
+            return values if self._options.calls == "all" else values[0]
+        parts = self._recorded.read((key[0], "full"))
         if key[1] not in self._options.reducers:
             raise KeyError(key)
         count, joined = self._joined.get(key, (0, None))
@@ -96,11 +105,12 @@ class Results:
 
     def clear(self) -> None:
         """Let go of everything."""
+        self._state.was_read = True
         self._recorded.clear()
         self._joined.clear()
 
     def _joined_mask(self, name: str, parts: list[Tensor]) -> Tensor | None:
-        masks = self._recorded.masks.get(name, [])
+        masks = [slot.mask for slot in self._recorded.slots((name, "full"))]
         if all(mask is None for mask in masks):
             return None
         whole = []
@@ -115,10 +125,9 @@ class Results:
             return value
         sequence = sequence_second(self._layers[name], value, axis)
         if self._options.calls == "join":
-            mask = self._joined_mask(name, self._recorded.read_calls((name, "full")))
+            mask = self._joined_mask(name, self._recorded.read((name, "full")))
         else:
-            masks = self._recorded.masks.get(name, [])
-            mask = masks[index] if index < len(masks) else None
+            mask = self._recorded.slots((name, reducer))[index].mask
         if mask is None:
             lengths = torch.full((sequence.shape[0],), sequence.shape[1], dtype=torch.int64)
             return Ragged(sequence.flatten(0, 1), lengths)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+
+from torch import nn
 
 from activation_extractor._format._stored_rows import KeptColumn, RowId
 from activation_extractor._hooks._forwards import StopForward
@@ -11,9 +13,13 @@ from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._recorders import GradientRecorder
 from activation_extractor.activations._results import Results
 from activation_extractor.errors import GradientNotFoundError, LayerNotRunError, StepError, add_note
+from activation_extractor.layers._modules import ModuleTree
 from activation_extractor.reducers._mask_fit import MaskCheck
 from activation_extractor.sinks import Sink
 from activation_extractor.sinks._step import make_step
+
+_EARLIER = "run in an earlier forward of the block, not in the last one: read it in between, or pass calls='all'"
+_BY_HAND = "called by hand, outside of the model's own forward, which counts in blocks without such a forward"
 
 
 class Steps:
@@ -31,12 +37,14 @@ class Steps:
         results: Results,
         gradients: Mapping[str, GradientRecorder],
         sink: Sink | None,
+        root: nn.Module,
         *,
         may_lack: bool,
     ) -> None:
         self.checks: list[MaskCheck] | None = None if sink is None else []
         self._state, self._results, self._gradients, self._sink = state, results, gradients, sink
         self._may_lack, self._count = may_lack, 0
+        self._root: nn.Module | None = root
         state.in_step = state.spans_backward = sink is None
 
     @contextmanager
@@ -55,13 +63,15 @@ class Steps:
             raise StepError("begin inside the with-block and outside other steps", got, advice)
         state.spans_backward = True
         try:
-            with self.step(ids, keep):
+            with self.step(ids, keep, keeps_all=True):
                 yield
         finally:
             state.spans_backward = False
 
     @contextmanager
-    def step(self, ids: list[RowId] | None = None, keep: Mapping[str, KeptColumn] | None = None) -> Iterator[None]:
+    def step(
+        self, ids: list[RowId] | None = None, keep: Mapping[str, KeptColumn] | None = None, *, keeps_all: bool = False
+    ) -> Iterator[None]:
         """Make one step of what runs inside; it reaches the sink unless that fails. A forward cut short is no failure.
 
         Raises:
@@ -70,6 +80,7 @@ class Steps:
         self._results.clear()
         if self.checks:
             self.checks.clear()
+        self._state.begin_step(keeps_all=keeps_all)
         self._state.in_step = True
         self._state.missed.clear()
         for gradients in self._gradients.values():
@@ -94,9 +105,10 @@ class Steps:
             return
         names, gradients = set(self._results.names), self._gradients
         outputs = [it.layer for it in self._state.targets if it.side != "gradient" and it.name not in names]
-        idle = [it.layer for it in self._state.targets if it.side == "gradient" and not gradients[it.name].calls]
+        idle = [it.layer for it in self._state.targets if it.side == "gradient" and not gradients[it.name].has_run]
         if outputs or idle:
-            raise LayerNotRunError(list(dict.fromkeys(outputs + idle)), self._state.missed)
+            layers = list(dict.fromkeys(outputs + idle))
+            raise LayerNotRunError(layers, {**dict(self._reasons(layers)), **self._state.missed})
         lacking = [name for name, recorder in gradients.items() if recorder.lacks]
         if lacking:
             raise GradientNotFoundError(lacking)
@@ -107,8 +119,23 @@ class Steps:
         if missed and not (self._count or self._may_lack):
             raise LayerNotRunError([*missed], missed)
 
+    def _reasons(self, layers: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Why layers did not run, where it is known."""
+        assert self._root is not None
+        tree = ModuleTree(self._root)
+        for target in self._state.targets:
+            gradients = self._gradients.get(target.name)
+            stamp = self._results.last_stamp(target.name) if gradients is None else gradients.last_stamp
+            if target.layer not in layers:
+                continue
+            if (found := tree.find(target.layer)) is None or found[1] is not target.module:
+                yield target.layer, "another module took its place since the block began"
+            elif stamp is not None:
+                yield target.layer, _EARLIER if stamp > 0 else _BY_HAND
+
     def close(self, error: BaseException | None) -> None:
         """Close the sink; when that fails although the block has failed already, `error` gets a note of it."""
+        self._root = None
         if self._sink is None:
             return
         try:

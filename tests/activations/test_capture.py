@@ -101,6 +101,7 @@ def test_a_capture_is_reusable_and_each_entry_has_results_of_its_own(stack, toke
     assert (first["h.0"].shape[0], second["h.0"].shape[0]) == (2, 1)
 
 
+@pytest.mark.filterwarnings("ignore:The model ran")
 def test_a_capture_can_be_entered_inside_itself(stack, tokens):
     recorded = capture(stack, "h.0")
     with recorded as outer:
@@ -112,6 +113,7 @@ def test_a_capture_can_be_entered_inside_itself(stack, tokens):
     assert count_hooks(stack) == 0
 
 
+@pytest.mark.filterwarnings("ignore:The model ran")
 def test_captures_on_one_model_may_end_in_any_order(stack, tokens):
     one, two = capture(stack, "h.0"), capture(stack, "h.*")
     first = one.__enter__()

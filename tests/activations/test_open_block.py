@@ -64,10 +64,10 @@ def test_a_part_of_multihead_attention_that_is_fused_away_is_an_error():
 
 def test_the_whole_block_is_one_step_without_a_sink():
     model = Branching()
-    with capture(model, ["left", "right"]) as acts:
+    with capture(model, ["left", "right"], calls="all") as acts:
         model(torch.randn(2, 4), "left")
         model(torch.randn(3, 4), "right")
-    assert (len(acts["left"]), len(acts["right"])) == (2, 3)
+    assert [[len(call) for call in acts[name]] for name in ("left", "right")] == [[2], [3]]
 
 
 def test_each_forward_is_a_step_with_a_sink():
@@ -173,13 +173,12 @@ def test_the_last_call_of_several_is_kept_with_one_warning():
     assert len(caught) == 1
 
 
-def test_calls_of_several_forwards_do_not_warn(stack, tokens):
+def test_calls_of_several_forwards_that_are_read_do_not_warn(stack, tokens):
     with capture(stack, "h.0") as acts:
         stack(tokens)
+        assert len(acts["h.0"]) == len(tokens)
         stack(tokens[:1])
-        stack.h[0](torch.zeros(3, 1, 8))
-        stack.h[0](torch.zeros(4, 1, 8))
-    assert acts["h.0"].shape == (4, 1, 8)
+    assert len(acts["h.0"]) == 1
 
 
 def test_all_calls_are_a_list_in_order():

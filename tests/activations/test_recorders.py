@@ -152,6 +152,7 @@ def test_more_than_max_bytes_is_an_error_that_names_the_layer(stack, tokens):
     assert count_hooks(stack) == 0
 
 
+@pytest.mark.filterwarnings("ignore:The model ran")
 def test_max_bytes_counts_what_is_kept_not_what_has_passed(stack, tokens):
     one = 2 * 5 * 8 * 4
     with capture(stack, "h.*", max_bytes=5 * one) as acts:
@@ -181,6 +182,7 @@ def test_max_bytes_counts_storages_once_and_whole():
     assert acts.nbytes == x.nbytes
 
 
+@pytest.mark.filterwarnings("ignore:The model ran")
 def test_max_bytes_counts_reduced_values_as_what_they_are(stack, tokens):
     with capture(stack, "h.*", reduce="mean", max_bytes=4 * 2 * 8 * 4) as acts:
         stack(tokens)

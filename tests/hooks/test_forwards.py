@@ -18,6 +18,7 @@ def counted(module: nn.Module) -> list[int]:
     return calls
 
 
+@pytest.mark.filterwarnings("ignore:The model ran")
 @pytest.mark.parametrize("layers", [["h.0", "h.1"], ["h.1", "h.0"], "h.[01]", inputs("h.2")])
 def test_the_rest_of_the_forward_is_not_run_once_every_layer_has_run(stack, tokens, layers):
     late, early = counted(stack.h[2]), counted(stack.h[1])
