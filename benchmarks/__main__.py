@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ were not begun in time are listed as left out"""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; the exit code: 1 when a case raised."""
     options = _checked(parser(), arguments)
+    warnings.filterwarnings("ignore", "The model ran")  # in one block again and again: that is what is timed
     found = measured(options) if options.stored is None else options.stored
     print(table(found))
     if options.json is not None:

@@ -130,7 +130,7 @@ class Steps:
                 continue
             if (found := tree.find(target.layer)) is None or found[1] is not target.module:
                 yield target.layer, "another module took its place since the block began"
-            elif stamp is not None:
+            elif stamp is not None and self._sink is None:
                 yield target.layer, _EARLIER if stamp > 0 else _BY_HAND
 
     def close(self, error: BaseException | None) -> None:

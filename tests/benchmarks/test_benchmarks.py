@@ -31,6 +31,7 @@ CPU = torch.device("cpu")
 CASES = {case.name: case for case in all_cases(SMALLEST, with_peers=True)}
 
 
+@pytest.mark.filterwarnings("ignore:The model ran")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_every_case_runs_once_at_its_smallest_size(case: Case) -> None:
     rounds = measure(case, 1)
@@ -45,6 +46,7 @@ def test_cases_have_names_of_their_own() -> None:
     assert len(CASES) == len(list(all_cases(SMALLEST, with_peers=True)))
 
 
+@pytest.mark.filterwarnings("ignore:The model ran")
 @pytest.mark.parametrize("name", ["hooked", "captured"])
 def test_systems_leave_the_model_as_it_was(name: str) -> None:
     model, x = small_layers(3), torch.randn(4, 16)
