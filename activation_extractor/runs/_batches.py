@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from activation_extractor._display import examples
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
+from activation_extractor.layers._modules import unwrap
 from activation_extractor.sinks._step import check_ids
 
-Ids = str | Callable[[Any], Any] | None
+Name = str | int  # of a field of a batch: its key in a mapping, its position in a tuple
+Ids = Name | Callable[[Any], Any] | None
+Keep = Name | Iterable[Name]
 
 
 @dataclass(frozen=True)
@@ -39,21 +44,22 @@ class BatchFields:
     """
 
     def __init__(self, ids: Ids, keep: Any, order: str | None, pooling_mask: str | None) -> None:
-        if ids is not None and not isinstance(ids, str) and not callable(ids):
-            raise ArgumentTypeError("ids", "name a field of the batches, or be a callable that takes a batch", ids)
-        names = [keep] if isinstance(keep, str) else list(keep) if isinstance(keep, Iterable) else [keep]
-        if not all(isinstance(name, str) for name in names):
-            raise ArgumentTypeError("keep", "name fields of the batches", keep)
+        if ids is not None and not _is_name(ids) and not callable(ids):
+            condition = "name a field of the batches, by its key or position, or be a callable that takes a batch"
+            raise ArgumentTypeError("ids", condition, ids)
+        names = [keep] if isinstance(keep, str) or not isinstance(keep, Iterable) else list(keep)
+        if not all(map(_is_name, names)):
+            raise ArgumentTypeError("keep", "name fields of the batches, by their keys or positions", keep)
         for argument, name in (("order", order), ("pooling_mask", pooling_mask)):
             if name is not None and not isinstance(name, str):
                 raise ArgumentTypeError(argument, "name a field of the batches", name)
-        self._ids, self._keep, self._order, self._pooling_mask = ids, sorted({*names}), order, pooling_mask
-        self._taken = {name for name in (ids, order, pooling_mask, *names) if isinstance(name, str)}
+        self._ids, self._keep, self._order, self._pooling_mask = ids, sorted({*names}, key=str), order, pooling_mask
+        self._taken = {name for name in (ids, order, pooling_mask, *names) if _is_name(name)}
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """The fields that a run's values depend on."""
-        ids = self._ids if isinstance(self._ids, str) else self._ids is not None
+        ids = self._ids if _is_name(self._ids) else self._ids is not None
         return {"ids": ids, "keep": self._keep, **({"order": self._order} if self._order else {})}
 
     def split(self, batch: Any) -> Batch:
@@ -61,43 +67,78 @@ class BatchFields:
 
         Raises:
             ArgumentError: it lacks a field.
-            ArgumentTypeError: it is not a mapping, or its ids are not strings or integers.
+            ArgumentTypeError: it has no fields, or its ids are not strings or integers.
         """
-        arguments = batch
+        arguments, fields = batch, dict[Any, Any]()
         if self._taken:
-            if not isinstance(batch, Mapping):
-                what = "a batch with ids, keep, order or pooling_mask"
-                raise ArgumentTypeError(what, "be a mapping", type(batch).__name__)
-            for name in sorted(self._taken):
-                if name not in batch:
-                    advice = "Check ids=, keep=, order= and pooling_mask=."
-                    raise ArgumentError("a batch", f"hold the field {name!r}", list(batch), advice)
-            arguments = {name: value for name, value in batch.items() if name not in self._taken}
-        ids = self._ids(batch) if callable(self._ids) else batch[self._ids] if self._ids else None
+            fields = _fields(batch)
+            for name in sorted(self._taken, key=str):
+                if name not in fields:
+                    advice = "Check ids=, keep=, order= and pooling_mask=; a field of a tuple is named by its position."
+                    raise ArgumentError("a batch", f"hold the field {name!r}", list(fields), advice)
+            others = {name: value for name, value in fields.items() if name not in self._taken}
+            arguments = others if isinstance(batch, Mapping) else tuple(others.values())
+        ids = self._ids(batch) if callable(self._ids) else None if self._ids is None else fields[self._ids]
         return Batch(
             arguments=arguments,
             ids=check_ids(ids),
-            places=batch[self._order] if self._order else None,
-            pooling_mask=batch[self._pooling_mask] if self._pooling_mask else None,
-            keep={name: batch[name] for name in self._keep},
+            places=fields[self._order] if self._order else None,
+            pooling_mask=fields[self._pooling_mask] if self._pooling_mask else None,
+            keep={str(name): fields[name] for name in self._keep},
         )
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+
+
+def _fields(batch: Any) -> dict[Any, Any]:
+    if isinstance(batch, Mapping):
+        return dict(batch.items())
+    if isinstance(batch, tuple | list):
+        return dict(enumerate(batch))
+    what = "a batch with ids, keep, order or pooling_mask"
+    raise ArgumentTypeError(what, "be a mapping or a tuple", type(batch).__name__)
 
 
 def call_model(model: nn.Module, batch: Any, device: Any) -> None:
     """Call a model with a batch, whose tensors are moved to a device, unless that is None.
 
     Raises:
-        ArgumentTypeError: the batch is neither a mapping, a tuple nor a tensor.
+        ArgumentTypeError: the batch is neither a mapping, a tuple nor a tensor, or not what the model takes.
     """
 
     def moved(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) and device is not None else value
 
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
     if isinstance(batch, Mapping):
-        model(**{name: moved(value) for name, value in batch.items()})
+        named = {name: moved(value) for name, value in batch.items()}
     elif isinstance(batch, tuple | list):
-        model(*map(moved, batch))
+        positional = list(map(moved, batch))
     elif isinstance(batch, Tensor):
-        model(moved(batch))
+        positional = [moved(batch)]
     else:
         raise ArgumentTypeError("a batch", "be a mapping, a tuple or a tensor", type(batch).__name__)
+    try:
+        model(*positional, **named)
+    except TypeError as error:
+        _check_fit(unwrap(model), positional, named, error)
+        raise
+
+
+def _check_fit(model: nn.Module, positional: Sequence[Any], named: Mapping[str, Any], error: TypeError) -> None:
+    """Raise an ArgumentTypeError where a model does not take these arguments, which led to `error`."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # a forward that is not written in Python
+        return
+    try:
+        signature.bind(*positional, **named)
+    except TypeError as reason:
+        got = list(named) or f"a tuple of {len(positional)}"
+        why = str(reason)[:1].upper() + str(reason)[1:]
+        advice = f"{why}. Rename fields, or take out what is no argument: keep=1 stores the label of pairs (x, label)."
+        condition = f"hold what {type(model).__name__}.forward takes ({examples(signature.parameters)})"
+        raise ArgumentTypeError("a batch", condition, got, advice) from error

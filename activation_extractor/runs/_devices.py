@@ -16,7 +16,7 @@ def check_weights(model: nn.Module) -> None:
     """Refuse a model whose weights are not made yet, an ArgumentError."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
-            got, advice = f"{name!r} of a lazy module", "Run one batch through it first, which makes them: model(x)."
+            got, advice = f"none yet for {name}", "Run one batch through it first, which makes them: model(x)."
             raise ArgumentError("model", "have all of its weights", got, advice)
 
 

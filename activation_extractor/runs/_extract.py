@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from activation_extractor._arguments import check_flag, check_path, check_size
@@ -21,7 +22,7 @@ from activation_extractor.activations._recorded_values import Calls
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.layers._modules import evaluating, unwrap
 from activation_extractor.reducers._masks import BatchMask
-from activation_extractor.runs._batches import Batch, BatchFields, Ids, call_model
+from activation_extractor.runs._batches import Batch, BatchFields, Ids, Keep, call_model
 from activation_extractor.runs._devices import check_weights, move
 from activation_extractor.runs._progress import Progress
 from activation_extractor.runs._run import Run
@@ -41,7 +42,7 @@ def extract(
     out: str | os.PathLike[str],
     reduce: Any = None,
     ids: Ids = None,
-    keep: Iterable[str] = (),
+    keep: Keep = (),
     order: str | None = None,
     pooling_mask: str | None = None,
     device: Any = None,
@@ -74,13 +75,15 @@ def extract(
         model: the model.
         batches: an iterable of batches, a DataLoader for example, in the same order each time. A batch is a mapping
             (keyword arguments), a tuple or list (positional arguments) or a tensor. Tensors are moved to the model's
-            device.
+            device. A whole data set in one tensor is cut first: ``x.split(32)``.
         layers: any selection that `capture` takes.
         out: a new or empty folder, or the store of an earlier call with the same arguments.
         reduce: what to keep of an activation, as for `capture`.
-        ids: the field of the batches that holds the row ids, or a callable that takes a batch and returns them.
-            Without it rows are numbered. Fields that are named here and below are taken out before the model is called.
-        keep: fields of the batches to store beside the activations (labels, say), numbers or text.
+        ids: the field of the batches that holds the row ids, its key in a mapping or its position in a tuple; or a
+            callable that takes a batch and returns them. Without it rows are numbered. Fields that are named here and
+            below are taken out before the model is called.
+        keep: fields of the batches to store beside the activations (labels, say), numbers or text. ``keep=1`` stores
+            what is second in each tuple, as the kept column ``"1"``.
         order: the field with each row's place in the data set, from 0, for batches that come in another order, as
             `length_batches` makes them: rows are stored in the data set's order.
         pooling_mask: the field with the mask of the positions that reducers use and stores hold, ``(batch, seq)``,
@@ -168,8 +171,7 @@ def extract(
 
 def _check_arguments(batches: Any, ids: Ids, format: Any, resume: Any, sizes: Mapping[str, Any]) -> None:  # noqa: A002
     """Refuse arguments of the wrong kind, and a data set that cannot be resumed: in random order, without ids."""
-    if not isinstance(batches, Iterable):
-        raise ArgumentTypeError("batches", "be an iterable of batches", batches)
+    _check_batches(batches)
     check_flag("resume", resume)
     random = next(filter(_is_random, _samplers(batches)), None)
     if resume and ids is None and random is not None:
@@ -180,6 +182,23 @@ def _check_arguments(batches: Any, ids: Ids, format: Any, resume: Any, sizes: Ma
             check_size(name, size)
     if format not in CODECS:
         raise ArgumentError("format", f"be one of {', '.join(map(repr, CODECS))}", format)
+
+
+def _check_batches(batches: Any) -> None:
+    """Refuse what is no iterable of batches, or iterates over something else than batches."""
+    advice = None
+    if isinstance(batches, Tensor | np.ndarray):
+        given: Any = (
+            f"a {type(batches).__name__} of shape {tuple(batches.shape)}, whose rows would be taken for batches"
+        )
+        x = "x" if isinstance(batches, Tensor) else "torch.from_numpy(x)"
+        advice = f"Cut it into batches: {x}.split(32); or pass list({x}) if each of its rows is a batch."
+    elif isinstance(batches, Mapping | str | bytes):
+        given, advice = f"a {type(batches).__name__}", "Put a single batch into a list: [batch]."
+    elif not isinstance(batches, Iterable):
+        given, advice = type(batches).__name__, "Wrap a data set in a torch.utils.data.DataLoader."
+    if advice is not None:
+        raise ArgumentTypeError("batches", "be an iterable of batches", given, advice)
 
 
 def _samplers(batches: Any) -> Iterator[Any]:

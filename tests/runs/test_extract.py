@@ -164,8 +164,14 @@ def test_a_batch_without_the_ids_is_an_error_that_shows_its_entries(model, tmp_p
     ("batch", "options", "text"),
     [
         ({"input": ROWS}, {"keep": "label"}, r"a batch must hold the field 'label', got \['input'\]"),
-        (ROWS, {"ids": "id"}, "a batch with ids, keep, order or pooling_mask must be a mapping, got 'Tensor'"),
-        ((ROWS,), {"keep": ["label"]}, "a batch with ids, keep, order or pooling_mask must be a mapping, got 'tuple'"),
+        (
+            ROWS,
+            {"ids": "id"},
+            "a batch with ids, keep, order or pooling_mask must be a mapping or a tuple, got 'Tensor'",
+        ),
+        ((ROWS,), {"keep": ["label"]}, r"a batch must hold the field 'label', got \[0\]\. .*named by its position"),
+        ((ROWS,), {"keep": 1}, r"a batch must hold the field 1, got \[0\]\. Check ids="),
+        ({"input": ROWS}, {"ids": 0}, r"a batch must hold the field 0, got \['input'\]\. Check ids="),
         ("text", {}, "a batch must be a mapping, a tuple or a tensor, got 'str'"),
         (None, {}, "a batch must be a mapping, a tuple or a tensor, got 'NoneType'"),
         ({"input": ROWS, "id": 3}, {"ids": "id"}, "ids must be a sequence of strings or integers"),
@@ -188,11 +194,16 @@ def test_a_batch_that_cannot_be_used_is_an_error_and_leaves_no_hook(model, tmp_p
     [
         ({"layers": "9"}, LayerNotFoundError, "No layer matches '9'"),
         (
-            {"ids": 3},
+            {"ids": 3.0},
             ArgumentTypeError,
-            "ids must name a field of the batches, or be a callable that takes a batch, got 3",
+            "ids must name a field .*, by its key or position, or be a callable that takes a batch, got 3.0",
         ),
-        ({"keep": [3]}, ArgumentTypeError, r"keep must name fields of the batches, got \[3\]"),
+        ({"ids": True}, ArgumentTypeError, "ids must name a field of the batches, .* got True"),
+        (
+            {"keep": [-1]},
+            ArgumentTypeError,
+            r"keep must name fields of the batches, by their keys or positions, got \[-1",
+        ),
         ({"rows_per_unit": 0}, ArgumentError, "rows_per_unit must be a positive integer, got 0"),
         ({"reduce": "median"}, ArgumentError, "reduce must be one of"),
         ({"calls": "first"}, ArgumentError, "calls must be one of"),
@@ -218,7 +229,7 @@ def test_a_wrong_argument_draws_no_progress_bar(model, tmp_path, capsys, layers)
 
 def test_keep_must_be_names(model, tmp_path):
     with pytest.raises(ArgumentTypeError, match="keep must name fields"):
-        run(model, [ROWS], tmp_path / "out", keep=5)
+        run(model, [ROWS], tmp_path / "out", keep=5.0)
 
 
 def test_a_folder_that_holds_something_is_refused_untouched(model, tmp_path):
