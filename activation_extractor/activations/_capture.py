@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -21,11 +21,14 @@ from activation_extractor.activations._recorded_values import Calls
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
 from activation_extractor.layers._modules import check_model, unwrap
 from activation_extractor.layers._selections import Target, resolve
+from activation_extractor.reducers._layouts import Layouts
 from activation_extractor.reducers._masks import BatchMask, Masks
+from activation_extractor.reducers._sequence_axis import Layout, SequenceAxes
 from activation_extractor.sinks import Sink
 from activation_extractor.sinks._store_sinks import open_sink
 
 Model = nn.Module | Callable[..., nn.Module]
+_Resolved = tuple[nn.Module, tuple[Target, ...], Masks, Mapping[str, Layout]]
 
 
 def capture(
@@ -35,7 +38,7 @@ def capture(
     reduce: Any = None,
     sink: Sink | str | os.PathLike[str] | None = None,
     mask: Any = "attention_mask",
-    sequence_axis: int | tuple[int, ...] | None = None,
+    sequence_axis: SequenceAxes = None,
     calls: Calls = "last",
     stop_early: bool = False,
     detach: bool = True,
@@ -69,8 +72,10 @@ def capture(
             ``(layer, activation, mask) -> mask``; or None when nothing is padding. With the default, layers under a
             segment ``decoder`` take ``decoder_attention_mask`` if the model has such an argument. In a cached decoding
             step the last columns of a longer mask are taken.
-        sequence_axis: which axis, or axes, of an activation is the sequence; by default 1 for three axes, and an error
-            for another number when a reducer needs to know.
+        sequence_axis: which axis, or axes, of an activation is the sequence; or a dict from layer patterns to these, or
+            to None where each row is one position: ``{"conv*": (2, 3), "fc": None}``. By default it is where the
+            layer's module is documented to have it (``batch_first``, ``Conv1d`` and their kin), else the second of
+            three axes; an error for another number, or beside modules of another layout, when a reducer needs to know.
         calls: what becomes of a layer that runs several times in a step: ``"last"`` keeps the last value and warns once
             when that happens within one forward, ``"all"`` keeps a list, ``"join"`` concatenates along the sequence
             axis and reduces the whole.
@@ -130,7 +135,8 @@ class Capture:
         self._layers = list(layers) if isinstance(layers, Iterator) else layers  # it may be resolved more than once
         self._root: nn.Module | None = None
         if isinstance(model, nn.Module) or not callable(model):
-            self._root, self._targets, self._masks = self._resolve(check_model(model))
+            self._resolved = self._resolve(check_model(model))
+            self._root, self._targets, *_ = self._resolved
         self._sink = open_sink(sink)  # last, so that a mistake above touches no folder
         self._known_metadata: dict[str, Any] | None = None
         self._entered: list[OpenBlock] = []
@@ -147,7 +153,7 @@ class Capture:
         if self._root is None:
             advice = "Use it as a decorator, or pass the module."
             raise ArgumentTypeError("model", "be a module in a with-block", self._model, advice)
-        block = self._record(self._root, self._targets, self._masks).__enter__()
+        block = self._record(*self._resolved).__enter__()
         with self._lock:
             self._entered.append(block)
         return Activations(block)
@@ -212,22 +218,26 @@ class Capture:
     def _block_for(self, args: tuple[Any, ...]) -> OpenBlock:
         """A block on the model, which may depend on the decorated function's arguments."""
         if self._root is not None:
-            return self._record(self._root, self._targets, self._masks)
+            return self._record(*self._resolved)
         takes_argument = bool(inspect.signature(self._model).parameters)
         return self._record(*self._resolve(check_model(self._model(*args[:takes_argument]))))
 
-    def _resolve(self, model: nn.Module) -> tuple[nn.Module, tuple[Target, ...], Masks]:
-        root, targets = unwrap(model), resolve(model, self._layers)
-        masks = Masks(self._options.mask, root, is_asked=self._options.needs_masks)  # its checks belong to the door
-        if self._options.stop_early and any(target.side == "gradient" for target in targets):
+    def _resolve(self, model: nn.Module) -> _Resolved:
+        root, targets, options = unwrap(model), resolve(model, self._layers), self._options
+        masks = Masks(options.mask, root, is_asked=options.needs_masks)  # its checks belong to the door
+        by_layer = Layouts(options.sequence_axis, root) if options.needs_layouts or options.sequence_axis else None
+        layouts = {target.name: by_layer.of(target) for target in targets} if by_layer else {}
+        if options.stop_early and any(target.side == "gradient" for target in targets):
             advice = "Backward needs the whole forward."
             raise ArgumentError("stop_early", "be False when gradients are recorded", True, advice)
-        return root, targets, masks
+        return root, targets, masks, layouts
 
-    def _record(self, root: nn.Module, targets: tuple[Target, ...], masks: Masks) -> OpenBlock:
+    def _record(
+        self, root: nn.Module, targets: tuple[Target, ...], masks: Masks, layouts: Mapping[str, Layout]
+    ) -> OpenBlock:
         if self._sink is not None:
             self._sink.begin(self._metadata(root, targets))
-        return OpenBlock(root, targets, self._options, masks, self._sink)
+        return OpenBlock(root, targets, self._options, masks, layouts, self._sink)
 
     def _metadata(self, root: nn.Module, targets: tuple[Target, ...]) -> dict[str, Any]:
         """What a sink stores about the run: what the values depend on, beside the weights and the data."""

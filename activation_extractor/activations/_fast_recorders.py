@@ -15,7 +15,7 @@ block ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -34,7 +34,7 @@ from activation_extractor.errors import InferenceReferenceError, TransformedCall
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers import Reducer, full
 from activation_extractor.reducers._reducers import note_reduction, own_result, owns_result
-from activation_extractor.reducers._sequence_axis import sequence_second
+from activation_extractor.reducers._sequence_axis import Layout, sequence_second
 
 Hook = Callable[..., None]
 MakeHook = Callable[[Target], Hook]
@@ -46,7 +46,7 @@ def fast_hooks(shared: Shared) -> MakeHook | None:
     if options.calls != "last" or not options.detach or options.to is not None or options.max_bytes is not None:
         return None
     if full not in options.reducers.values():
-        return partial(_bound_to_layer, _reducing_hook(shared), recorded, options.reducers)
+        return partial(_bound_to_layer, _reducing_hook(shared), shared)
     if len(options.reducers) > 1 or options.has_sink:
         return None
     record = _copying_hook(shared) if options.copy else _referring_hook(shared)
@@ -78,10 +78,11 @@ class _LayerSlot(Slot):
 class _ReducedLayer:
     """What a layer's hook has of its own when it reduces: how, where the results go, and whose they are."""
 
-    __slots__ = ("module", "parts", "stamp", "target")
+    __slots__ = ("is_usual", "layout", "module", "parts", "stamp", "target")
 
-    def __init__(self, target: Target, parts: list[tuple[Slot, str, Reducer, bool]]) -> None:
+    def __init__(self, target: Target, layout: Layout, parts: list[tuple[Slot, str, Reducer, bool]]) -> None:
         self.target, self.module, self.parts, self.stamp = target, target.module, parts, 0
+        self.layout, self.is_usual = layout, layout.is_usual
 
 
 def _bound_to_slot(record: Hook, recorded: Recorded, reducer: str, target: Target) -> Hook:
@@ -90,9 +91,10 @@ def _bound_to_slot(record: Hook, recorded: Recorded, reducer: str, target: Targe
     return MethodType(record, slot)
 
 
-def _bound_to_layer(record: Hook, recorded: Recorded, reducers: Mapping[str, Reducer], target: Target) -> Hook:
-    parts = [(recorded.slot((target.name, name)), name, it, owns_result(it)) for name, it in reducers.items()]
-    return MethodType(record, _ReducedLayer(target, parts))
+def _bound_to_layer(record: Hook, shared: Shared, target: Target) -> Hook:
+    slot_of, reducers = shared.recorded.slot, shared.options.reducers
+    parts = [(slot_of((target.name, name)), name, it, owns_result(it)) for name, it in reducers.items()]
+    return MethodType(record, _ReducedLayer(target, shared.layouts[target.name], parts))
 
 
 def _copying_hook(shared: Shared) -> Hook:
@@ -149,9 +151,8 @@ def _referring_hook(shared: Shared) -> Hook:
 
 
 def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purpose, see above
-    options, state, recorded, masks = shared
-    usual, turns = Tensor, recorded.turns
-    axis, has_sink, is_usual = options.sequence_axis, options.has_sink, options.sequence_axis in (None, 1)
+    options, state, recorded, masks, _ = shared
+    usual, turns, has_sink = Tensor, recorded.turns, options.has_sink
     # Our own reducers do not write to the activation, so it needs no version counter, which `data` lacks.
     are_ours = all(map(owns_result, options.reducers.values()))
 
@@ -171,7 +172,7 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
             output = picker(target)(output)
         if output.requires_grad:
             output = output.data if are_ours else output.detach()
-        sequence = output if is_usual and output.dim() == 3 else sequence_second(target.layer, output, axis)
+        sequence = output if own.is_usual and output.dim() == 3 else sequence_second(target.layer, output, own.layout)
         is_unmasked = state.is_unmasked
         if is_unmasked is None:
             call = state.call

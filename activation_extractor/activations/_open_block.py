@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from activation_extractor.activations._steps import Steps
 from activation_extractor.errors import InferenceReferenceError, StopEarlyError
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers._masks import CallArguments, Masks
+from activation_extractor.reducers._sequence_axis import Layout
 from activation_extractor.sinks import Sink
 
 if TYPE_CHECKING:
@@ -41,12 +42,18 @@ class OpenBlock:
     """
 
     def __init__(
-        self, root: nn.Module, targets: Sequence[Target], options: Options, masks: Masks, sink: Sink | None
+        self,
+        root: nn.Module,
+        targets: Sequence[Target],
+        options: Options,
+        masks: Masks,
+        layouts: Mapping[str, Layout],
+        sink: Sink | None,
     ) -> None:
         self.state = ForwardState(tuple(targets), stops_early=options.stop_early, keeps_all=options.calls != "last")
         recorded = Recorded(options.calls, options.max_bytes, self.state, detach=options.detach)
-        self.results = Results(targets, options, recorded, self.state)
-        self._shared = Shared(options, self.state, recorded, masks)
+        self.results = Results(targets, options, recorded, self.state, layouts)
+        self._shared = Shared(options, self.state, recorded, masks, layouts)
         self._gradients: dict[str, GradientRecorder] = {}
         self.steps = Steps(self.state, self.results, self._gradients, sink, root, may_lack=options.missing == "skip")
         self._root: nn.Module | None = root

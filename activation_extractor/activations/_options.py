@@ -13,7 +13,7 @@ from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.reducers import Reducer, full
 from activation_extractor.reducers._masks import check_mask
 from activation_extractor.reducers._reducers import resolve_reducers
-from activation_extractor.reducers._sequence_axis import SequenceAxis, check_sequence_axis
+from activation_extractor.reducers._sequence_axis import check_joined, check_sequence_axis
 
 Missing = Literal["error", "skip"]
 
@@ -32,7 +32,7 @@ class Options:
 
     reduce: InitVar[Any]
     mask: Any
-    sequence_axis: SequenceAxis
+    sequence_axis: Any
     calls: Calls
     stop_early: bool
     detach: bool
@@ -53,14 +53,19 @@ class Options:
                 raise ArgumentTypeError(name, "be True or False", getattr(self, name))
         _check_max_bytes(self.max_bytes)
         self.sequence_axis = check_sequence_axis(self.sequence_axis)
-        if self.calls == "join" and isinstance(self.sequence_axis, tuple) and len(self.sequence_axis) > 1:
-            raise ArgumentError("sequence_axis", "name one axis with calls='join'", self.sequence_axis)
+        if self.calls == "join":
+            check_joined(self.sequence_axis)
         if self.has_sink and not self.copy:
             raise ArgumentError("copy", "stay True with a sink", self.copy, "A sink owns what it is given.")
         if self.has_sink and not self.detach:
             raise ArgumentError("detach", "stay True with a sink", self.detach, "A sink stores values, not graphs.")
         self.reducers = resolve_reducers("full" if reduce is None else reduce)
         self.to = _device(self.to)
+
+    @property
+    def needs_layouts(self) -> bool:
+        """Whether it has to be known where the sequence is."""
+        return self.needs_masks or self.calls == "join"
 
     @property
     def needs_masks(self) -> bool:

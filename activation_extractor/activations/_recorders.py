@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from activation_extractor.layers._selections import Target
 from activation_extractor.reducers import full
 from activation_extractor.reducers._masks import CallArguments, Masks
 from activation_extractor.reducers._reducers import reduce_sequence
-from activation_extractor.reducers._sequence_axis import has_sequence, sequence_second
+from activation_extractor.reducers._sequence_axis import USUAL, Layout, has_sequence, sequence_second
 
 
 class Call(NamedTuple):
@@ -33,12 +33,13 @@ RecordCall = Callable[[Tensor, Call], None]
 
 
 class Shared(NamedTuple):
-    """What all recorders of a block share: how to record, the forward under way, where values go, and the masks."""
+    """What all recorders of a block share: how to record, the forward under way, where values go, masks and layouts."""
 
     options: Options
     state: ForwardState
     recorded: Recorded
     masks: Masks
+    layouts: Mapping[str, Layout]
 
 
 def recorder(target: Target, shared: Shared) -> Record:
@@ -126,7 +127,7 @@ class GradientRecorder:
 
 def _call_recorder(target: Target, shared: Shared) -> RecordCall:
     """What reduces or copies one value and stores it."""
-    options, recorded = shared.options, shared.recorded
+    options, recorded, layout = shared.options, shared.recorded, shared.layouts.get(target.name, USUAL)
     # With calls="join" the parts are stored whole, and are reduced when they are read.
     reducers = {"full": full} if options.calls == "join" else options.reducers
 
@@ -135,9 +136,9 @@ def _call_recorder(target: Target, shared: Shared) -> RecordCall:
             value = value.detach()
         for name, reducer in reducers.items():
             if reducer is full:
-                _record_whole((target.name, name), target.layer, value, call, shared)
+                _record_whole((target.name, name), target.layer, value, call, shared, layout)
                 continue
-            sequence = sequence_second(target.layer, value, options.sequence_axis)
+            sequence = sequence_second(target.layer, value, layout)
             mask = shared.masks.for_layer(target.layer, sequence, call.arguments)
             result = reduce_sequence(target.layer, name, reducer, sequence, mask)
             moved = result if options.to is None else result.to(options.to)
@@ -146,7 +147,7 @@ def _call_recorder(target: Target, shared: Shared) -> RecordCall:
     return record_call
 
 
-def _record_whole(key: Key, layer: str, value: Tensor, call: Call, shared: Shared) -> None:
+def _record_whole(key: Key, layer: str, value: Tensor, call: Call, shared: Shared, layout: Layout) -> None:
     options, recorded = shared.options, shared.recorded
     if options.copy:
         copied = value.clone() if options.to is None else value.to(options.to, copy=True)
@@ -156,6 +157,6 @@ def _record_whole(key: Key, layer: str, value: Tensor, call: Call, shared: Share
     else:
         slot = recorded.put(key, value, call.stamp, version_of(value), call.number)
     is_reduced_later = options.calls == "join" and any(reducer is not full for reducer in options.reducers.values())
-    if is_reduced_later or (options.has_sink and has_sequence(value, options.sequence_axis)):
-        sequence = sequence_second(layer, value, options.sequence_axis)
+    if is_reduced_later or (options.has_sink and has_sequence(value, layout)):
+        sequence = sequence_second(layer, value, layout)
         slot.mask = shared.masks.for_layer(layer, sequence, call.arguments)

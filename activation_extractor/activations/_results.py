@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from activation_extractor.activations._recorded_values import Key, Recorded
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers import full
 from activation_extractor.reducers._reducers import reduce_sequence
-from activation_extractor.reducers._sequence_axis import has_sequence, sequence_axes, sequence_second
+from activation_extractor.reducers._sequence_axis import USUAL, Layout, has_sequence, sequence_axes, sequence_second
 
 
 class Results:
@@ -26,8 +26,15 @@ class Results:
         only_reducer: the name of the reducer, or "" where there are several.
     """
 
-    def __init__(self, targets: Sequence[Target], options: Options, recorded: Recorded, state: ForwardState) -> None:
-        self._layers = {target.name: target.layer for target in targets}
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        options: Options,
+        recorded: Recorded,
+        state: ForwardState,
+        layouts: Mapping[str, Layout],
+    ) -> None:
+        self._layers, self._layouts = {target.name: target.layer for target in targets}, layouts
         self._options, self._recorded, self._state = options, recorded, state
         self._joined: dict[Key, tuple[int, Tensor]] = {}
         self.only_reducer = next(iter(options.reducers)) if len(options.reducers) == 1 else ""
@@ -74,10 +81,10 @@ class Results:
             raise KeyError(key)
         count, joined = self._joined.get(key, (0, None))
         if joined is None or count != len(parts):
-            layer, axis = self._layers[key[0]], self._options.sequence_axis
-            joined = torch.cat(parts, sequence_axes(layer, parts[0], axis)[0])
+            layer, layout = self._layers[key[0]], self._layouts.get(key[0], USUAL)
+            joined = torch.cat(parts, sequence_axes(layer, parts[0], layout)[0])
             if (reducer := self._options.reducers[key[1]]) is not full:
-                sequence, mask = sequence_second(layer, joined, axis), self._joined_mask(key[0], parts)
+                sequence, mask = sequence_second(layer, joined, layout), self._joined_mask(key[0], parts)
                 joined = ordinary(reduce_sequence(layer, key[1], reducer, sequence, mask))
             self._joined[key] = (len(parts), joined)
         return joined
@@ -115,15 +122,15 @@ class Results:
             return None
         whole = []
         for part, mask in zip(parts, masks, strict=True):
-            sequence = sequence_second(self._layers[name], part, self._options.sequence_axis)
+            sequence = sequence_second(self._layers[name], part, self._layouts.get(name, USUAL))
             whole.append(sequence.new_ones(sequence.shape[:2], dtype=torch.bool) if mask is None else mask)
         return torch.cat(whole, 1)
 
     def _packed(self, name: str, reducer: str, value: Tensor, index: int, real: _RealPositions) -> Tensor | Ragged:
-        axis = self._options.sequence_axis
-        if self._options.reducers[reducer] is not full or not has_sequence(value, axis):
+        layout = self._layouts.get(name, USUAL)
+        if self._options.reducers[reducer] is not full or not has_sequence(value, layout):
             return value
-        sequence = sequence_second(self._layers[name], value, axis)
+        sequence = sequence_second(self._layers[name], value, layout)
         if self._options.calls == "join":
             mask = self._joined_mask(name, self._recorded.read((name, "full")))
         else:

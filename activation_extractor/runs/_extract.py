@@ -22,6 +22,7 @@ from activation_extractor.activations._recorded_values import Calls
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.layers._modules import evaluating, unwrap
 from activation_extractor.reducers._masks import BatchMask
+from activation_extractor.reducers._sequence_axis import SequenceAxes
 from activation_extractor.runs._batches import Batch, BatchFields, Ids, Keep, call_model
 from activation_extractor.runs._devices import check_weights, move
 from activation_extractor.runs._progress import Progress
@@ -52,7 +53,7 @@ def extract(
     queue_bytes: int = QUEUE_BYTES,
     resume: bool = True,
     mask: Any = "attention_mask",
-    sequence_axis: int | tuple[int, ...] | None = None,
+    sequence_axis: SequenceAxes = None,
     calls: Calls = "last",
     stop_early: bool = False,
     missing: Missing = "error",

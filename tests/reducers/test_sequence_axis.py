@@ -7,11 +7,15 @@ import torch
 
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, SequenceAxisError
 from activation_extractor.reducers._sequence_axis import (
+    USUAL,
+    Layout,
     check_sequence_axis,
     has_sequence,
     sequence_axes,
     sequence_second,
 )
+
+ROWS = "sequence_axis={'h.0': None} if each row is one position"
 
 
 def ones(*shape: int) -> torch.Tensor:
@@ -51,15 +55,15 @@ def test_axes_are_different_and_at_least_one(axis):
     ("shape", "axis", "expected"), [((2, 3, 4), None, True), ((2, 3), None, False), ((2, 3, 4, 5), None, False)]
 )
 def test_three_axes_have_a_sequence_and_others_when_it_is_named(shape, axis, expected):
-    assert has_sequence(ones(*shape), axis) is expected
-    assert has_sequence(ones(*shape), 1) is True
+    assert has_sequence(ones(*shape), Layout(axis)) is expected
+    assert has_sequence(ones(*shape), Layout(1)) is True
 
 
 def test_three_axes_are_taken_as_they_are():
     activation = ones(2, 3, 4)
-    assert sequence_second("h.0", activation, None) is activation
-    assert sequence_second("h.0", activation, 1) is activation
-    assert sequence_axes("h.0", activation, None) == (1,)
+    assert sequence_second("h.0", activation, USUAL) is activation
+    assert sequence_second("h.0", activation, Layout(1)) is activation
+    assert sequence_axes("h.0", activation, USUAL) == (1,)
 
 
 @pytest.mark.parametrize(
@@ -78,24 +82,24 @@ def test_three_axes_are_taken_as_they_are():
 )
 def test_the_sequence_comes_second_and_several_axes_are_one(shape, axis, expected):
     activation = ones(*shape)
-    assert torch.equal(sequence_second("h.0", activation, axis), expected(activation))
+    assert torch.equal(sequence_second("h.0", activation, Layout(axis)), expected(activation))
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((3, 2, 4), 0), ((2, 4, 3), -1), ((2, 5, 3, 4), 2)])
 def test_one_axis_is_moved_without_a_copy(shape, axis):
     activation = ones(*shape)
-    assert sequence_second("h.0", activation, axis).data_ptr() == activation.data_ptr()
-    assert sequence_axes("h.0", activation, axis) == (axis % len(shape),)
+    assert sequence_second("h.0", activation, Layout(axis)).data_ptr() == activation.data_ptr()
+    assert sequence_axes("h.0", activation, Layout(axis)) == (axis % len(shape),)
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 3), (2, 3, 4, 5)])
 @pytest.mark.parametrize("ask", [sequence_second, sequence_axes])
 def test_an_unknown_sequence_is_an_error_with_advice(ask, shape):
     with pytest.raises(SequenceAxisError) as caught:
-        ask("h.0", ones(*shape), None)
+        ask("h.0", ones(*shape), USUAL)
     assert str(caught.value) == (
         f"The activation of layer 'h.0' must have shape (batch, seq, features), got shape {shape}. "
-        "Pass sequence_axis= (for images (2, 3)), or reduce='full'."
+        f"Pass {'sequence_axis= (for images (2, 3))' if len(shape) != 2 else ROWS}, or reduce='full'."
     )
     assert (caught.value.layer, caught.value.shape) == ("h.0", shape)
 
@@ -106,7 +110,7 @@ def test_an_unknown_sequence_is_an_error_with_advice(ask, shape):
 )
 def test_an_axis_that_is_not_there_or_leaves_no_batch_is_an_error(shape, axis):
     with pytest.raises(SequenceAxisError) as caught:
-        sequence_second("h.0", ones(*shape), axis)
+        sequence_second("h.0", ones(*shape), Layout(axis))
     assert str(caught.value) == (
         f"The activation of layer 'h.0' must have the axes sequence_axis={axis!r} and one for the batch, "
         f"got shape {shape}. Name axes that it has."

@@ -1,0 +1,201 @@
+"""Where the sequence is in a layer's activations: what the user says, else what its module is documented to take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+from activation_extractor._private_torch import children_of
+from activation_extractor.errors import ArgumentError
+from activation_extractor.layers._modules import ModuleTree
+from activation_extractor.layers._patterns import glob
+from activation_extractor.layers._selections import Target
+from activation_extractor.reducers._sequence_axis import IMAGE, USUAL, Layout
+
+# What modules are documented to take and return; "..." is any number of axes.
+_CHANNELS_SECOND, _ANY_CHANNELS_SECOND = "(batch, channels, time)", "(batch, channels, ...)"
+_TIME_FIRST, _BATCH_FIRST = "(time, batch, features)", "(batch, time, features)"
+_FEATURES_LAST, _SAME, _UNKNOWN = "(..., features)", "the layout that it is given", ""
+
+_FORMS: dict[str, str] = {
+    **dict.fromkeys(["Conv1d", "ConvTranspose1d", "InstanceNorm1d", "MaxUnpool1d", "LPPool1d"], _CHANNELS_SECOND),
+    **dict.fromkeys(["MaxPool1d", "AvgPool1d", "AdaptiveMaxPool1d", "AdaptiveAvgPool1d"], _CHANNELS_SECOND),
+    **dict.fromkeys(["ReflectionPad1d", "ReplicationPad1d", "ConstantPad1d", "CircularPad1d"], _CHANNELS_SECOND),
+    **dict.fromkeys(["BatchNorm1d", "SyncBatchNorm", "GroupNorm", "Upsample"], _ANY_CHANNELS_SECOND),
+    **dict.fromkeys(["LocalResponseNorm", "ChannelShuffle"], _ANY_CHANNELS_SECOND),
+    **dict.fromkeys(["Conv2d", "ConvTranspose2d", "BatchNorm2d", "InstanceNorm2d", "MaxPool2d", "AvgPool2d"], IMAGE),
+    **dict.fromkeys(["LPPool2d", "AdaptiveMaxPool2d", "AdaptiveAvgPool2d", "FractionalMaxPool2d"], IMAGE),
+    **dict.fromkeys(["Linear", "Bilinear", "Embedding", "MultiheadAttention", "RNNBase"], _FEATURES_LAST),
+    **dict.fromkeys(["Identity", "Dropout", "Dropout1d", "AlphaDropout", "FeatureAlphaDropout"], _SAME),
+}
+_TRANSFORMERS = (
+    nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer
+)  # fmt: skip
+_SEQUENCES = ("input", "query", "key", "value", "src", "tgt", "memory")  # arguments in the layout of the output
+
+
+class Layouts:
+    """The layouts of a model's layers.
+
+    Args:
+        sequence_axis: what `check_sequence_axis` returns.
+        model: the plain model.
+
+    Raises:
+        ArgumentError: a pattern matches no layer.
+    """
+
+    def __init__(self, sequence_axis: Any, model: nn.Module) -> None:
+        self._tree = ModuleTree(model)
+        self._modules: dict[str, nn.Module | None] = {}
+        self._forms: dict[int, frozenset[str]] = {}
+        by_pattern = sequence_axis if isinstance(sequence_axis, Mapping) else {}
+        self._axis = None if by_pattern is sequence_axis else sequence_axis
+        self._named = [(glob(pattern), axis) for pattern, axis in by_pattern.items()]
+        for pattern, (regex, _) in zip(by_pattern, self._named, strict=True):
+            if self._at(pattern) is None and not any(map(regex.fullmatch, self._tree.modules)):
+                raise ArgumentError("a pattern in sequence_axis", "match a layer of the model", pattern)
+
+    def of(self, target: Target) -> Layout:
+        """The layout of what is recorded of a target."""
+        for regex, axis in self._named:
+            if regex.fullmatch(target.layer):
+                return Layout(axis, lacks_sequence=axis is None)
+        if self._axis is not None:
+            return Layout(self._axis)
+        is_taken = target.side == "input" and _is_sequential(target.module)
+        layout = _taken(target.module) if is_taken else self._known(target.layer, target.module)
+        return self._assumed(target.layer, target.module) if layout is None else _of_part(target, layout)
+
+    def _known(self, layer: str, module: nn.Module) -> Layout | None:
+        """What the module, a transformer around it, or a module before it in a `Sequential` is documented to return."""
+        if (layout := _own_layout(module)) is not None:
+            return layout
+        if _is_sequential(module) and len(children_of(module)):
+            return self._known_at(layer, list(children_of(module))[-1])
+        around = self._around(layer)
+        transformer = next((outer for outer in around if isinstance(outer, _TRANSFORMERS)), None)
+        if transformer is not None:
+            return _own_layout(transformer)
+        if _form(module) == _SAME and around and _is_sequential(around[0]):
+            prefix, _, name = layer.rpartition(".")
+            names = list(children_of(around[0]))
+            index = names.index(name)
+            if index:
+                return self._known_at(prefix, names[index - 1])
+            following = self._at(_below(prefix, names[1])) if len(names) > 1 else None
+            return None if following is None else _taken(following)
+        return None
+
+    def _known_at(self, prefix: str, name: str) -> Layout | None:
+        module = self._at(layer := _below(prefix, name))
+        return None if module is None else self._known(layer, module)
+
+    def _assumed(self, layer: str, module: nn.Module) -> Layout:
+        """The usual layout, with a doubt where modules in the layer or beside it have another one."""
+        parent = next(iter(self._around(layer)), module)
+        if _TIME_FIRST in self._forms_in(parent):
+            return Layout(of_three=0, doubt=f"in or beside a module that takes {_TIME_FIRST}")
+        inside = self._forms_in(module)
+        siblings = {_form(child) for child in children_of(parent).values() if child is not None}
+        is_of_convolutions = _CHANNELS_SECOND in inside and _FEATURES_LAST not in inside
+        if is_of_convolutions or (_CHANNELS_SECOND in siblings and next(module.parameters(), None) is None):
+            return Layout(of_three=2, doubt=f"in or beside modules that take {_CHANNELS_SECOND}")
+        return USUAL
+
+    def _around(self, layer: str) -> list[nn.Module]:
+        """The modules around a layer, the innermost first."""
+        around = []
+        while layer:
+            layer = layer.rpartition(".")[0]
+            if (module := self._at(layer)) is not None:
+                around.append(module)
+        return around
+
+    def _at(self, layer: str) -> nn.Module | None:
+        if layer not in self._modules:
+            found = self._tree.find(layer)
+            self._modules[layer] = None if found is None else found[1]
+        return self._modules[layer]
+
+    def _forms_in(self, module: nn.Module) -> frozenset[str]:
+        """What a module and those in it are documented to take; each module is visited once."""
+        if id(module) not in self._forms:
+            self._forms[id(module)] = frozenset()
+            layout = _own_layout(module)
+            own = {_form(module), layout.form if layout is not None and layout.form else _UNKNOWN}
+            children = (child for child in children_of(module).values() if child is not None)
+            self._forms[id(module)] = frozenset(own).union(*map(self._forms_in, children))
+        return self._forms[id(module)]
+
+
+def _own_layout(module: nn.Module) -> Layout | None:
+    """What a module alone says; None when it says nothing."""
+    batch_first = getattr(module, "batch_first", None)
+    if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder) and len(module.layers):
+        return _own_layout(module.layers[0])
+    if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+        batch_first = getattr(module.self_attn, "batch_first", None)
+    if isinstance(batch_first, bool):
+        return Layout(of_three=int(batch_first), form=_BATCH_FIRST if batch_first else _TIME_FIRST)
+    form = _form(module) if _has_torchs_forward(module) else _UNKNOWN
+    if form == IMAGE:
+        return Layout(form=IMAGE)
+    if form == _CHANNELS_SECOND:
+        return Layout(of_three=2, form=form)
+    return Layout(of_three=2) if form == _ANY_CHANNELS_SECOND else None
+
+
+def _taken(module: nn.Module) -> Layout | None:
+    """What a module alone, or the first one in a `Sequential` that says something, is documented to take."""
+    if _is_sequential(module):
+        children = (child for child in children_of(module).values() if child is not None and _form(child) != _SAME)
+        first = next(children, None)
+        return None if first is None else _taken(first)
+    return _own_layout(module)
+
+
+def _of_part(target: Target, layout: Layout) -> Layout:
+    """The layout of the part of a value that is recorded: states and parts that are computed may have another one."""
+    select, has_parts = target.select, hasattr(target.module, "batch_first")
+    if select is None or (target.side == "input" and select in _SEQUENCES):
+        return layout
+    if not callable(select) and (select == 0 or (target.side == "input" and select in (1, 2))):
+        return layout if not isinstance(target.module, nn.RNNBase) or select == 0 else _part_in_doubt(target)
+    if isinstance(target.module, nn.MultiheadAttention) and target.side != "input" and select == 1:
+        return USUAL  # the weights, (batch, seq, keys)
+    return _part_in_doubt(target) if has_parts or not layout.is_usual else layout
+
+
+def _part_in_doubt(target: Target) -> Layout:
+    return Layout(of_three=0, doubt=f"the part select={target.select!r} of what a {type(target.module).__name__} has")
+
+
+def _form(module: nn.Module) -> str:
+    """What a module's class, or the one of torch that it derives from, is documented to take."""
+    kind: Any = type(module)
+    return _form_of(kind)
+
+
+@lru_cache
+def _form_of(kind: type[Any]) -> str:
+    bases = [base for base in kind.__mro__ if base.__module__.startswith("torch.")]
+    form = next((_FORMS[base.__name__] for base in bases if base.__name__ in _FORMS), _UNKNOWN)
+    is_activation = bool(bases) and bases[0].__module__ == nn.ReLU.__module__
+    return _SAME if is_activation and not form else form
+
+
+def _has_torchs_forward(module: nn.Module) -> bool:
+    """Whether a module's forward is one of torch's: another one may take another layout."""
+    return next(base for base in type(module).__mro__ if "forward" in vars(base)).__module__.startswith("torch.")
+
+
+def _is_sequential(module: nn.Module) -> bool:
+    return getattr(type(module), "forward", None) is nn.Sequential.forward
+
+
+def _below(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
