@@ -37,7 +37,7 @@ from on_accelerator import (
 from torch import nn
 
 from activation_extractor import capture, open_store
-from activation_extractor.errors import MaskError
+from activation_extractor.errors import MaskError, OtherRunError
 from activation_extractor.sinks import SafetensorsSink
 
 if fake.IN_CHILD:
@@ -125,8 +125,22 @@ class Extraction:
         assert_close(open_store(tmp_path / "there"), extracted(model.to("cpu"), "h.*", tmp_path / "cpu", given[:4]))
         model.to(accelerator)
         extracted(model, "h.*", tmp_path / "there", given, rows_per_unit=2 * BATCH)
-        assert len(calls) == 6 + 4 + 3  # four on the CPU
+        assert len(calls) == 6 + 4 + 1 + 3  # four on the CPU, one that is stored
         assert shards(tmp_path / "there") == shards(tmp_path / "undisturbed")
+
+    @pytest.mark.filterwarnings("ignore:.*differ by rounding")
+    def test_one_that_is_resumed_on_another_device_proves_that_it_is_the_same(
+        self, tmp_path: Path, accelerator: torch.device
+    ) -> None:
+        model, given, folder = language_model("gpt2"), batches(4), tmp_path / "out"
+        before = extracted(model.to(accelerator), "h.*", folder, given[:2], rows_per_unit=BATCH)
+        assert "cpu" not in before.manifest["computed_with"]["devices"][0]
+        extracted(model.to("cpu"), "h.*", folder, given[:3], rows_per_unit=BATCH)
+        assert extracted(model.to(accelerator), "h.*", folder, given, rows_per_unit=BATCH).rows == 4 * BATCH
+        model.h[1].register_forward_hook(lambda module, args, output: output + 1)
+        for device in ("cpu", accelerator):
+            with pytest.raises(OtherRunError, match=r"layer 'h\.1' with 'mean' differs by "):
+                extracted(model.to(device), "h.*", folder, given, rows_per_unit=BATCH)
 
     def test_a_block_that_failed_in_the_middle_has_stored_its_finished_steps(
         self, tmp_path: Path, accelerator: torch.device

@@ -57,7 +57,7 @@ def _name(device: torch.device) -> str:
     """What computes on a device, without its number: there may be several alike."""
     if device.type == "cpu":
         return f"cpu {_cpu()}"
-    describe = getattr(torch.get_device_module(device), "get_device_name", lambda _: "")
+    describe = getattr(getattr(torch, device.type, None), "get_device_name", lambda _: "")
     return f"{device.type} {describe(device)}".strip()
 
 

@@ -197,7 +197,7 @@ def _check_batches(batches: Any) -> None:
     elif isinstance(batches, Mapping | str | bytes):
         given, advice = f"a {type(batches).__name__}", "Put a single batch into a list: [batch]."
     elif not isinstance(batches, Iterable):
-        given, advice = type(batches).__name__, "Wrap a data set in a torch.utils.data.DataLoader."
+        given, advice = type(batches).__name__, "Wrap a data set in a DataLoader, or call what makes batches."
     if advice is not None:
         raise ArgumentTypeError("batches", "be an iterable of batches", given, advice)
 

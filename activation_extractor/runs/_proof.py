@@ -98,7 +98,7 @@ class Proof:
             raise OtherRunError(self._folder, [f"what the model computes ({self._difference})"])
         if self._note:
             text = f"{str(self._folder)!r} is resumed, although its values differ by rounding ({self._note})."
-            warnings.warn(text, stacklevel=2)
+            warnings.warn(text, stacklevel=5)  # at the call of extract
         self._rows, self._note = 0, ""
 
     def _judge(

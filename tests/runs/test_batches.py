@@ -60,7 +60,7 @@ NO_BATCHES = {
     "array": (X.numpy(), r"a ndarray of shape \(10, 4\), .* batches: torch\.from_numpy\(x\)\.split\(32\)"),
     "one_batch": ({"input": X}, r"'a dict'\. Put a single batch into a list: \[batch\]"),
     "text": ("data.csv", "'a str'"),
-    "data_set": (TensorDataset(X), "'TensorDataset'. Wrap a data set in a torch.utils.data.DataLoader"),
+    "data_set": (TensorDataset(X), "'TensorDataset'. Wrap a data set in a DataLoader, or call what makes batches"),
     "number": (3, "'int'"),
 }
 

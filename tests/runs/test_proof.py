@@ -364,8 +364,9 @@ def test_where_the_arithmetic_is_another_one_rounding_is_accepted_with_a_warning
 def test_a_store_that_does_not_say_what_computed_it_is_resumed_within_rounding(tmp_path):
     store(seeded(Adapted), tmp_path)
     change_manifest(tmp_path, lambda content: content.pop("computed_with"))
-    with pytest.warns(UserWarning, match="the store does not say what computed it"):
+    with pytest.warns(UserWarning, match="the store does not say what computed it") as caught:
         store(off_by(1e-6), tmp_path)
+    assert [one.filename for one in caught] == [__file__]
 
 
 def test_half_precision_in_a_format_without_it_has_its_own_tolerance(tmp_path):
