@@ -13,6 +13,7 @@ from activation_extractor import capture, compare, extract, open_store, preview
 from activation_extractor.activations._saved import SavedActivations
 from activation_extractor.errors import ArgumentError
 from activation_extractor.layers._selections import resolve
+from activation_extractor.reducers._layouts import Layouts
 
 
 def a_model(layers: int) -> nn.Module:
@@ -58,6 +59,17 @@ def test_selecting_layers(select):
         return partial(resolve, model, select(model))
 
     assert is_linear(make)
+
+
+@pytest.mark.parametrize("turn", [iter, reversed])
+def test_where_the_sequence_is_in_each_of_many_layers(turn):
+    def make(size):
+        model = a_model(size)
+        layouts, targets = Layouts(None, model), list(turn(resolve(model, "*")))
+        return lambda: list(map(layouts.of, targets))
+
+    assert is_linear(make)
+    assert capture(a_model(3000), "*", reduce="mean")  # no RecursionError
 
 
 def test_a_preview():

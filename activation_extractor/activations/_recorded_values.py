@@ -113,9 +113,11 @@ class Recorded:
     def names(self) -> list[str]:
         """The recorded names that have a value, in the order in which their first values came."""
         turns: dict[str, int] = {}
-        for reducer in (*self._last, *self._calls):
-            for name in (*self._last.get(reducer, ()), *self._calls.get(reducer, ())):
-                turns.update((name, slot.turn) for slot in self.slots((name, reducer))[:1])
+        counts = self._state.counts
+        for last in () if self._has_all else self._last.values():
+            turns.update((it[0], it[1].turn) for it in last.items() if it[1].tensor is not None and counts(it[1].stamp))
+        for reducer, calls in self._calls.items():
+            turns.update((name, slot.turn) for name in calls for slot in self.slots((name, reducer))[:1])
         return sorted(turns, key=turns.__getitem__)
 
     def last_stamp(self, name: str) -> int | None:
@@ -155,6 +157,18 @@ class Recorded:
         slots = [slot for slot in self._calls.get(key[1], {}).get(key[0], ()) if slot.tensor is not None]
         ran = [slot for slot in slots if slot.stamp > 0]
         return ran or [slot for slot in slots if self._state.counts(slot.stamp)]
+
+    def read_last(self, key: Key) -> Tensor:
+        """The tensor of a key with ``calls="last"``, what `read` gives in a list.
+
+        Raises:
+            KeyError: the key has no value that counts.
+            OverwrittenError, TransformedCallError: see `Slot.read`.
+        """
+        last = self._last[key[1]][key[0]]
+        if last.tensor is None or not self._state.counts(last.stamp):
+            raise KeyError(key)
+        return last.read(key[0], detach=self._detach)
 
     def read(self, key: Key) -> list[Tensor]:
         """The tensors of a key, those of `slots`; ordinary tensors, the same ones each time.

@@ -71,11 +71,13 @@ class Results:
             OverwrittenError, TransformedCallError: see `Slot.read`.
         """
         self._state.was_read = True
-        if self._options.calls != "join":
+        if self._options.calls == "last":
+            return self._recorded.read_last(key)
+        if self._options.calls == "all":
             values = self._recorded.read(key)
             if not values:
                 raise KeyError(key)
-            return values if self._options.calls == "all" else values[0]
+            return values
         parts = self._recorded.read((key[0], "full"))
         if key[1] not in self._options.reducers:
             raise KeyError(key)

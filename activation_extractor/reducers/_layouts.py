@@ -52,6 +52,9 @@ class Layouts:
         self._tree = ModuleTree(model)
         self._modules: dict[str, nn.Module | None] = {}
         self._forms: dict[int, frozenset[str]] = {}
+        self._siblings: dict[int, frozenset[str]] = {}
+        self._children: dict[int, tuple[list[str], dict[str, int]]] = {}  # names, and the place of each
+        self._of_same: dict[str, Layout | None] = {}
         by_pattern = sequence_axis if isinstance(sequence_axis, Mapping) else {}
         self._axis = None if by_pattern is sequence_axis else sequence_axis
         self._named = [(glob(pattern), axis) for pattern, axis in by_pattern.items()]
@@ -81,14 +84,31 @@ class Layouts:
         if transformer is not None:
             return _own_layout(transformer)
         if _form(module) == _SAME and around and _is_sequential(around[0]):
-            prefix, _, name = layer.rpartition(".")
-            names = list(children_of(around[0]))
-            index = names.index(name)
-            if index:
-                return self._known_at(prefix, names[index - 1])
-            following = self._at(_below(prefix, names[1])) if len(names) > 1 else None
-            return None if following is None else _taken(following)
+            return self._given(layer, around[0])
         return None
+
+    def _given(self, layer: str, sequence: nn.Module) -> Layout | None:
+        """What a module that returns the layout which it is given is given in a `Sequential`; each is asked once."""
+        prefix, _, name = layer.rpartition(".")
+        if id(sequence) not in self._children:
+            names = list(children_of(sequence))
+            self._children[id(sequence)] = names, {child: place for place, child in enumerate(names)}
+        names, places = self._children[id(sequence)]
+        if name not in places:  # a name of its own that holds a dot
+            return None
+        place, passed = places[name], []
+        while (layer := _below(prefix, names[place])) not in self._of_same:
+            module = self._at(layer)
+            if module is None or _form(module) != _SAME or _own_layout(module) is not None:
+                self._of_same[layer] = None if module is None else self._known(layer, module)
+            elif place == 0:
+                following = self._at(_below(prefix, names[1])) if len(names) > 1 else None
+                self._of_same[layer] = None if following is None else _taken(following)
+            else:
+                passed.append(layer)
+                place -= 1
+        self._of_same.update(dict.fromkeys(passed, self._of_same[layer]))
+        return self._of_same[layer]
 
     def _known_at(self, prefix: str, name: str) -> Layout | None:
         module = self._at(layer := _below(prefix, name))
@@ -100,7 +120,10 @@ class Layouts:
         if _TIME_FIRST in self._forms_in(parent):
             return Layout(of_three=0, doubt=f"in or beside a module that takes {_TIME_FIRST}")
         inside = self._forms_in(module)
-        siblings = {_form(child) for child in children_of(parent).values() if child is not None}
+        if id(parent) not in self._siblings:
+            children = children_of(parent).values()
+            self._siblings[id(parent)] = frozenset(_form(child) for child in children if child is not None)
+        siblings = self._siblings[id(parent)]
         is_of_convolutions = _CHANNELS_SECOND in inside and _FEATURES_LAST not in inside
         if is_of_convolutions or (_CHANNELS_SECOND in siblings and next(module.parameters(), None) is None):
             return Layout(of_three=2, doubt=f"in or beside modules that take {_CHANNELS_SECOND}")
