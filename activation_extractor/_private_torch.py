@@ -8,17 +8,19 @@ README's table has all of these names.
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from activation_extractor.errors import UnsupportedTorchError
 
 # As torch declares them; they are OrderedDicts, whose instances can have attributes.
-Hooks = dict[int, Callable[..., Any]]
+Hooks = OrderedDict[int, Callable[..., Any]]
 Flags = dict[int, bool]
 
 
@@ -87,6 +89,11 @@ def own_call(module: nn.Module) -> Callable[..., Any]:
     return call
 
 
+# Its `next_id` grows with every hook that is registered on anything: whether it has grown is asked in 30 ns.
+hook_counter = RemovableHandle
+if not hasattr(RemovableHandle, "next_id"):
+    hook_counter = _Missing("torch.utils.hooks.RemovableHandle.next_id")  # type: ignore[misc, assignment]
+
 # The module's own dictionary of forward hooks: removing a hook by its id costs a third of a handle's `remove`.
 forward_hooks: Callable[[nn.Module], Hooks] = of_module("_forward_hooks")
 
@@ -124,7 +131,8 @@ def hooks_in(module: nn.Module | None, name: str) -> Hooks:
     if module is None:
         hooks: Hooks = _present(private(f"nn.modules.module._global{name}"))
         return hooks
-    return getattr(module, name, {})  # a module whose constructor has not run has none
+    found: Any = getattr(module, name, OrderedDict())  # a module whose constructor has not run has none
+    return found  # type: ignore[no-any-return]
 
 
 def clear_forward_hooks(module: nn.Module) -> None:

@@ -7,10 +7,14 @@ calls are not recorded; child tasks and `asyncio.to_thread` inherit the context 
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Literal
 
-from activation_extractor._private_torch import backward_task
+from torch import nn
+
+from activation_extractor._private_torch import backward_task, forward_hooks, forward_pre_hooks, hook_counter
 from activation_extractor.layers._selections import Target
 
 # Why a call of a layer was not recorded, as `LayerNotRunError` says it.
@@ -26,14 +30,19 @@ class Owner:
         was_cut: whether a forward of its model has ended early, so that the model's call returned None.
         backward: the backward in which the block was entered, as in a gradient hook; -1 outside of any.
         missed: why calls of layers were not recorded.
+        hooks_made: how many hooks had been registered, on anything, when ours were put last.
+        put_last: moves our hooks behind those that were registered later; returns the ids of the dictionaries of hooks
+            in which any but ours were later.
     """
 
-    __slots__ = ("backward", "is_open", "missed", "stops_early", "targets", "was_cut")
+    __slots__ = ("backward", "hooks_made", "is_open", "missed", "put_last", "stops_early", "targets", "was_cut")
 
     def __init__(self, targets: tuple[Target, ...] = (), *, stops_early: bool = False) -> None:
         self.targets, self.stops_early = targets, stops_early
         self.is_open, self.was_cut = True, False
         self.backward, self.missed = backward_task(), dict[str, str]()
+        self.hooks_made = hook_counter.next_id
+        self.put_last: Callable[[], set[int]] = set
 
     def misses(self, layer: str) -> Literal[True]:
         """A call of the layer is not to be recorded: in another context, in a backward of the body, or by hand."""
@@ -42,6 +51,21 @@ class Owner:
         elif backward_task() != self.backward:
             self.missed[layer] = RECOMPUTED
         return True
+
+    def reorder(self, called: nn.Module | None = None, layer: str = "") -> None:
+        """Put our hooks last, so that they see what others make of a value; in the call of a layer it may be too late.
+
+        Warns where a hook was added to the module that is being called after its forward had begun.
+        """
+        self.hooks_made = hook_counter.next_id
+        overtaken = self.put_last()
+        if called is None or overtaken.isdisjoint({id(forward_hooks(called)), id(forward_pre_hooks(called)[0])}):
+            return
+        warnings.warn(
+            f"A hook was added to layer {layer!r} inside of the block, too late for this call of it: the value "
+            "from before that hook is recorded. Add hooks before the block, or between forwards of the model.",
+            stacklevel=2,
+        )
 
 
 _open: ContextVar[tuple[Owner, ...]] = ContextVar("activation_extractor_open", default=())

@@ -6,14 +6,23 @@ This is the hot path: a hook runs on every call of its module, by whoever, so it
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from activation_extractor._hooks._context import Owner, open_here
-from activation_extractor._hooks._copied_modules import hide_flags, hide_ours, ours, show_all
-from activation_extractor._private_torch import Hooks, backward_task, forward_hooks, forward_pre_hooks, is_transformed
+from activation_extractor._hooks._copied_modules import hide_flags, hide_ours, is_ours, ours, show_all
+from activation_extractor._private_torch import (
+    Flags,
+    Hooks,
+    backward_task,
+    forward_hooks,
+    forward_pre_hooks,
+    hook_counter,
+    is_transformed,
+)
 from activation_extractor.errors import TransformedCallError, ValueNotFoundError
 from activation_extractor.layers._selections import Target
 from activation_extractor.layers._signatures import bind, signature_of
@@ -23,8 +32,8 @@ Record = Callable[[Tensor], None]
 Detach = Callable[[], None]
 
 
-def tap(target: Target, owner: Owner, record: Record) -> Detach:
-    """Attach a hook that hands each recorded tensor of `target` to `record`; returns what takes it off again.
+def tap(target: Target, owner: Owner, record: Record, attached: Attached) -> None:
+    """Attach a hook that hands each recorded tensor of `target` to `record`.
 
     Calls in other contexts than `owner`'s, of copies of the module, and recomputed by checkpointing in backward are
     left out.
@@ -34,24 +43,16 @@ def tap(target: Target, owner: Owner, record: Record) -> Detach:
         ValueNotFoundError: from the module's call, when its value holds no tensor.
     """
     if target.side == "input":
-        handle = target.module.register_forward_pre_hook(_input_hook(target, owner, record), with_kwargs=True)
-        hooks, flags = forward_pre_hooks(target.module)
-        hide_ours([hooks])
-        hide_flags(flags, hooks)
-
-        def detach() -> None:
-            handle.remove()
-            show_all([hooks], flags)
-
-        return detach
-    return _attach(target.module, _output_hook(target, owner, record))
+        attached.add_before(target.module, _input_hook(target, owner, record))
+    else:
+        attached.add(target.module, _output_hook(target, owner, record))
 
 
-def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record | None]) -> Detach:
+def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record | None], attached: Attached) -> Detach:
     """Attach a hook that asks `expect`, in each call of the layer, what records the gradient that backward will bring.
 
     `expect` is called with whether the call is a recomputation, and returns None where the call does not count. Returns
-    what takes the hook off again, and those that wait for gradients.
+    what takes off the hooks that wait for gradients.
     """
     module, pick = target.module, picker(target)
     handles: list[RemovableHandle] = []
@@ -62,20 +63,22 @@ def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record |
             return
         if is_transformed():
             raise TransformedCallError(target.layer)
+        if hook_counter.next_id != owner.hooks_made:
+            owner.reorder(called, target.layer)
         # Backward runs on other threads, in other contexts: `record` is made here for whom the gradient is.
         tensor, record = pick(output), expect(backward_task() != owner.backward)
         if tensor.requires_grad and record is not None:
             handles[:] = [handle for handle in handles if handle.hooks_dict_ref() is not None]
             handles.append(tensor.register_hook(record))  # type: ignore[no-untyped-call]
+            owner.hooks_made += 1  # a tensor's hook changes no module's order
 
-    detach = _attach(module, expect_gradient)
+    attached.add(module, expect_gradient)
 
-    def detach_all() -> None:
-        detach()
+    def detach() -> None:
         for handle in handles:
             handle.remove()
 
-    return detach_all
+    return detach
 
 
 def _output_hook(target: Target, owner: Owner, record: Record) -> Callable[..., None]:
@@ -88,6 +91,8 @@ def _output_hook(target: Target, owner: Owner, record: Record) -> Callable[..., 
             return
         if is_transformed():
             raise TransformedCallError(target.layer)
+        if hook_counter.next_id != owner.hooks_made:
+            owner.reorder(called, target.layer)
         record(pick(output))
 
     return record_output
@@ -104,6 +109,8 @@ def _input_hook(target: Target, owner: Owner, record: Record) -> Callable[..., N
             return
         if is_transformed():
             raise TransformedCallError(target.layer)
+        if hook_counter.next_id != owner.hooks_made:
+            owner.reorder(called, target.layer)
         record(pick(bind(signature, args, kwargs or {})))
 
     return record_input
@@ -144,30 +151,49 @@ def picker(target: Target) -> Callable[[Any], Tensor]:
 
 
 class Attached:
-    """Forward hooks of ours, on any number of modules."""
+    """Hooks of ours around forwards, on any number of modules."""
 
     def __init__(self) -> None:
         self._hooks: list[Hooks] = []
         self._ids: list[int] = []
+        self._before: list[tuple[Hooks, Flags, RemovableHandle]] = []
 
     def add(self, module: nn.Module, hook: Callable[..., None]) -> None:
-        """Attach a hook; `hide` is to be called when all of them are."""
+        """Attach a hook behind the forward; `hide` is to be called when all of them are."""
         self._hooks.append(forward_hooks(module))
         self._ids.append(module.register_forward_hook(hook).id)
+
+    def add_before(self, module: nn.Module, hook: Callable[..., None]) -> None:
+        """Attach a hook that is given all arguments before the forward."""
+        hooks, flags = forward_pre_hooks(module)
+        self._before.append((hooks, flags, module.register_forward_pre_hook(hook, with_kwargs=True)))
 
     def hide(self) -> None:
         """Keep them out of copies of the modules."""
         hide_ours(self._hooks)
+        for hooks, flags, _ in self._before:
+            hide_ours([hooks])
+            hide_flags(flags, hooks)
 
     def detach(self) -> None:
         """Take them off again; a second time nothing happens."""
         for hooks, hook_id in zip(self._hooks, self._ids, strict=False):  # fewer ids, if `add` was interrupted
             hooks.pop(hook_id, None)
         show_all(self._hooks)
+        for hooks, flags, handle in self._before:
+            handle.remove()
+            show_all([hooks], flags)
 
-
-def _attach(module: nn.Module, hook: Callable[..., None]) -> Detach:
-    attached = Attached()
-    attached.add(module, hook)
-    attached.hide()
-    return attached.detach
+    def put_last(self) -> set[int]:
+        """Move each behind the hooks that were registered after it; the ids of dictionaries that had any but ours."""
+        overtaken = set()
+        before = ((hooks, handle.id) for hooks, _, handle in self._before)
+        for hooks, hook_id in (*zip(self._hooks, self._ids, strict=False), *before):
+            keys = [*hooks]  # at one moment: other threads attach and take off hooks meanwhile
+            if hook_id in keys and keys[-1] != hook_id:
+                later = keys[keys.index(hook_id) + 1 :]
+                if not all(is_ours(hooks.get(key)) for key in later):
+                    overtaken.add(id(hooks))
+                with suppress(KeyError):
+                    hooks.move_to_end(hook_id)
+        return overtaken

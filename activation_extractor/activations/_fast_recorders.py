@@ -26,7 +26,7 @@ from activation_extractor._hooks._context import open_here
 from activation_extractor._hooks._copied_modules import ours
 from activation_extractor._hooks._forwards import current_cut, cuts
 from activation_extractor._hooks._taps import picker
-from activation_extractor._private_torch import backward_task, is_transformed, is_wrapped, version_of
+from activation_extractor._private_torch import backward_task, hook_counter, is_transformed, is_wrapped, version_of
 from activation_extractor._tensors import snapshot
 from activation_extractor.activations._recorded_values import Recorded, Slot
 from activation_extractor.activations._recorders import Shared
@@ -105,6 +105,8 @@ def _copying_hook(shared: Shared) -> Hook:
         is_wanted = state in open_here() and (state.call is not None or state.takes_call(slot.stamp))
         if called is not slot.module or (not is_wanted and state.misses(slot.layer)):
             return
+        if hook_counter.next_id != state.hooks_made:
+            state.reorder(called, slot.layer)
         if slot.tensor is None:
             slot.turn = next(turns)
         if type(output) is usual:
@@ -122,7 +124,7 @@ def _copying_hook(shared: Shared) -> Hook:
     return record_copy
 
 
-def _referring_hook(shared: Shared) -> Hook:
+def _referring_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purpose, see above
     """A hook that keeps references; they hold their graphs until they are read or the block ends."""
     state, usual, turns = shared.state, Tensor, shared.recorded.turns
 
@@ -131,6 +133,8 @@ def _referring_hook(shared: Shared) -> Hook:
         is_wanted = state in open_here() and (state.call is not None or state.takes_call(slot.stamp))
         if called is not slot.module or (not is_wanted and state.misses(slot.layer)):
             return
+        if hook_counter.next_id != state.hooks_made:
+            state.reorder(called, slot.layer)
         if slot.tensor is None:
             slot.turn = next(turns)
         if type(output) is not usual:
@@ -166,6 +170,8 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
         target = own.target
         if is_transformed():
             raise TransformedCallError(target.layer)
+        if hook_counter.next_id != state.hooks_made:
+            state.reorder(called, target.layer)
         if has_sink:
             state.check_step(target)
         if type(output) is not usual:

@@ -13,6 +13,7 @@ from activation_extractor._hooks import _context
 from activation_extractor._hooks._compiled_models import eager_stance
 from activation_extractor._hooks._forwards import unwatch, watch
 from activation_extractor._hooks._taps import Attached, Detach, detach_all, tap, tap_gradient
+from activation_extractor._private_torch import hook_counter
 from activation_extractor.activations._fast_recorders import fast_hooks
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
@@ -104,7 +105,7 @@ class OpenBlock:
                 raise StopEarlyError from error
         finally:
             self._gradients.clear()
-            state.targets, state.call = (), None
+            state.targets, state.call, state.put_last = (), None, set
             self.steps.close(error)
 
     def _attach_hooks(self) -> None:
@@ -115,10 +116,11 @@ class OpenBlock:
                 attached.add(target.module, make_hook(target))
             elif target.side == "gradient":
                 gradients = self._gradients[target.name] = GradientRecorder(target, self._shared)
-                self._undo.append(tap_gradient(target, state, gradients.expect))
+                self._undo.append(tap_gradient(target, state, gradients.expect, attached))
             else:
-                self._undo.append(tap(target, state, recorder(target, self._shared)))
+                tap(target, state, recorder(target, self._shared), attached)
         attached.hide()
+        state.hooks_made, state.put_last = hook_counter.next_id, lambda: attached.put_last()
 
     def _run_forward(self, call: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run one forward of the model; with a sink, and outside of a `group` of steps, it is a step."""
@@ -126,6 +128,8 @@ class OpenBlock:
         if state.call is not None:  # the model calls itself, which is part of the outer forward
             state.check_thread()
             return call(*args, **kwargs)
+        if hook_counter.next_id != state.hooks_made:
+            state.reorder()
         state.begin(CallArguments(self._shared.masks.positions, args, kwargs, self.steps.checks))
         failed = True
         try:

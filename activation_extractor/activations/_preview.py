@@ -13,7 +13,7 @@ from activation_extractor import _display
 from activation_extractor._hooks import _context
 from activation_extractor._hooks._compiled_models import eager_stance
 from activation_extractor._hooks._context import Owner
-from activation_extractor._hooks._taps import Detach, detach_all, picker, tap
+from activation_extractor._hooks._taps import Attached, Detach, detach_all, picker, tap
 from activation_extractor.errors import ValueNotFoundError
 from activation_extractor.layers._modules import check_model, evaluating
 from activation_extractor.layers._selections import Target, resolve
@@ -144,11 +144,13 @@ def _run(model: nn.Module, targets: Sequence[Target], rows: dict[str, LayerPrevi
     """Run the example, and write to each layer's row how often it ran and what its last value was like."""
     first = main_tensor((args, kwargs))
     samples = 0 if first is None or first.is_nested or not first.dim() else len(first)
-    owner = Owner()
-    undo: list[Detach] = [lambda: _context.leave(owner), lambda: eager_stance.leave(owner)]
+    owner, attached = Owner(), Attached()
+    undo: list[Detach] = [attached.detach, lambda: _context.leave(owner), lambda: eager_stance.leave(owner)]
     try:
         for target in targets:
-            undo.append(_tap(target, owner, rows, samples))
+            _tap(target, owner, rows, samples, attached)
+        attached.hide()
+        owner.put_last = attached.put_last
         eager_stance.enter(owner)
         _context.enter(owner)
         with evaluating(model), torch.inference_mode():
@@ -157,7 +159,7 @@ def _run(model: nn.Module, targets: Sequence[Target], rows: dict[str, LayerPrevi
         detach_all(undo)
 
 
-def _tap(target: Target, owner: Owner, rows: dict[str, LayerPreview], samples: int) -> Detach:
+def _tap(target: Target, owner: Owner, rows: dict[str, LayerPreview], samples: int, attached: Attached) -> None:
     """Attach what a recording would, for a gradient what its layer's output would get; a value may hold no tensor."""
     pick, nothing = picker(target), torch.empty(0)
 
@@ -176,4 +178,4 @@ def _tap(target: Target, owner: Owner, rows: dict[str, LayerPreview], samples: i
             row = replace(row, shape=shape, dtype=value.dtype, nbytes=nbytes, bytes_per_row=bytes_per_row)
         rows[target.name] = row
 
-    return tap(replace(target, select=pick_or_nothing), owner, record)
+    tap(replace(target, select=pick_or_nothing), owner, record, attached)
