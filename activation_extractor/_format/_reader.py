@@ -181,13 +181,15 @@ class Values:
 class _File:
     """An open file, closed when the last reference to it is gone."""
 
+    descriptor = -1
+    _close = staticmethod(os.close)  # when the interpreter ends, `os` may be gone before the last reference is
+
     def __init__(self, path: str) -> None:
         try:
             self.descriptor = open_regular(Path(path))
         except (OSError, ValueError) as error:
-            self.descriptor = -1
             raise unreadable(path, error) from error
 
     def __del__(self) -> None:
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            self._close(self.descriptor)

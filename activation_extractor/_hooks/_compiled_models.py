@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from functools import cache, partial
@@ -44,7 +45,7 @@ class EagerStance:
         """Let go of the stance; a second time nothing happens."""
         with self._lock:
             self._users.discard(id(user))
-            if not self._users and self._set is not None:
+            if not self._users and self._set is not None and not sys.is_finalizing():  # then torch imports no more
                 _run_outside()(partial(self._set.__exit__, None, None, None))
                 self._set = None
 

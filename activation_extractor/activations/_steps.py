@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -136,7 +137,7 @@ class Steps:
     def close(self, error: BaseException | None) -> None:
         """Close the sink; when that fails although the block has failed already, `error` gets a note of it."""
         self._root = None
-        if self._sink is None:
+        if self._sink is None or sys.is_finalizing():  # nothing can be written when the interpreter closes a generator
             return
         try:
             self._sink.close()
