@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from activation_extractor.runs._devices import devices
 COMPUTED_WITH = "computed_with"  # the member of a manifest that holds it
 
 _CPU_INFO = Path("/proc/cpuinfo")
-# What chooses kernels and how they round, as torch calls it. Threads do: each sums a part of a whole tensor.
-_SETTINGS = (
-    "get_num_threads",
+_THREADS = "get_num_threads"  # a sum over a whole tensor is one of a part for each thread
+_SETTINGS = (  # what chooses kernels and how they round, as torch calls it
+    _THREADS,
     "get_float32_matmul_precision",
     "backends.cpu.get_cpu_capability",
     "backends.mkldnn.matmul.fp32_precision",
@@ -43,14 +44,30 @@ def computed_with(model: nn.Module) -> dict[str, Any]:
 
 
 def reasons_to_differ(manifest: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Why the values of a run may differ by rounding from those of the store with this manifest, for people."""
+    """Why the values of a run may differ by rounding from those of the store with this manifest, for people.
+
+    The number of threads is none: see `threads_of`.
+    """
     before = manifest.get(COMPUTED_WITH)
     if not isinstance(before, Mapping):
         return ["the store does not say what computed it"]
-    reasons = differences(before, now)
+    reasons = differences({**before, _THREADS: now[_THREADS]}, now)
     if now["backends.cudnn.benchmark"] and any(name.startswith("cuda") for name in now["devices"]):
         reasons.append("backends.cudnn.benchmark, which chooses kernels by their time")
     return reasons
+
+
+@contextmanager
+def threads_of(manifest: Mapping[str, Any]) -> Iterator[bool]:
+    """As many threads as computed the store with this manifest; gives whether that is another number than now."""
+    before, now = (manifest.get(COMPUTED_WITH) or {}).get(_THREADS), torch.get_num_threads()
+    then = before if isinstance(before, int) and before > 0 else now
+    try:
+        if then != now:
+            torch.set_num_threads(then)
+        yield then != now
+    finally:
+        torch.set_num_threads(now)
 
 
 def _name(device: torch.device) -> str:

@@ -94,8 +94,10 @@ def stored_columns(unit: StoredUnit, rows: Sequence[int]) -> BatchColumns:
     found: dict[str, BatchColumn] = {}
     for entry in filter(column_key, shard.columns):
         column = Column(Parts(shard.field(entry), reader, [Part(path, shard.count(entry), 0)]))
-        wanted = {number: place for place, number in enumerate(column.rows.tolist())}
-        places = [wanted[row] for row in rows if row in wanted]
+        places = [row for row in rows if row < shard.rows]
+        if len(column) < shard.rows:
+            numbers = column.rows.tolist()
+            places = [numbers.index(row) for row in rows if row in numbers]
         if places:
             found[entry] = BatchColumn(column[places], shard.field(entry))
     return found

@@ -101,15 +101,18 @@ def _fields(batch: Any) -> dict[Any, Any]:
     raise ArgumentTypeError(what, "be a mapping or a tuple", type(batch).__name__)
 
 
-def call_model(model: nn.Module, batch: Any, device: Any) -> None:
-    """Call a model with a batch, whose tensors are moved to a device, unless that is None.
+def call_model(model: nn.Module, batch: Any, device: Any, *, copy: bool = False) -> None:
+    """Call a model with a batch, whose tensors are moved to a device, unless that is None; or with copies of them.
 
     Raises:
         ArgumentTypeError: the batch is neither a mapping, a tuple nor a tensor, or not what the model takes.
     """
 
     def moved(value: Any) -> Any:
-        return value.to(device) if isinstance(value, Tensor) and device is not None else value
+        if not isinstance(value, Tensor):
+            return value
+        there = value if device is None else value.to(device)
+        return there.clone() if copy and there is value else there
 
     positional: list[Any] = []
     named: dict[str, Any] = {}

@@ -154,10 +154,10 @@ def extract(
     with _visiting(model):
         where = move(model, device)
 
-    def forward(batch: Batch) -> None:
+    def forward(batch: Batch, is_again: bool) -> None:
         counted.now = batch.pooling_mask
         with acts.step(ids=batch.ids, keep=batch.keep):
-            call_model(model, batch.arguments, where)
+            call_model(model, batch.arguments, where, copy=is_again)
 
     with evaluating(model), torch.inference_mode(), recorded as acts:
         for item in bar:

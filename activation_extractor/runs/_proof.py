@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._manifest import read_manifest
 from activation_extractor.errors import OtherRunError, add_note
-from activation_extractor.runs._arithmetic import computed_with, reasons_to_differ
+from activation_extractor.runs._arithmetic import computed_with, reasons_to_differ, threads_of
 from activation_extractor.runs._batch_columns import (
     BatchColumns,
     Difference,
@@ -30,8 +30,8 @@ from activation_extractor.runs._stored_unit import StoredUnit
 from activation_extractor.sinks import Step
 
 _AGAIN = "A batch that is stored was run again, to prove that the run is the one that is stored."
-_UNSTABLE = "the model computes other bits each time it runs"
-_RANDOM = "the model computes other values each time it runs, as with random numbers"
+_UNSTABLE = "two runs of the batch give other bits"
+_RANDOM = "two runs of the batch give other values, as with random numbers in the model or a reducer"
 _DRAWS = "it draws random numbers, and would go on with others than a run that was not interrupted"
 
 
@@ -110,15 +110,21 @@ class Proof:
         rows: Sequence[str],
     ) -> None:
         """Decide what it means that a batch is not the same in its bits."""
-        reasons = reasons_to_differ(read_manifest(self._folder).content, self.computed_with)
-        far = find_difference(stored, computed, is_exact=False)
-        if not reasons:
-            again = run_again()
-            if find_difference(computed, again, is_exact=True) is None:
-                far = different
-            else:
-                is_near = find_difference(computed, again, is_exact=False) is None
-                reasons = [_UNSTABLE if is_near else _RANDOM]
+        manifest = read_manifest(self._folder).content
+        reasons = reasons_to_differ(manifest, self.computed_with)
+        with threads_of(manifest) as is_another_number:
+            if is_another_number:
+                computed = run_again()
+                first = find_difference(stored, computed, is_exact=True)
+                if first is None:
+                    return
+                different = first
+            if not reasons:
+                again = run_again()
+                if find_difference(computed, again, is_exact=True) is not None:
+                    is_near = find_difference(computed, again, is_exact=False) is None
+                    reasons = [_UNSTABLE if is_near else _RANDOM]
+        far = find_difference(stored, computed, is_exact=False) if reasons else different
         text = "; ".join([(far or different).describe(rows), *reasons])
         self._difference, self._note = (text, "") if far else ("", text)
 

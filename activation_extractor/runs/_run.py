@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -93,10 +94,10 @@ class Run(Sink):
         self._writer.resume()
         self._writer.hold_back = bool(list_units(self._folder, self._codec))
 
-    def add(self, batch: Batch, forward: Callable[[], None]) -> None:
+    def add(self, batch: Batch, forward: Callable[[bool], None]) -> None:
         """Add the next batch, in a new unit when the current one is full.
 
-        `forward` runs it, unless it is stored and its like was proven; it ends in a call of `write`.
+        `forward` runs it, and ends in a call of `write`; it is told whether the batch is stored and run again.
 
         Raises:
             ArgumentError: the places are not such as a data set has.
@@ -112,12 +113,12 @@ class Run(Sink):
         self._inputs = inputs_crc32(batch.inputs, self._inputs)
         if self._stored is None:
             self._proof.check_further()
-            forward()
+            forward(False)
             return
         self._stored.compare(batch.ids, rows)
         self._writer.remember_ids(batch.ids)
         if self._proof.is_open:
-            self._proof.run(self._stored, rows, forward)
+            self._proof.run(self._stored, rows, partial(forward, True))
 
     def write(self, step: Step) -> None:
         """Add a batch's rows to its unit; raises what `StoreWriter.add` raises."""

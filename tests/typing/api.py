@@ -108,6 +108,9 @@ assert_type(store.shards, list[ShardInfo])
 assert_type(store.verify(), Verification)
 assert_type(store.verify()[0], Damage)
 extract(model, [], "h", out="out", ids=lambda batch: batch["id"], format="npz", resume=False, queue_bytes=1)
+extract(model, [], "h", out="out", ids=0, keep=[1, "label"])
+extract(model, [], "h", out="out", keep=1)
+extract(model, [], "h", out="out", keep=1.0)  # type: ignore[arg-type]
 extract(model, [], "h", out="out", format="parquet")  # type: ignore[arg-type]
 
 
