@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -68,6 +68,8 @@ class Owner:
         )
 
 
+T = TypeVar("T")
+
 _open: ContextVar[tuple[Owner, ...]] = ContextVar("activation_extractor_open", default=())
 
 open_here = _open.get
@@ -82,3 +84,12 @@ def leave(owner: Owner) -> None:
     """Stop recording `owner` here. Does nothing in another context than the one it was entered in."""
     # No reset(token): blocks may end in any order, and a generator may be closed in another context.
     _open.set(tuple(other for other in _open.get() if other is not owner and other.is_open))
+
+
+def unrecorded(function: Callable[..., T], *args: Any) -> T:
+    """Call a user's function in a hook: what it calls is by hand, and no block records it."""
+    token = _open.set(())
+    try:
+        return function(*args)
+    finally:
+        _open.reset(token)

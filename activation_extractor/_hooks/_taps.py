@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from activation_extractor._hooks._context import Owner, open_here
+from activation_extractor._hooks._context import Owner, open_here, unrecorded
 from activation_extractor._hooks._copied_modules import hide_flags, hide_ours, is_ours, ours, show_all
 from activation_extractor._private_torch import (
     Flags,
@@ -29,11 +29,12 @@ from activation_extractor.layers._signatures import bind, signature_of
 from activation_extractor.layers._structures import main_tensor, select_part
 
 Record = Callable[[Tensor], None]
+Pick = Callable[[Any], Tensor]
 Detach = Callable[[], None]
 
 
-def tap(target: Target, owner: Owner, record: Record, attached: Attached) -> None:
-    """Attach a hook that hands each recorded tensor of `target` to `record`.
+def tap(target: Target, owner: Owner, record: Record, attached: Attached, pick: Pick | None = None) -> None:
+    """Attach a hook that hands each recorded tensor of `target`, found by `picker` or `pick`, to `record`.
 
     Calls in other contexts than `owner`'s, of copies of the module, and recomputed by checkpointing in backward are
     left out.
@@ -43,9 +44,9 @@ def tap(target: Target, owner: Owner, record: Record, attached: Attached) -> Non
         ValueNotFoundError: from the module's call, when its value holds no tensor.
     """
     if target.side == "input":
-        attached.add_before(target.module, _input_hook(target, owner, record))
+        attached.add_before(target.module, _input_hook(target, owner, record, pick or picker(target)))
     else:
-        attached.add(target.module, _output_hook(target, owner, record))
+        attached.add(target.module, _output_hook(target, owner, record, pick or picker(target)))
 
 
 def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record | None], attached: Attached) -> Detach:
@@ -81,8 +82,8 @@ def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record |
     return detach
 
 
-def _output_hook(target: Target, owner: Owner, record: Record) -> Callable[..., None]:
-    module, pick = target.module, picker(target)
+def _output_hook(target: Target, owner: Owner, record: Record, pick: Pick) -> Callable[..., None]:
+    module = target.module
 
     @ours
     def record_output(called: nn.Module, args: Any, output: Any) -> None:
@@ -98,8 +99,8 @@ def _output_hook(target: Target, owner: Owner, record: Record) -> Callable[..., 
     return record_output
 
 
-def _input_hook(target: Target, owner: Owner, record: Record) -> Callable[..., None]:
-    module, pick, signature = target.module, picker(target), signature_of(target.module)
+def _input_hook(target: Target, owner: Owner, record: Record, pick: Pick) -> Callable[..., None]:
+    module, signature = target.module, signature_of(target.module)
 
     # Registration writes the hook before its kwargs flag: another thread's call may come without kwargs.
     @ours
@@ -136,13 +137,18 @@ def detach_all(undo: list[Detach]) -> None:
         raise
 
 
-def picker(target: Target) -> Callable[[Any], Tensor]:
+def picker(target: Target) -> Pick:
     """What finds the tensor to record in what the layer takes or returns; ValueNotFoundError when there is none."""
 
     def pick(value: Any) -> Tensor:
         if target.select is None and isinstance(value, Tensor):
             return value
-        tensor = main_tensor(value if target.select is None else select_part(value, target.select))
+        part = value
+        if callable(target.select):
+            part = unrecorded(select_part, value, target.select)
+        elif target.select is not None:
+            part = select_part(value, target.select)
+        tensor = main_tensor(part)
         if tensor is None:
             raise ValueNotFoundError(target.layer, value, target.select)
         return tensor

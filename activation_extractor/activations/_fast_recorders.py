@@ -22,18 +22,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from activation_extractor._hooks._context import open_here
+from activation_extractor._hooks._context import open_here, unrecorded
 from activation_extractor._hooks._copied_modules import ours
 from activation_extractor._hooks._forwards import current_cut, cuts
 from activation_extractor._hooks._taps import picker
 from activation_extractor._private_torch import backward_task, hook_counter, is_transformed, is_wrapped, version_of
 from activation_extractor._tensors import snapshot
 from activation_extractor.activations._recorded_values import Recorded, Slot
-from activation_extractor.activations._recorders import Shared
+from activation_extractor.activations._recorders import Shared, mask_source
 from activation_extractor.errors import InferenceReferenceError, TransformedCallError
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers import Reducer, full
-from activation_extractor.reducers._reducers import note_reduction, own_result, owns_result
+from activation_extractor.reducers._reducers import note_reduction, owns_result, reduce_sequence
 from activation_extractor.reducers._sequence_axis import Layout, sequence_second
 
 Hook = Callable[..., None]
@@ -157,8 +157,7 @@ def _referring_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on pur
 def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purpose, see above
     options, state, recorded, masks, _ = shared
     usual, turns, has_sink = Tensor, recorded.turns, options.has_sink
-    # Our own reducers do not write to the activation, so it needs no version counter, which `data` lacks.
-    are_ours = all(map(owns_result, options.reducers.values()))
+    mask_for = mask_source(options, masks)
 
     @ours
     def record_reduced(own: _ReducedLayer, called: nn.Module, args: Any, output: Any) -> None:  # noqa: C901
@@ -177,23 +176,25 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
         if type(output) is not usual:
             output = picker(target)(output)
         if output.requires_grad:
-            output = output.data if are_ours else output.detach()
+            output = output.data  # nobody writes to it, so that it needs no version counter
         sequence = output if own.is_usual and output.dim() == 3 else sequence_second(target.layer, output, own.layout)
         is_unmasked = state.is_unmasked
         if is_unmasked is None:
             call = state.call
             is_unmasked = state.is_unmasked = call is not None and masks.has_none(call)
-        mask = None if is_unmasked else masks.for_layer(target.layer, sequence, state.call)
+        mask = None if is_unmasked else mask_for(target.layer, sequence, state.call)
         for slot, name, reducer, is_ours in own.parts:
-            try:
-                result = reducer(sequence, mask)
-            except Exception as error:
-                note_reduction(error, target.layer, name, sequence)
-                raise
+            if is_ours:
+                try:
+                    result = reducer(sequence, mask)
+                except Exception as error:
+                    note_reduction(error, target.layer, name, sequence)
+                    raise
+            else:
+                result = unrecorded(reduce_sequence, target.layer, name, reducer, sequence, mask)
             if slot.tensor is None:
                 slot.turn = next(turns)
-            slot.stamp = stamp
-            slot.tensor = result if is_ours else own_result(target.layer, name, sequence, result)
+            slot.tensor, slot.stamp = result, stamp
         if own.stamp != stamp:
             own.stamp = stamp
         else:

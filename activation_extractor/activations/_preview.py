@@ -178,4 +178,4 @@ def _tap(target: Target, owner: Owner, rows: dict[str, LayerPreview], samples: i
             row = replace(row, shape=shape, dtype=value.dtype, nbytes=nbytes, bytes_per_row=bytes_per_row)
         rows[target.name] = row
 
-    tap(replace(target, select=pick_or_nothing), owner, record, attached)
+    tap(target, owner, record, attached, pick_or_nothing)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
 
+from activation_extractor._hooks._context import unrecorded
 from activation_extractor._hooks._forwards import current_cut
 from activation_extractor._hooks._taps import Record
 from activation_extractor._private_torch import version_of
@@ -40,6 +42,11 @@ class Shared(NamedTuple):
     recorded: Recorded
     masks: Masks
     layouts: Mapping[str, Layout]
+
+
+def mask_source(options: Options, masks: Masks) -> Callable[..., Tensor | None]:
+    """What finds a layer's mask; no block records what a user's callable calls meanwhile."""
+    return partial(unrecorded, masks.for_layer) if callable(options.mask) else masks.for_layer
 
 
 def recorder(target: Target, shared: Shared) -> Record:
@@ -139,8 +146,8 @@ def _call_recorder(target: Target, shared: Shared) -> RecordCall:
                 _record_whole((target.name, name), target.layer, value, call, shared, layout)
                 continue
             sequence = sequence_second(target.layer, value, layout)
-            mask = shared.masks.for_layer(target.layer, sequence, call.arguments)
-            result = reduce_sequence(target.layer, name, reducer, sequence, mask)
+            mask = mask_source(options, shared.masks)(target.layer, sequence, call.arguments)
+            result = unrecorded(reduce_sequence, target.layer, name, reducer, sequence, mask)
             moved = result if options.to is None else result.to(options.to)
             recorded.put((target.name, name), moved, call.stamp, index=call.number)
 
@@ -159,4 +166,4 @@ def _record_whole(key: Key, layer: str, value: Tensor, call: Call, shared: Share
     is_reduced_later = options.calls == "join" and any(reducer is not full for reducer in options.reducers.values())
     if is_reduced_later or (options.has_sink and has_sequence(value, layout)):
         sequence = sequence_second(layer, value, layout)
-        slot.mask = shared.masks.for_layer(layer, sequence, call.arguments)
+        slot.mask = mask_source(options, shared.masks)(layer, sequence, call.arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from activation_extractor._display import shown
-from activation_extractor._private_torch import has_forward
+from activation_extractor._private_torch import has_forward, version_of
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, DuplicateLayerError, LayerNotFoundError
 from activation_extractor.layers._modules import WRAPPER_SEGMENTS, ModuleTree, check_hookable
 from activation_extractor.layers._patterns import glob
@@ -182,10 +182,19 @@ def _fitting(selection: Any, modules: Mapping[str, nn.Module]) -> Iterable[str]:
             raise ArgumentTypeError("a type in layers", "be a subclass of torch.nn.Module", selection)
         return [name for name, module in modules.items() if isinstance(module, selection)]
     if callable(selection):
-        named = [(name, module) for name, module in modules.items() if name and has_forward(module)]
-        return [name for name, module in named if selection(name, module)]
+        return _chosen(modules, selection)
     condition = "be a name, pattern, regex, module, module type, predicate, or an iterable or dict of these"
     raise ArgumentTypeError("layers", condition, selection)
+
+
+def _chosen(modules: Mapping[str, nn.Module], predicate: Callable[[str, nn.Module], Any]) -> list[str]:
+    weights = [weight for module in modules.values() for weight in (*module.parameters(False), *module.buffers(False))]
+    versions = [version_of(weight) for weight in weights if not weight.is_inference()]
+    named = [(name, module) for name, module in modules.items() if name and has_forward(module)]
+    names = [name for name, module in named if predicate(name, module)]
+    if versions != [version_of(weight) for weight in weights if not weight.is_inference()]:
+        raise ArgumentError("a predicate in layers", "leave the model's weights as they are", predicate)
+    return names
 
 
 def _text(selection: Any) -> str:

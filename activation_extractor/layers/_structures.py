@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from activation_extractor._private_torch import version_of
 from activation_extractor._tensors import ordinary, snapshot
+from activation_extractor.errors import ArgumentError
 
 
 def main_tensor(value: Any) -> Tensor | None:
@@ -19,9 +21,13 @@ def main_tensor(value: Any) -> Tensor | None:
 
 
 def select_part(value: Any, select: int | str | Callable[[Any], Any]) -> Any:
-    """The part of a structured value that a user's ``select=`` means; None when there is no such part."""
+    """The part of a structured value that a user's ``select=`` means; None when there is no such part.
+
+    Raises:
+        ArgumentError: a callable wrote to a tensor of the value, which is the model's.
+    """
     if callable(select):
-        return select(value)
+        return _selected(value, select)
     if isinstance(value, Mapping):
         members = list(value.values())
         if isinstance(select, int) and select not in value:
@@ -36,21 +42,42 @@ def select_part(value: Any, select: int | str | Callable[[Any], Any]) -> Any:
 
 def copied(value: Any) -> Any:
     """The same structure with each tensor copied and free of its graph; members that are no tensors are shared."""
+    return _rebuilt(value, lambda tensor: ordinary(snapshot(tensor)))
+
+
+def _selected(value: Any, select: Callable[[Any], Any]) -> Any:
+    """What a callable returns for a structure of its own, with the value's tensors, or copies of those of inference.
+
+    Whether a tensor was written to is known by its version counter, which inference tensors lack.
+    """
+    tensors = list(_tensors(value))
+    if any(map(Tensor.is_inference, tensors)):
+        return select(copied(value))
+    versions = list(map(version_of, tensors))
+    part = select(_rebuilt(value, lambda tensor: tensor))
+    if versions != list(map(version_of, tensors)):
+        advice = "Let it work on a copy: value.clone()."
+        raise ArgumentError("a callable for select=", "leave the model's tensors as they are", select, advice)
+    return part
+
+
+def _rebuilt(value: Any, make: Callable[[Tensor], Tensor]) -> Any:
+    """The same structure with what `make` returns in place of each tensor; other members are shared."""
     if isinstance(value, Tensor):
-        return ordinary(snapshot(value))
+        return make(value)
     if isinstance(value, Mapping):
         # Only of these is it known that a shallow copy shares no members with the layer's own value.
         twin: Any = copy.copy(value) if isinstance(value, dict | UserDict) else {}
         for key, member in value.items():
-            twin[key] = copied(member)
+            twin[key] = _rebuilt(member, make)
         return twin
     if isinstance(value, tuple | list):
-        members = [copied(member) for member in value]
+        members = [_rebuilt(member, make) for member in value]
         return type(value)(*members) if hasattr(value, "_fields") else type(value)(members)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         twin = copy.copy(value)
         for field in dataclasses.fields(value):
-            object.__setattr__(twin, field.name, copied(getattr(value, field.name)))
+            object.__setattr__(twin, field.name, _rebuilt(getattr(value, field.name), make))
         return twin
     return value
 

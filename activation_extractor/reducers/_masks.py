@@ -209,9 +209,9 @@ def _from_function(
     function: Callable[..., Any], default: Source, layer: str, activation: Tensor, call: CallArguments | None
 ) -> Any:
     mask = None if call is None else default(layer, activation, call)
-    if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(is_additive(mask)):
-        mask = mask != 0
-    return function(layer, activation, mask)
+    if isinstance(mask, Tensor):
+        mask = mask != 0 if mask.dim() == 2 and not bool(is_additive(mask)) else mask.clone()
+    return function(layer, activation.clone(), mask)  # it may write to what it is given
 
 
 def _outside_call(layer: str, name: str) -> MaskError:

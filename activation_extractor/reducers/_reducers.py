@@ -159,21 +159,23 @@ def canonical_name(name: object) -> object:
 
 
 def reduce_sequence(layer: str, name: str, reducer: Reducer, sequence: Tensor, mask: Tensor | None) -> Tensor:
-    """Reduce ``(batch, seq, *features)``; the result owns its memory.
+    """Reduce ``(batch, seq, *features)``; the result owns its memory, and a user's reducer writes to copies alone.
 
     Raises:
         ReducerError: the reducer returned no tensor with `batch` rows.
     """
+    if not (is_ours := owns_result(reducer)):
+        sequence, mask = sequence.clone(), None if mask is None else mask.clone()
     try:
         result = reducer(sequence, mask)
     except Exception as error:
         note_reduction(error, layer, name, sequence)
         raise
-    return result if owns_result(reducer) else own_result(layer, name, sequence, result)
+    return result if is_ours else _own_result(layer, name, sequence, result)
 
 
-def own_result(layer: str, name: str, sequence: Tensor, result: Tensor) -> Tensor:
-    """What a user's reducer returned: itself, or a copy where it shares memory with the activation.
+def _own_result(layer: str, name: str, sequence: Tensor, result: Tensor) -> Tensor:
+    """What a user's reducer returned: itself, or a copy where it is a part of all that the reducer was given.
 
     Raises:
         ReducerError: it is no tensor with a row for each row of the batch.

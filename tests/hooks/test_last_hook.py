@@ -142,6 +142,7 @@ def test_other_hooks_keep_their_order_and_are_left_alone():
     assert len(model[1]._forward_hooks) == 4
 
 
+@pytest.mark.filterwarnings("ignore:A hook was added to layer '1' inside of the block, too late")
 def test_hooks_come_and_go_in_other_threads_meanwhile():
     model, stop, errors = net(), threading.Event(), []
 
