@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from activation_extractor._format._fingerprints import describe
 from activation_extractor._hooks._context import open_here
 from activation_extractor.activations._activations import Activations
-from activation_extractor.activations._open_block import OpenBlock
+from activation_extractor.activations._open_block import OpenBlock, Plan
 from activation_extractor.activations._options import Missing, Options
 from activation_extractor.activations._recorded_values import Calls
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
@@ -23,12 +23,11 @@ from activation_extractor.layers._modules import check_model, unwrap
 from activation_extractor.layers._selections import Target, resolve
 from activation_extractor.reducers._layouts import Layouts
 from activation_extractor.reducers._masks import BatchMask, Masks
-from activation_extractor.reducers._sequence_axis import Layout, SequenceAxes
+from activation_extractor.reducers._sequence_axis import SequenceAxes
 from activation_extractor.sinks import Sink
 from activation_extractor.sinks._store_sinks import open_sink
 
 Model = nn.Module | Callable[..., nn.Module]
-_Resolved = tuple[nn.Module, tuple[Target, ...], Masks, Mapping[str, Layout]]
 
 
 def capture(
@@ -69,9 +68,9 @@ def capture(
             stay in memory.
         mask: which positions are real, for reducers and stores: the name of an argument of the model's own call; a
             tensor ``(batch, seq)``; a dict from layer patterns to these; a callable
-            ``(layer, activation, mask) -> mask``; or None when nothing is padding. With the default, layers under a
-            segment ``decoder`` take ``decoder_attention_mask`` if the model has such an argument. In a cached decoding
-            step the last columns of a longer mask are taken.
+            ``(layer, activation, mask) -> mask``; or None when nothing is padding. By default the mask of the call: a
+            decoder, keys and values of cross-attention, and towers have their own; torch's padding masks, in which True
+            is padding, count too. In a cached decoding step the last columns of a longer mask are taken.
         sequence_axis: which axis, or axes, of an activation is the sequence; or a dict from layer patterns to these, or
             to None where each row is one position: ``{"conv*": (2, 3), "fc": None}``. By default it is where the
             layer's module is documented to have it (``batch_first``, ``Conv1d`` and their kin), else the second of
@@ -135,8 +134,8 @@ class Capture:
         self._layers = list(layers) if isinstance(layers, Iterator) else layers  # it may be resolved more than once
         self._root: nn.Module | None = None
         if isinstance(model, nn.Module) or not callable(model):
-            self._resolved = self._resolve(check_model(model))
-            self._root, self._targets, *_ = self._resolved
+            self._plan = self._resolve(check_model(model))
+            self._root = self._plan.root
         self._sink = open_sink(sink)  # last, so that a mistake above touches no folder
         self._known_metadata: dict[str, Any] | None = None
         self._entered: list[OpenBlock] = []
@@ -145,15 +144,14 @@ class Capture:
     def __repr__(self) -> str:
         if self._root is None:
             return f"capture(<model given later>, {self._layers!r})"
-        return (
-            f"capture({type(self._root).__name__}, {len(self._targets)} targets, reduce={list(self._options.reducers)})"
-        )
+        targets, reducers = self._plan.targets, list(self._options.reducers)
+        return f"capture({type(self._root).__name__}, {len(targets)} targets, reduce={reducers})"
 
     def __enter__(self) -> Activations:
         if self._root is None:
             advice = "Use it as a decorator, or pass the module."
             raise ArgumentTypeError("model", "be a module in a with-block", self._model, advice)
-        block = self._record(*self._resolved).__enter__()
+        block = self._record(self._plan).__enter__()
         with self._lock:
             self._entered.append(block)
         return Activations(block)
@@ -218,11 +216,11 @@ class Capture:
     def _block_for(self, args: tuple[Any, ...]) -> OpenBlock:
         """A block on the model, which may depend on the decorated function's arguments."""
         if self._root is not None:
-            return self._record(*self._resolved)
+            return self._record(self._plan)
         takes_argument = bool(inspect.signature(self._model).parameters)
-        return self._record(*self._resolve(check_model(self._model(*args[:takes_argument]))))
+        return self._record(self._resolve(check_model(self._model(*args[:takes_argument]))))
 
-    def _resolve(self, model: nn.Module) -> _Resolved:
+    def _resolve(self, model: nn.Module) -> Plan:
         root, targets, options = unwrap(model), resolve(model, self._layers), self._options
         masks = Masks(options.mask, root, is_asked=options.needs_masks)  # its checks belong to the door
         by_layer = Layouts(options.sequence_axis, root) if options.needs_layouts or options.sequence_axis else None
@@ -230,14 +228,12 @@ class Capture:
         if options.stop_early and any(target.side == "gradient" for target in targets):
             advice = "Backward needs the whole forward."
             raise ArgumentError("stop_early", "be False when gradients are recorded", True, advice)
-        return root, targets, masks, layouts
+        return Plan(root, targets, masks, layouts, masks.watched(root, targets))
 
-    def _record(
-        self, root: nn.Module, targets: tuple[Target, ...], masks: Masks, layouts: Mapping[str, Layout]
-    ) -> OpenBlock:
+    def _record(self, plan: Plan) -> OpenBlock:
         if self._sink is not None:
-            self._sink.begin(self._metadata(root, targets))
-        return OpenBlock(root, targets, self._options, masks, layouts, self._sink)
+            self._sink.begin(self._metadata(plan.root, plan.targets))
+        return OpenBlock(plan, self._options, self._sink)
 
     def _metadata(self, root: nn.Module, targets: tuple[Target, ...]) -> dict[str, Any]:
         """What a sink stores about the run: what the values depend on, beside the weights and the data."""

@@ -182,7 +182,7 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
         if is_unmasked is None:
             call = state.call
             is_unmasked = state.is_unmasked = call is not None and masks.has_none(call)
-        mask = None if is_unmasked else mask_for(target.layer, sequence, state.call)
+        mask = None if is_unmasked else mask_for(target, sequence, state.call_of(target.layer))
         for slot, name, reducer, is_ours in own.parts:
             if is_ours:
                 try:

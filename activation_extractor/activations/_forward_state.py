@@ -9,7 +9,7 @@ from activation_extractor._hooks._context import Owner
 from activation_extractor._private_torch import backward_task
 from activation_extractor.errors import StepError
 from activation_extractor.layers._selections import Target
-from activation_extractor.reducers._masks import CallArguments
+from activation_extractor.reducers._calls import CallArguments
 
 
 class ForwardState(Owner):
@@ -23,6 +23,7 @@ class ForwardState(Owner):
         stamp: what marks a value that is recorded now.
         replaced: how many forwards' values were replaced before anybody read them.
         was_read: whether somebody has read the values of the last forward.
+        inner: the latest call of a module in the model that is watched; None before any.
         is_unmasked: whether no layer has a mask in this forward; None until a layer asks, since the model may make a
             mask of its own before.
         in_step: whether what is recorded now belongs to a step; always, where there is no sink.
@@ -38,6 +39,7 @@ class ForwardState(Owner):
         "_warns",
         "call",
         "in_step",
+        "inner",
         "is_unmasked",
         "replaced",
         "spans_backward",
@@ -48,6 +50,7 @@ class ForwardState(Owner):
     def __init__(self, targets: tuple[Target, ...], *, stops_early: bool, keeps_all: bool) -> None:
         super().__init__(targets, stops_early=stops_early)
         self.call: CallArguments | None = None
+        self.inner: CallArguments | None = None
         self.stamp = self.replaced = 0
         self.is_unmasked: bool | None = None
         self.in_step = self.spans_backward = self.was_read = True
@@ -64,8 +67,30 @@ class ForwardState(Owner):
 
     def end(self, *, failed: bool) -> None:
         """The forward has ended; what a failed one has recorded need not be read."""
-        self.call = self.is_unmasked = None
+        self.call = self.inner = self.is_unmasked = None
         self.stamp, self.was_read = -self._begun, self.was_read or failed
+
+    def begin_inner(self, call: CallArguments, *, has_mask: bool) -> None:
+        """A watched module is called."""
+        call.outer = self.call_of("")
+        self.inner = call
+        if has_mask:
+            self.is_unmasked = False
+
+    def end_inner(self, layer: str) -> None:
+        """The innermost call of a watched module that has not ended has."""
+        calls = () if self.inner is None else self.inner.chain
+        for call in calls:
+            if call.layer == layer and not call.has_ended:
+                call.has_ended = True
+                return
+
+    def call_of(self, layer: str) -> CallArguments | None:
+        """The innermost call of those that are known in which a layer runs, or which is its own and has just ended."""
+        call = self.inner
+        while call is not None and call.has_ended and call.layer != layer:
+            call = call.outer
+        return self.call if call is None else call
 
     def begin_step(self, *, keeps_all: bool) -> None:
         """A step begins: one forward, or, with `keeps_all`, what the user groups, which counts whole."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from activation_extractor._hooks import _context
 from activation_extractor._hooks._compiled_models import eager_stance
 from activation_extractor._hooks._forwards import unwatch, watch
 from activation_extractor._hooks._taps import Attached, Detach, detach_all, tap, tap_gradient
+from activation_extractor._hooks._watched_calls import watch_calls
 from activation_extractor._private_torch import hook_counter
 from activation_extractor.activations._fast_recorders import fast_hooks
 from activation_extractor.activations._forward_state import ForwardState
@@ -23,12 +25,31 @@ from activation_extractor.activations._results import Results
 from activation_extractor.activations._steps import Steps
 from activation_extractor.errors import InferenceReferenceError, StopEarlyError
 from activation_extractor.layers._selections import Target
-from activation_extractor.reducers._masks import CallArguments, Masks
+from activation_extractor.reducers._calls import CallArguments
+from activation_extractor.reducers._masks import Masks, Watched
 from activation_extractor.reducers._sequence_axis import Layout
 from activation_extractor.sinks import Sink
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+class Plan(NamedTuple):
+    """What a capture has decided about one model.
+
+    Attributes:
+        root: the plain model.
+        targets: what is recorded.
+        masks: where masks come from.
+        layouts: where the sequence is, by recorded name.
+        watched: the modules whose calls may say which positions are real.
+    """
+
+    root: nn.Module
+    targets: tuple[Target, ...]
+    masks: Masks
+    layouts: Mapping[str, Layout]
+    watched: Watched
 
 
 class OpenBlock:
@@ -42,31 +63,27 @@ class OpenBlock:
         steps: the block's steps.
     """
 
-    def __init__(
-        self,
-        root: nn.Module,
-        targets: Sequence[Target],
-        options: Options,
-        masks: Masks,
-        layouts: Mapping[str, Layout],
-        sink: Sink | None,
-    ) -> None:
-        self.state = ForwardState(tuple(targets), stops_early=options.stop_early, keeps_all=options.calls != "last")
+    def __init__(self, plan: Plan, options: Options, sink: Sink | None) -> None:
+        root, targets, masks, layouts, _ = plan
+        self.state = ForwardState(targets, stops_early=options.stop_early, keeps_all=options.calls != "last")
         recorded = Recorded(options.calls, options.max_bytes, self.state, detach=options.detach)
         self.results = Results(targets, options, recorded, self.state, layouts)
         self._shared = Shared(options, self.state, recorded, masks, layouts)
         self._gradients: dict[str, GradientRecorder] = {}
         self.steps = Steps(self.state, self.results, self._gradients, sink, root, may_lack=options.missing == "skip")
-        self._root: nn.Module | None = root
+        self._plan: Plan | None = plan
         self._undo: list[Detach] = []
 
     def __enter__(self) -> Self:
         """Attach everything; on an error nothing stays attached."""
         if not self._shared.options.copy and torch.is_inference_mode_enabled():
             raise InferenceReferenceError
-        root, state, undo = self._root, self.state, self._undo
-        assert root is not None
+        state, undo = self.state, self._undo
+        assert self._plan is not None
+        root, watched = self._plan.root, self._plan.watched
         try:
+            for layer, (module, positions) in watched.items():
+                self._watch(layer, module, positions)
             self._attach_hooks()
             # Lambdas: a copy of `acts` made inside the block shares them, where it would copy a partial's model.
             undo.append(lambda: unwatch(root, state))
@@ -92,7 +109,7 @@ class OpenBlock:
         state, recorded, options = self.state, self._shared.recorded, self._shared.options
         state.is_open = False
         detach_all(self._undo)
-        self._root = None
+        self._plan = None  # what is recorded outlives the block, and must not keep the model
         recorded.close()
         try:
             if error is None and options.has_sink:
@@ -105,7 +122,7 @@ class OpenBlock:
                 raise StopEarlyError from error
         finally:
             self._gradients.clear()
-            state.targets, state.call, state.put_last = (), None, set
+            state.targets, state.call, state.inner, state.put_last = (), None, None, set
             self.steps.close(error)
 
     def _attach_hooks(self) -> None:
@@ -121,6 +138,16 @@ class OpenBlock:
                 tap(target, state, recorder(target, self._shared), attached)
         attached.hide()
         state.hooks_made, state.put_last = hook_counter.next_id, lambda: attached.put_last()
+
+    def _watch(self, layer: str, module: nn.Module, positions: Mapping[str, int]) -> None:
+        """Note the calls of a module in the model that may say which positions are real."""
+        state, steps, masks = self.state, self.steps, self._shared.masks
+
+        def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call = CallArguments(positions, args, kwargs, steps.checks, layer=layer)
+            state.begin_inner(call, has_mask=masks.is_given(call))
+
+        self._undo.append(watch_calls(module, state, begin, partial(state.end_inner, layer)))
 
     def _run_forward(self, call: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run one forward of the model; with a sink, and outside of a `group` of steps, it is a step."""

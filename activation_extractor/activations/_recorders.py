@@ -14,17 +14,18 @@ from activation_extractor._hooks._taps import Record
 from activation_extractor._private_torch import version_of
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
-from activation_extractor.activations._recorded_values import Key, Recorded
+from activation_extractor.activations._recorded_values import Recorded
 from activation_extractor.errors import InferenceReferenceError
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers import full
-from activation_extractor.reducers._masks import CallArguments, Masks
+from activation_extractor.reducers._calls import CallArguments
+from activation_extractor.reducers._masks import Masks
 from activation_extractor.reducers._reducers import reduce_sequence
 from activation_extractor.reducers._sequence_axis import USUAL, Layout, has_sequence, sequence_second
 
 
 class Call(NamedTuple):
-    """A call of a layer: what the model's own call was given, the stamp, and its number; None for the next one."""
+    """A call of a layer: what the call around it was given, the stamp, and its number; None for the next one."""
 
     arguments: CallArguments | None
     stamp: int
@@ -59,7 +60,7 @@ def recorder(target: Target, shared: Shared) -> Record:
         if state.call is None and not state.takes_call(stamp):
             return
         state.check_step(target)
-        record_call(value, Call(state.call, state.stamp))
+        record_call(value, Call(state.call_of(target.layer), state.stamp))
         if stamp == state.stamp:
             state.ran_again(target)
         stamp = state.stamp
@@ -91,7 +92,7 @@ class GradientRecorder:
         if state.call is None and not state.takes_call(self.last_stamp or 0):
             return None
         state.check_step(self._target)
-        calls.append(Call(state.call, state.stamp, index))
+        calls.append(Call(state.call_of(self._target.layer), state.stamp, index))
         self._lacking.add(index)
 
         def record(gradient: Tensor) -> None:
@@ -143,10 +144,10 @@ def _call_recorder(target: Target, shared: Shared) -> RecordCall:
             value = value.detach()
         for name, reducer in reducers.items():
             if reducer is full:
-                _record_whole((target.name, name), target.layer, value, call, shared, layout)
+                _record_whole(name, target, value, call, shared, layout)
                 continue
             sequence = sequence_second(target.layer, value, layout)
-            mask = mask_source(options, shared.masks)(target.layer, sequence, call.arguments)
+            mask = mask_source(options, shared.masks)(target, sequence, call.arguments)
             result = unrecorded(reduce_sequence, target.layer, name, reducer, sequence, mask)
             moved = result if options.to is None else result.to(options.to)
             recorded.put((target.name, name), moved, call.stamp, index=call.number)
@@ -154,7 +155,8 @@ def _call_recorder(target: Target, shared: Shared) -> RecordCall:
     return record_call
 
 
-def _record_whole(key: Key, layer: str, value: Tensor, call: Call, shared: Shared, layout: Layout) -> None:
+def _record_whole(reducer: str, target: Target, value: Tensor, call: Call, shared: Shared, layout: Layout) -> None:
+    key = (target.name, reducer)
     options, recorded = shared.options, shared.recorded
     if options.copy:
         copied = value.clone() if options.to is None else value.to(options.to, copy=True)
@@ -165,5 +167,5 @@ def _record_whole(key: Key, layer: str, value: Tensor, call: Call, shared: Share
         slot = recorded.put(key, value, call.stamp, version_of(value), call.number)
     is_reduced_later = options.calls == "join" and any(reducer is not full for reducer in options.reducers.values())
     if is_reduced_later or (options.has_sink and has_sequence(value, layout)):
-        sequence = sequence_second(layer, value, layout)
-        slot.mask = mask_source(options, shared.masks)(layer, sequence, call.arguments)
+        sequence = sequence_second(target.layer, value, layout)
+        slot.mask = mask_source(options, shared.masks)(target, sequence, call.arguments)

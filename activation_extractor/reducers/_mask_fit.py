@@ -76,6 +76,14 @@ def fit(
     return is_real.to(activation.device)
 
 
+def fits(mask: Any, activation: Tensor, *, is_cached: bool) -> bool:
+    """Whether a mask has the shape for an activation ``(batch, seq, *features)``."""
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return False
+    batch, seq = activation.shape[:2]
+    return mask.shape[0] == batch and (mask.shape[1] == seq or (is_cached and mask.shape[1] > seq))
+
+
 def is_additive(mask: Tensor) -> Tensor:
     """Whether a mask holds other values than yes and no: a bool tensor on its device."""
     if mask.dtype.is_floating_point:

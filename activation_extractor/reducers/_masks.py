@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from activation_extractor._private_torch import has_forward
 from activation_extractor._streams import current_stream
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError
 from activation_extractor.layers._modules import ModuleTree
 from activation_extractor.layers._patterns import glob
+from activation_extractor.layers._selections import Target
 from activation_extractor.layers._signatures import positions_of, signature_of
-from activation_extractor.reducers._mask_fit import MaskCheck, check_form, fit, is_additive
+from activation_extractor.reducers._calls import CallArguments
+from activation_extractor.reducers._mask_fit import check_form, fit, fits, is_additive
+from activation_extractor.reducers._own_masks import ATTENTION, DEFAULT_NAMES, Role, own_masks, role_of
 
-_DEFAULT = "attention_mask"
-_DECODER = "decoder_attention_mask"
-# Names under which models take what they keep between decoding steps.
-_CACHE_ARGUMENTS = frozenset(
-    {"past_key_values", "past_key_value", "layer_past", "past", "cache_params", "cache", "mems"}
-)
-
-# From a layer, its activation and the model's call to the layer's mask as it came; None where every position is real.
-Source = Callable[[str, Tensor, "CallArguments | None"], Any]
+# From a target, its activation and the call in which it runs to the masks that it may have, the likeliest first; none
+# where every position is real.
+Source = Callable[[Target, Tensor, "CallArguments | None"], list[Any]]
 
 
 def check_mask(mask: Any) -> None:
@@ -48,6 +47,10 @@ def check_mask(mask: Any) -> None:
         raise ArgumentTypeError("mask", condition, mask)
 
 
+# By a layer's name: its module, and where the arguments stand in its calls.
+Watched = dict[str, tuple[nn.Module, dict[str, int]]]
+
+
 class Masks:
     """Where the masks of one capture come from.
 
@@ -65,42 +68,84 @@ class Masks:
     """
 
     def __init__(self, mask: Any, model: nn.Module, *, is_asked: bool = True) -> None:
-        self._is_none, self._is_default = mask is None, isinstance(mask, str) and mask == _DEFAULT
+        self._is_none, self._is_default = mask is None, isinstance(mask, str) and mask == ATTENTION
         names_argument = isinstance(mask, Mapping) or (isinstance(mask, str) and not self._is_default)
         signature = signature_of(model) if is_asked or names_argument else None
         self.positions = positions_of(signature)
-        default = partial(_attention_mask, signature is not None and _DECODER in signature.parameters)
         self._is_made_anew = callable(mask)
+        self._names = _names_in(mask) if is_asked else frozenset[str]()
+        self._roles: dict[str, Role] = {}
         if isinstance(mask, Mapping):
-            self._source = _by_pattern(mask, ModuleTree(model), signature, default)
+            self._source = _by_pattern(mask, ModuleTree(model), signature, self._default)
         elif self._is_made_anew:
-            self._source = partial(_from_function, mask, default)
+            self._source = partial(_from_function, mask, self._default)
         else:
-            self._source = default if self._is_default else _source(mask, signature)
+            self._source = self._default if self._is_default else _source(mask, signature)
 
     def has_none(self, call: CallArguments) -> bool:
-        """Whether no layer has a mask in this call, so that `for_layer` need not be called."""
-        return self._is_none or (self._is_default and call.get(_DEFAULT) is None and call.get(_DECODER) is None)
+        """Whether no layer has a mask in this call of the model, so that `for_layer` need not be called."""
+        return self._is_none or (self._is_default and not call.has_any(DEFAULT_NAMES))
 
-    def for_layer(self, layer: str, activation: Tensor, call: CallArguments | None) -> Tensor | None:
+    def for_layer(self, target: Target, activation: Tensor, call: CallArguments | None) -> Tensor | None:
         """The mask for an activation ``(batch, seq, *features)``: ``(batch, seq)`` bool on its device, or None.
 
-        `call` is the model's call that is under way; None when the layer ran outside of one.
+        `call` is the call that is under way in which the layer runs, of a module of those that `watched` gives or of
+        the model; None when the layer ran outside of one.
 
         Raises:
-            MaskError: the mask does not fit; or, unless that is left to the call's `checks`, is additive or has a row
-                without a real position.
+            MaskError: the mask does not fit, or is another part's; or, unless that is left to the call's `checks`, is
+                additive or has a row without a real position.
         """
-        mask = self._source(layer, activation, call)
-        if mask is None:
-            return None
+        masks = self._source(target, activation, call)
+        if not masks or masks[0] is None or activation.is_nested:
+            return None  # a nested tensor holds no padding
         if call is None or self._is_made_anew:
-            return fit(layer, mask, activation)
+            return fit(target.layer, masks[0], activation)
         # What one stream has made another may not read yet: models with streams of their own get a mask for each.
-        key = (id(mask), activation.shape[:2], activation.device, current_stream(activation.device))
-        if key not in call.fitted:
-            call.fitted[key] = fit(layer, mask, activation, is_cached=call.is_cached, checks=call.checks)
-        return call.fitted[key]
+        key = (*map(id, masks), activation.shape[:2], activation.device, current_stream(activation.device))
+        fitted = call.outermost.fitted
+        if key not in fitted:
+            is_cached = any(one.is_cached for one in call.chain)
+            mask = next((mask for mask in masks if fits(mask, activation, is_cached=is_cached)), masks[0])
+            made = fit(target.layer, mask, activation, is_cached=is_cached, checks=call.checks)
+            fitted[key] = masks, made  # while the masks live, no other tensors have their ids
+        return fitted[key][1]
+
+    def is_given(self, call: CallArguments) -> bool:
+        """Whether a module in the model is called with what may be a mask."""
+        masks = (call.get(name) for name in self._names if call.may_have(name))
+        return any(isinstance(mask, Tensor) and mask.dim() == 2 for mask in masks)
+
+    def watched(self, model: nn.Module, targets: Iterable[Target]) -> Watched:
+        """The modules around layers whose calls may say which positions are real, and where their arguments stand.
+
+        A layer that is no block of a stack counts itself.
+        """
+        tree, found = ModuleTree(model), dict[str, tuple[nn.Module, dict[str, int]] | None]()
+        for target in targets if self._names else ():
+            segments = target.layer.split(".")
+            is_own = role_of(target).is_keys or not any(segment.isdigit() for segment in segments)
+            for depth in range(1, len(segments) + is_own):
+                if (layer := ".".join(segments[:depth])) and layer not in found:
+                    found[layer] = self._watch(tree.find(layer))
+        return {layer: watch for layer, watch in found.items() if watch is not None}
+
+    def _watch(self, found: tuple[str, nn.Module] | None) -> tuple[nn.Module, dict[str, int]] | None:
+        signature = signature_of(found[1]) if found is not None and has_forward(found[1]) else None
+        if found is None or signature is None or self._names.isdisjoint(signature.parameters):
+            return None
+        return found[1], positions_of(signature)
+
+    def _default(self, target: Target, _: Tensor, call: CallArguments | None) -> list[Any]:
+        """The mask of the call itself."""
+        if call is None:
+            raise _outside_call(target.layer, ATTENTION)
+        role = self._roles.get(target.name)
+        if role is None:
+            role = self._roles[target.name] = role_of(target)
+        if role not in call.found:
+            call.found[role] = own_masks(target, role, call)
+        return call.found[role]
 
 
 @dataclass(eq=False)
@@ -111,61 +156,25 @@ class BatchMask:
     now: Tensor | None = None
 
 
-class CallArguments:
-    """The arguments of one call of the model, as far as masks need them.
-
-    Nothing is bound as Python would: that costs as much as a small reduction, in every forward.
-
-    What is still to be checked of masks on an accelerator is added to `checks`; None checks it at once.
-
-    Attributes:
-        fitted: masks that were made to fit in this call, by what they were made from.
-    """
-
-    def __init__(
-        self,
-        positions: Mapping[str, int],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        checks: list[MaskCheck] | None = None,
-    ) -> None:
-        self.checks = checks
-        self.fitted: dict[Any, Tensor] = {}
-        self._positions, self._args, self._kwargs = positions, args, kwargs
-        self._values: dict[str, Any] = {}
-
-    def get(self, name: str) -> Any:
-        """The argument of this name, or what a dict among the arguments has under it; else None."""
-        if name not in self._values:
-            value = self._argument(name)
-            if value is None:
-                nested = (value for value in (*self._args, *self._kwargs.values()) if isinstance(value, Mapping))
-                value = next((features[name] for features in nested if name in features), None)
-            self._values[name] = value
-        return self._values[name]
-
-    @property
-    def is_cached(self) -> bool:
-        """Whether the call carries a cache of earlier positions."""
-        return any(self._argument(name) is not None for name in _CACHE_ARGUMENTS)
-
-    def _argument(self, name: str) -> Any:
-        if name in self._kwargs:
-            return self._kwargs[name]
-        index = self._positions.get(name, len(self._args))
-        return self._args[index] if index < len(self._args) else None
-
-
 # -- a source for each kind of mask= ----------------------------------------------------------------------------------
+
+
+def _names_in(mask: Any) -> frozenset[str]:
+    """The names of arguments that may hold the masks of a ``mask=``."""
+    if isinstance(mask, Mapping):
+        return DEFAULT_NAMES.union(*map(_names_in, mask.values()))
+    if isinstance(mask, str) and mask != ATTENTION:
+        return frozenset({mask})
+    return DEFAULT_NAMES if isinstance(mask, str) or callable(mask) else frozenset()
 
 
 def _source(mask: str | Tensor | BatchMask | None, signature: inspect.Signature | None) -> Source:
     if not isinstance(mask, str):
-        return (lambda *_: mask.now) if isinstance(mask, BatchMask) else (lambda *_: mask)
+        return (lambda *_: [mask.now]) if isinstance(mask, BatchMask) else (lambda *_: [mask])
     parameters = signature.parameters if signature else {}
     takes_any = signature is None or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     # A lone argument may be a dict of features.
-    if mask != _DEFAULT and mask not in parameters and not takes_any and len(parameters) != 1:
+    if mask != ATTENTION and mask not in parameters and not takes_any and len(parameters) != 1:
         raise ArgumentError("mask", f"name an argument of the model ({', '.join(sorted(parameters))})", mask)
     return partial(_argument, mask, mask in parameters)
 
@@ -183,38 +192,38 @@ def _by_pattern(
     def source_of(layer: str) -> Source:
         return next((source for _, regex, source in by_pattern if regex.fullmatch(layer)), default)
 
-    return lambda layer, activation, call: source_of(layer)(layer, activation, call)
+    return lambda target, activation, call: source_of(target.layer)(target, activation, call)
 
 
-def _attention_mask(has_decoder_mask: bool, layer: str, activation: Tensor, call: CallArguments | None) -> Any:
-    """The default: the model's attention mask; a decoder beside an encoder has one of its own."""
+def _argument(
+    name: str, is_parameter: bool, target: Target, activation: Tensor, call: CallArguments | None
+) -> list[Any]:
     if call is None:
-        raise _outside_call(layer, _DEFAULT)
-    segments = layer.split(".")
-    in_decoder = "decoder" in segments and "encoder" not in segments
-    return call.get(_DECODER if in_decoder and (has_decoder_mask or call.get(_DECODER) is not None) else _DEFAULT)
-
-
-def _argument(name: str, is_parameter: bool, layer: str, activation: Tensor, call: CallArguments | None) -> Any:
-    if call is None:
-        raise _outside_call(layer, name)
-    mask = call.get(name)
-    if mask is None and not is_parameter:
+        raise _outside_call(target.layer, name)
+    *inside, outermost = call.chain
+    mask = outermost.mask(name)
+    if mask is None and not is_parameter and not any(one.takes(name) for one in inside):
         advice = "Name an argument that the model is called with."
-        raise MaskError(f"come from {name!r} of the model's call", "no such argument", advice, layer)
-    return mask
+        raise MaskError(f"come from {name!r} of the model's call", "no such argument", advice, target.layer)
+    return [mask for mask in (mask, *(one.mask(name) for one in inside)) if mask is not None]
 
 
 def _from_function(
-    function: Callable[..., Any], default: Source, layer: str, activation: Tensor, call: CallArguments | None
-) -> Any:
-    mask = None if call is None else default(layer, activation, call)
+    function: Callable[..., Any], default: Source, target: Target, activation: Tensor, call: CallArguments | None
+) -> list[Any]:
+    masks: list[Any] = []
+    if call is not None:
+        with suppress(MaskError):  # of another part of the model: for this one the function is asked
+            masks = default(target, activation, call)
+    is_cached = call is not None and any(one.is_cached for one in call.chain)
+    likeliest = next(iter(masks), None)
+    mask = next((mask for mask in masks if fits(mask, activation, is_cached=is_cached)), likeliest)
     if isinstance(mask, Tensor):
         mask = mask != 0 if mask.dim() == 2 and not bool(is_additive(mask)) else mask.clone()
-    return function(layer, activation.clone(), mask)  # it may write to what it is given
+    return [function(target.layer, activation.clone(), mask)]  # it may write to what it is given
 
 
 def _outside_call(layer: str, name: str) -> MaskError:
-    condition, got = f"come from {name!r} of the model's own call", "a layer that ran outside of such a call"
-    advice = "Capture the module that is called, or pass mask=None when nothing is padding."
-    return MaskError(condition, got, advice, layer)
+    condition = f"come from {name!r} of the model's own call, or of a module's around the layer"
+    advice = "Capture the module that is called, or pass the mask itself as mask=; None only if nothing is padding."
+    return MaskError(condition, "a layer that ran outside of such a call", advice, layer)

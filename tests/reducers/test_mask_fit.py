@@ -13,9 +13,11 @@ from torch import nn
 
 from activation_extractor import MemorySink, capture
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError
+from activation_extractor.layers._selections import Target
 from activation_extractor.layers._signatures import bind, positions_of, signature_of
 from activation_extractor.reducers import _masks
-from activation_extractor.reducers._masks import CallArguments, Masks, check_mask
+from activation_extractor.reducers._calls import CallArguments
+from activation_extractor.reducers._masks import Masks, check_mask
 
 RIGHT = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 ALL = torch.ones(2, 5, dtype=torch.int64)
@@ -162,16 +164,20 @@ def test_arguments_without_a_signature_are_numbered():
     assert bind(None, (1, 2), {"third": 3}) == {"0": 1, "1": 2, "third": 3}
 
 
+def target(layer):
+    return Target(layer, layer, nn.Identity(), "output", None)
+
+
 def test_a_mask_is_checked_once_in_a_call_for_all_layers_of_one_shape(stack, tokens):
     masks, call = (
         Masks("attention_mask", stack),
         CallArguments(positions_of(signature_of(stack)), (tokens, RIGHT), {}),
     )
-    found = masks.for_layer("h.0", torch.ones(2, 5, 8), call)
-    assert masks.for_layer("h.1", torch.ones(2, 5, 4), call) is found
+    found = masks.for_layer(target("h.0"), torch.ones(2, 5, 8), call)
+    assert masks.for_layer(target("h.1"), torch.ones(2, 5, 4), call) is found
     assert found.dtype == torch.bool
     with pytest.raises(MaskError, match=r"layer 'h.2' must have shape \(2, 6\)"):
-        masks.for_layer("h.2", torch.ones(2, 6, 8), call)
+        masks.for_layer(target("h.2"), torch.ones(2, 6, 8), call)
 
 
 def test_the_signature_is_read_only_where_it_can_matter(stack, monkeypatch):

@@ -206,8 +206,9 @@ def test_a_layer_outside_the_models_own_call_is_an_error_and_the_advice_works(to
     with pytest.raises(MaskError) as caught, capture(model, "h.0", reduce="mean"):
         model.encode(tokens)
     assert str(caught.value) == (
-        "The mask for layer 'h.0' must come from 'attention_mask' of the model's own call, got a layer that ran "
-        "outside of such a call. Capture the module that is called, or pass mask=None when nothing is padding."
+        "The mask for layer 'h.0' must come from 'attention_mask' of the model's own call, or of a module's around the "
+        "layer, got a layer that ran outside of such a call. Capture the module that is called, or pass the mask "
+        "itself as mask=; None only if nothing is padding."
     )
     for mask in (None, RIGHT):
         with torch.no_grad(), capture(model, "h.0", reduce=["full", "mean"], mask=mask) as acts:

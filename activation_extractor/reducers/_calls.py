@@ -1,0 +1,143 @@
+"""The calls that are under way, of the model and of modules in it, as far as masks need their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from activation_extractor.reducers._mask_fit import MaskCheck
+
+# Names under which models take what they keep between decoding steps.
+_CACHE_ARGUMENTS = frozenset(
+    {"past_key_values", "past_key_value", "layer_past", "past", "cache_params", "cache", "mems"}
+)
+PADDING = "key_padding_mask"  # how the names of torch's masks end, in which True is padding
+_LEAST_BIAS = -1e3  # what torch adds to the scores of padding is below
+
+# Parts of names of arguments that are no input of their own, but belong to another one, or are another stack's.
+_AUXILIARY = (
+    "mask",
+    "bias",
+    "position",
+    "label",
+    "past",
+    "cache",
+    "encoder_hidden_states",
+    "memory",
+    "tgt",
+    "decoder_",
+)
+
+
+class CallArguments:
+    """The arguments of one call, of the model or of a module in it.
+
+    Nothing is bound as Python would: that costs as much as a small reduction, in every forward.
+
+    What is still to be checked of masks on an accelerator is added to `checks`; None checks it at once.
+
+    Args:
+        positions: where the arguments stand in a call.
+        layer: the plain name of the module that is called; "" for the model.
+        outer: the call in which this one is.
+
+    Attributes:
+        fitted: masks that were made to fit in this call, with what they were made from.
+        found: the masks that layers may have in this call, by what decides on them.
+        has_ended: whether the call is over.
+    """
+
+    def __init__(
+        self,
+        positions: Mapping[str, int],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        checks: list[MaskCheck] | None = None,
+        *,
+        layer: str = "",
+        outer: CallArguments | None = None,
+    ) -> None:
+        self.checks, self.layer, self.outer, self.has_ended = checks, layer, outer, False
+        self.fitted: dict[Any, tuple[Any, Tensor]] = {}
+        self.found: dict[Any, list[Any]] = {}
+        self._positions, self._args, self._kwargs = positions, args, kwargs
+        self._nested = [value for value in (*args, *kwargs.values()) if isinstance(value, Mapping)]
+        self._values: dict[str, Any] = {}
+        self._masks: dict[str, Any] = {}
+
+    def get(self, name: str) -> Any:
+        """The argument of this name, or what a dict among the arguments has under it; else None."""
+        if name not in self._values:
+            value = self._argument(name)
+            if value is None:
+                value = next((features[name] for features in self._nested if name in features), None)
+            self._values[name] = value
+        return self._values[name]
+
+    def mask(self, name: str) -> Any:
+        """The mask of this name, in which what is not 0 is real; torch's padding masks are turned round."""
+        if name not in self._masks:
+            mask = self.get(name)
+            self._masks[name] = _real(mask) if name.endswith(PADDING) and isinstance(mask, Tensor) else mask
+        return self._masks[name]
+
+    def may_have(self, name: str) -> bool:
+        """Whether `get` may find something."""
+        return name in self._kwargs or name in self._positions or bool(self._nested)
+
+    def takes(self, name: str) -> bool:
+        """Whether the module has such an argument, or was called with it."""
+        return name in self._positions or self.get(name) is not None
+
+    def has_any(self, names: frozenset[str]) -> bool:
+        """Whether an argument of one of these names is given and is not None."""
+        return any(self.may_have(name) and self.get(name) is not None for name in names)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the call carries a cache of earlier positions."""
+        return any(self._argument(name) is not None for name in _CACHE_ARGUMENTS)
+
+    @property
+    def chain(self) -> Iterator[CallArguments]:
+        """This call and those in which it is, outwards."""
+        call: CallArguments | None = self
+        while call is not None:
+            yield call
+            call = call.outer
+
+    @property
+    def outermost(self) -> CallArguments:
+        """The outermost of the calls in which this one is; itself, if it is in none."""
+        return self if self.outer is None else self.outer.outermost
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors among the arguments, and in dicts among them; positional ones without a known name have "" ."""
+        names = {index: name for name, index in self._positions.items()}
+        arguments = [(names.get(index, ""), value) for index, value in enumerate(self._args)]
+        for name, value in [*arguments, *self._kwargs.items()]:
+            members = value.items() if isinstance(value, Mapping) else [(name, value)]
+            yield from ((str(key), member) for key, member in members if isinstance(member, Tensor))
+
+    def inputs(self) -> list[str]:
+        """The names of what the call takes as data: a kind of input each, text as token ids being one of them."""
+        named = {id(value): (name, value) for name, value in self.named()}  # one that is given twice counts once
+        data = [(name, value) for name, value in named.values() if not any(part in name for part in _AUXILIARY)]
+        dense = [name for name, value in data if (value.dim() >= 3 and value.is_floating_point()) or value.dim() >= 4]
+        sounds = [name for name, value in data if name == "input_values" and value.dim() == 2]
+        tokens = [name for name, value in data if value.dim() == 2 and value.dtype in (torch.int64, torch.int32)]
+        return tokens[:1] + sounds + dense
+
+    def _argument(self, name: str) -> Any:
+        if name in self._kwargs:
+            return self._kwargs[name]
+        index = self._positions.get(name, len(self._args))
+        return self._args[index] if index < len(self._args) else None
+
+
+def _real(padding: Tensor) -> Tensor:
+    """Which positions are real, from one of torch's padding masks: bool, or what is added to attention scores."""
+    return padding > _LEAST_BIAS if padding.dtype.is_floating_point else padding == 0
