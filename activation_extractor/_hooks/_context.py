@@ -32,7 +32,7 @@ class Owner:
         missed: why calls of layers were not recorded.
         hooks_made: how many hooks had been registered, on anything, when ours were put last.
         put_last: moves our hooks behind those that were registered later; returns the ids of the dictionaries of hooks
-            in which any but ours were later.
+            in which these may replace what a layer takes or returns.
     """
 
     __slots__ = ("backward", "hooks_made", "is_open", "missed", "put_last", "stops_early", "targets", "was_cut")

@@ -5,6 +5,7 @@ This is the hot path: a hook runs on every call of its module, by whoever, so it
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from activation_extractor._hooks._context import Owner, open_here, unrecorded
-from activation_extractor._hooks._copied_modules import hide_flags, hide_ours, is_ours, ours, show_all
+from activation_extractor._hooks._copied_modules import hide_flags, hide_ours, ours, show_all
 from activation_extractor._private_torch import (
     Flags,
     Hooks,
@@ -191,15 +192,27 @@ class Attached:
             show_all([hooks], flags)
 
     def put_last(self) -> set[int]:
-        """Move each behind the hooks that were registered after it; the ids of dictionaries that had any but ours."""
+        """Move each behind later hooks; returns the ids of the dictionaries in which these may replace values."""
         overtaken = set()
         before = ((hooks, handle.id) for hooks, _, handle in self._before)
         for hooks, hook_id in (*zip(self._hooks, self._ids, strict=False), *before):
             keys = [*hooks]  # at one moment: other threads attach and take off hooks meanwhile
             if hook_id in keys and keys[-1] != hook_id:
                 later = keys[keys.index(hook_id) + 1 :]
-                if not all(is_ours(hooks.get(key)) for key in later):
+                if any(_may_replace(hooks.get(key)) for key in later):
                     overtaken.add(id(hooks))
                 with suppress(KeyError):
                     hooks.move_to_end(hook_id)
         return overtaken
+
+
+def _may_replace(hook: Any) -> bool:
+    """Whether the code of a hook returns anything but None, and with that what a layer takes or returns."""
+    code, before = getattr(getattr(hook, "func", hook), "__code__", None), None
+    for step in dis.get_instructions(code) if code else ():
+        if step.opname in ("RETURN_VALUE", "RETURN_CONST"):
+            constant = step if step.opname == "RETURN_CONST" else before
+            if constant is None or "CONST" not in constant.opname or constant.argval is not None:
+                return True
+        before = step
+    return code is None

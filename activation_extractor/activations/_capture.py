@@ -53,6 +53,10 @@ def capture(
     user's. Only calls from the context (thread, task) that entered the block are recorded. While any block is open,
     compiled models run eagerly in the whole process.
 
+    Without a sink a block keeps what the last forward of the model computed, and warns on leaving of forwards whose
+    values were replaced unread. Calls of layers outside of the model's own forward do not replace what a forward gave;
+    they count where no forward runs the layer.
+
     Args:
         model: the model, wrapped (compiled, DDP, FSDP) or not; for the decorator also a function that returns it and
             may take the decorated function's first argument, as in ``capture(lambda self: self.model, ...)``.
@@ -63,7 +67,8 @@ def capture(
             a module leaves out the root, whose name is ``""``, and modules without a forward.
         reduce: what to keep of an activation, a name (``full``, ``mean``, ``first``, ``last``, ``max``), a callable
             ``(activation, mask) -> tensor``, several of these, or a dict of names; by default ``full``. See
-            `activation_extractor.reducers`. Reduction happens in the hook, on the activation's device.
+            `activation_extractor.reducers`. Reduction happens in the hook, on the activation's device; a callable is
+            given copies that it may write to.
         sink: where steps go, a `Sink` or a folder for a new store; without one the block is one step and its results
             stay in memory.
         mask: which positions are real, for reducers and stores: the name of an argument of the model's own call; a

@@ -40,7 +40,8 @@ def outputs(layers: Any, *, select: Any = None) -> Selection:
     Args:
         layers: any selection that `capture` takes.
         select: which part of a structured output: an index, a key (or attribute), or a callable that is given the
-            output and returns the part. Without it the first tensor of the structure is recorded.
+            output and returns the part, and may not write to its tensors. Without it the first tensor of the structure
+            is recorded.
 
     Example:
         >>> from torch import nn

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import warnings
+from functools import partial
 
 import pytest
 import torch
+from tiny import tiny_bert
 from torch import nn
 
 from activation_extractor import capture, gradients, inputs, outputs
@@ -129,6 +131,49 @@ def test_hooks_that_change_nothing_are_not_warned_of():
         handle.remove()
         model(X)
     assert torch.equal(acts["2"], seen[0])
+
+
+class Watcher:
+    def __init__(self):
+        self.seen = []
+
+    def watch(self, module, args, output):
+        if output is None:
+            return
+        self.seen.append(output)
+
+
+@pytest.mark.parametrize("form", ["function", "method", "partial", "lambda", "callable", "builtin"])
+def test_only_hooks_that_may_return_a_value_are_warned_of(form):
+    model, watcher = net(), Watcher()
+
+    def watch(kept, module, args, output):
+        kept.append(output)
+
+    class Called(Watcher):
+        def __call__(self, module, args, output):
+            return output
+
+    hooks = {
+        "function": lambda: partial(watch, watcher.seen),
+        "method": lambda: watcher.watch,
+        "partial": lambda: partial(Watcher.watch, watcher),
+        "lambda": lambda: lambda module, args, output: watcher.seen.append(output),
+        "callable": Called,
+        "builtin": lambda: print,
+    }
+    with warnings.catch_warnings(record=True) as caught, capture(model, "1"):
+        warnings.simplefilter("always")
+        model[1].register_forward_hook(hooks[form]())
+        model[1](X)
+    assert bool(caught) is (form in ("lambda", "callable", "builtin"))
+
+
+def test_what_transformers_registers_in_a_forward_for_hidden_states_is_not_warned_of():
+    model = tiny_bert()
+    with capture(model, "encoder.layer.*") as acts:
+        states = model(torch.tensor([[1, 2, 3]]), output_hidden_states=True).hidden_states
+    assert all(map(torch.equal, acts.values(), states[1:]))
 
 
 def test_other_hooks_keep_their_order_and_are_left_alone():
