@@ -198,8 +198,8 @@ class Attached:
         for hooks, hook_id in (*zip(self._hooks, self._ids, strict=False), *before):
             keys = [*hooks]  # at one moment: other threads attach and take off hooks meanwhile
             if hook_id in keys and keys[-1] != hook_id:
-                later = keys[keys.index(hook_id) + 1 :]
-                if any(_may_replace(hooks.get(key)) for key in later):
+                later = [hooks.get(key) for key in keys[keys.index(hook_id) + 1 :]]
+                if any(map(_may_replace, filter(None, later))):
                     overtaken.add(id(hooks))
                 with suppress(KeyError):
                     hooks.move_to_end(hook_id)
