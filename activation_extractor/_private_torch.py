@@ -69,6 +69,35 @@ is_transformed: Callable[[], bool] = private("_C._are_functorch_transforms_activ
 # Whether a tensor is such a value. No public way.
 is_wrapped: Callable[[Tensor], bool] = private("_C._functorch.is_functorch_wrapped_tensor")
 
+# What traces a model: `jit.trace`; `torch.fx`, by a flag; modes that run operators on placeholders. No public way.
+_is_jit_tracing: Callable[[], bool] = private("_C._is_tracing")
+_count_modes: Callable[[], int] = private("_C._len_torch_dispatch_stack")
+_mode_of: Callable[[Any], Any] = private("_C._get_dispatch_mode")
+_mode_keys = private("_C._TorchDispatchModeKey")
+_FX = "torch.fx._symbolic_trace"
+
+
+def active_tracer() -> str | None:
+    """What traces the calls that are made now, in place of running them on values; None where nothing does."""
+    if _is_jit_tracing():
+        return "torch.jit.trace"
+    if _count_modes() and any(map(_mode_of, (_mode_keys.FAKE, _mode_keys.PROXY, _mode_keys.FUNCTIONAL))):
+        return "torch.export, make_fx or a FakeTensorMode"
+    if getattr(sys.modules.get(_FX), "_is_fx_tracing_flag", False):
+        return "torch.fx.symbolic_trace"
+    return None
+
+
+def is_placeholder(tensor: Tensor) -> bool:
+    """Whether a tensor is a tracer's and has no values: a FakeTensor or a FunctionalTensor."""
+    return type(tensor).__module__.startswith("torch._subclasses.")
+
+
+def refuse_inlining(function: Any, reason: str) -> None:
+    """Let the compiler, where it is to trace this function and may not leave it out, give this reason."""
+    function._torchdynamo_disable, function._torchdynamo_disable_msg = True, reason
+
+
 # `torch.inference_mode` without its cost in Python; the public one is the substitute.
 inference_guard: Any = getattr(torch._C, "_InferenceMode", torch.inference_mode)
 

@@ -12,7 +12,7 @@ Each error derives from `ActivationError` and from the built-in that a stranger 
     ├── GradientNotFoundError    RuntimeError   a requested gradient never came
     ├── ValueNotFoundError       TypeError      a layer's value holds no tensor to record
     ├── OverwrittenError         RuntimeError   a `copy=False` value was written to later
-    ├── TransformedCallError     RuntimeError   a layer ran under `vmap` / `torch.func`
+    ├── TransformedCallError     RuntimeError   a layer ran under `vmap` / `torch.func`, or was traced
     ├── InferenceReferenceError  RuntimeError   `copy=False` under `inference_mode`
     ├── MaskError                ValueError     a mask does not fit its activation
     ├── SequenceAxisError        ValueError     which axis is the sequence is not known
@@ -191,13 +191,14 @@ class ValueNotFoundError(ActivationError, TypeError):
         value_type: the name of the value's type.
     """
 
-    def __init__(self, layer: str, value: object, select: object = None) -> None:
+    def __init__(self, layer: str, value: object, select: object = None, reason: str = "", advice: str = "") -> None:
         self.layer, self.value_type = layer, type(value).__name__
         where = "" if select is None else f" at select={select!r}"
-        super().__init__(
-            f"Layer {layer!r} has no tensor to record{where}, its value is of type {self.value_type}. "
+        reason = reason or f"its value is of type {self.value_type}"
+        advice = advice or (
             "Choose the part to record with outputs(..., select=) or inputs(..., select=), or leave the layer out."
         )
+        super().__init__(f"Layer {layer!r} has no tensor to record{where}, {reason}. {advice}")
 
 
 class OverwrittenError(ActivationError, RuntimeError):
@@ -226,18 +227,21 @@ class InferenceReferenceError(ActivationError, RuntimeError):
 
 
 class TransformedCallError(ActivationError, RuntimeError):
-    """A layer ran under a transform of ``torch.func``.
+    """A layer ran under a transform of ``torch.func``, or the model was traced.
 
     Attributes:
-        layer: the layer's name.
+        layer: the layer's name; "" for the whole model.
     """
 
-    def __init__(self, layer: str) -> None:
+    def __init__(self, layer: str, tracer: str | None = None) -> None:
         self.layer = layer
-        super().__init__(
-            f"Layer {layer!r} ran inside vmap or another transform of torch.func, where a value is a slice of the "
-            "batch. Capture a plain call of the model instead."
-        )
+        what = f"Layer {layer!r}" if layer else "The model"
+        where = "vmap or another transform of torch.func, where a value is a slice of the batch"
+        advice = "Capture a plain call of the model instead."
+        if tracer is not None:
+            where = f"{tracer}, which traces it and has no values to record"
+            advice = "Trace it outside of the block."
+        super().__init__(f"{what} ran inside {where}. {advice}")
 
 
 class MaskError(ActivationError, ValueError):

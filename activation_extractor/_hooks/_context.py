@@ -31,16 +31,27 @@ class Owner:
         backward: the backward in which the block was entered, as in a gradient hook; -1 outside of any.
         missed: why calls of layers were not recorded.
         hooks_made: how many hooks had been registered, on anything, when ours were put last.
+        picked_of: by recorded name, of how many tensors of a structure the recorded one is the first.
         put_last: moves our hooks behind those that were registered later; returns the ids of the dictionaries of hooks
             in which these may replace what a layer takes or returns.
     """
 
-    __slots__ = ("backward", "hooks_made", "is_open", "missed", "put_last", "stops_early", "targets", "was_cut")
+    __slots__ = (
+        "backward",
+        "hooks_made",
+        "is_open",
+        "missed",
+        "picked_of",
+        "put_last",
+        "stops_early",
+        "targets",
+        "was_cut",
+    )
 
     def __init__(self, targets: tuple[Target, ...] = (), *, stops_early: bool = False) -> None:
         self.targets, self.stops_early = targets, stops_early
         self.is_open, self.was_cut = True, False
-        self.backward, self.missed = backward_task(), dict[str, str]()
+        self.backward, self.missed, self.picked_of = backward_task(), dict[str, str](), dict[str, int]()
         self.hooks_made = hook_counter.next_id
         self.put_last: Callable[[], set[int]] = set
 

@@ -13,7 +13,7 @@ from functools import partial
 from types import CodeType
 from typing import Any, TypeVar
 
-from activation_extractor._private_torch import Flags, Hooks
+from activation_extractor._private_torch import Flags, Hooks, refuse_inlining
 
 _REDUCE = "__reduce_ex__"
 _lock = threading.Lock()
@@ -50,6 +50,7 @@ def show_all(all_hooks: Iterable[Hooks], flags: Flags | None = None) -> None:
 def ours(hook: Hook) -> Hook:
     """A decorator for the hooks of captures, which must not reach copies of a module."""
     _our_code.add(hook.__code__)
+    refuse_inlining(hook, "a block of activation_extractor is open: export the model outside of it")
     return hook
 
 

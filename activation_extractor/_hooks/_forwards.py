@@ -16,7 +16,8 @@ from torch import nn
 
 from activation_extractor._hooks._compiled_models import eager_stance, outside_compilation
 from activation_extractor._hooks._context import Owner, open_here
-from activation_extractor._private_torch import CALL, backward_task, own_call
+from activation_extractor._private_torch import CALL, active_tracer, backward_task, own_call
+from activation_extractor.errors import TransformedCallError
 
 # Runs one forward: takes what calls the model, and its arguments; returns what the call returns.
 RunForward = Callable[..., Any]
@@ -101,6 +102,8 @@ class _RootCall:
         watchers = {it: run for it, run in self.watchers.items() if it in opened and it.backward == task}
         if not watchers:
             return call(*args, **kwargs)
+        if tracer := active_tracer():
+            raise TransformedCallError("", tracer)
         if current_cut() is None and any(owner.stops_early for owner in watchers):
             call = partial(self._cut_short, call, opened, watchers)
         for run in reversed(watchers.values()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dis
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,16 +19,18 @@ from activation_extractor._hooks._copied_modules import hide_flags, hide_ours, o
 from activation_extractor._private_torch import (
     Flags,
     Hooks,
+    active_tracer,
     backward_task,
     forward_hooks,
     forward_pre_hooks,
     hook_counter,
+    is_placeholder,
     is_transformed,
 )
 from activation_extractor.errors import TransformedCallError, ValueNotFoundError
 from activation_extractor.layers._selections import Target
 from activation_extractor.layers._signatures import bind, signature_of
-from activation_extractor.layers._structures import main_tensor, select_part
+from activation_extractor.layers._structures import select_part, tensors_in, why_no_tensor
 
 Record = Callable[[Tensor], None]
 Pick = Callable[[Any], Tensor]
@@ -35,7 +38,7 @@ Detach = Callable[[], None]
 
 
 def tap(target: Target, owner: Owner, record: Record, attached: Attached, pick: Pick | None = None) -> None:
-    """Attach a hook that hands each recorded tensor of `target`, found by `picker` or `pick`, to `record`.
+    """Attach a hook that hands each recorded tensor of `target`, found by `pick`, to `record`.
 
     Calls in other contexts than `owner`'s, of copies of the module, and recomputed by checkpointing in backward are
     left out.
@@ -44,10 +47,11 @@ def tap(target: Target, owner: Owner, record: Record, attached: Attached, pick: 
         TransformedCallError: from the module's call, under ``vmap`` and the like.
         ValueNotFoundError: from the module's call, when its value holds no tensor.
     """
+    pick = pick or partial(pick_tensor, target, owner)
     if target.side == "input":
-        attached.add_before(target.module, _input_hook(target, owner, record, pick or picker(target)))
+        attached.add_before(target.module, _input_hook(target, owner, record, pick))
     else:
-        attached.add(target.module, _output_hook(target, owner, record, pick or picker(target)))
+        attached.add(target.module, _output_hook(target, owner, record, pick))
 
 
 def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record | None], attached: Attached) -> Detach:
@@ -56,7 +60,7 @@ def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record |
     `expect` is called with whether the call is a recomputation, and returns None where the call does not count. Returns
     what takes off the hooks that wait for gradients.
     """
-    module, pick = target.module, picker(target)
+    module = target.module
     handles: list[RemovableHandle] = []
 
     @ours
@@ -68,7 +72,7 @@ def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record |
         if hook_counter.next_id != owner.hooks_made:
             owner.reorder(called, target.layer)
         # Backward runs on other threads, in other contexts: `record` is made here for whom the gradient is.
-        tensor, record = pick(output), expect(backward_task() != owner.backward)
+        tensor, record = pick_tensor(target, owner, output), expect(backward_task() != owner.backward)
         if tensor.requires_grad and record is not None:
             handles[:] = [handle for handle in handles if handle.hooks_dict_ref() is not None]
             handles.append(tensor.register_hook(record))  # type: ignore[no-untyped-call]
@@ -138,23 +142,30 @@ def detach_all(undo: list[Detach]) -> None:
         raise
 
 
-def picker(target: Target) -> Pick:
-    """What finds the tensor to record in what the layer takes or returns; ValueNotFoundError when there is none."""
+def pick_tensor(target: Target, owner: Owner, value: Any) -> Tensor:
+    """The tensor to record in what the layer takes or returns; it is noted for `owner` of how many it is the first.
 
-    def pick(value: Any) -> Tensor:
-        if target.select is None and isinstance(value, Tensor):
-            return value
-        part = value
-        if callable(target.select):
-            part = unrecorded(select_part, value, target.select)
-        elif target.select is not None:
-            part = select_part(value, target.select)
-        tensor = main_tensor(part)
-        if tensor is None:
-            raise ValueNotFoundError(target.layer, value, target.select)
-        return tensor
-
-    return pick
+    Raises:
+        TransformedCallError: it is a tracer's placeholder.
+        ValueNotFoundError: there is none.
+    """
+    if target.select is None and type(value) is Tensor:
+        return value
+    part = value
+    if callable(target.select):
+        part = unrecorded(select_part, value, target.select)
+    elif target.select is not None:
+        part = select_part(value, target.select)
+    tensors = tensors_in(part)
+    if not tensors and (tracer := active_tracer()):
+        raise TransformedCallError(target.layer, tracer)
+    if not tensors:
+        layer = f"{target.layer} {type(target.module).__name__}"
+        raise ValueNotFoundError(target.layer, value, target.select, *why_no_tensor(value, target.select, part, layer))
+    if is_placeholder(tensors[0]):
+        raise TransformedCallError(target.layer, active_tracer() or "a FakeTensorMode")
+    owner.picked_of[target.name] = len(tensors)
+    return tensors[0]
 
 
 class Attached:

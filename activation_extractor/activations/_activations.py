@@ -13,13 +13,16 @@ from torch import Tensor
 
 from activation_extractor import _display
 from activation_extractor._tensors import to_numpy
+from activation_extractor.activations._copied_results import CopiedResults
 from activation_extractor.activations._open_block import OpenBlock
+from activation_extractor.activations._results import Results
 from activation_extractor.activations._saved import saved_entry, write_saved
-from activation_extractor.errors import ActivationNotFoundError, OverwrittenError
+from activation_extractor.activations._steps import Steps
+from activation_extractor.errors import ActivationNotFoundError, OverwrittenError, StepError
 from activation_extractor.reducers._keys import EntryKey, entry_keys, pair_of, pairs_of, resolve_key
 from activation_extractor.sinks._step import check_ids, check_keep
 
-_HEADER = ("layer", "reducer", "shape", "dtype", "device")
+_HEADER = ("layer", "reducer", "shape", "dtype", "device", "note")
 
 
 class Activations(Mapping[Any, Tensor]):
@@ -34,11 +37,17 @@ class Activations(Mapping[Any, Tensor]):
     reading it again gives the same tensor. With ``calls="all"`` it is a list, ``list[Tensor]``, of the calls' tensors:
     a type checker, which cannot know that, takes every value for a tensor.
 
-    The results stay after the block, until `clear`. With a sink they are those of the latest step, as copies.
+    The results stay after the block, until `clear`. With a sink they are those of the latest step, as copies. A copy
+    (``copy``, ``pickle``) holds the values that there are when it is made, outside any graph, and records nothing.
     """
 
     def __init__(self, block: OpenBlock) -> None:
-        self._results, self._steps = block.results, block.steps
+        self._results: Results | CopiedResults = block.results
+        self._steps: Steps | None = block.steps
+
+    def __reduce__(self) -> Any:
+        values = {pair: self._results.hand_out(pair) for pair in self.pairs}
+        return _copied, (CopiedResults(values, self.reducers, self._results.picked_of),)
 
     def __getitem__(self, key: EntryKey) -> Tensor:
         """The value of a layer.
@@ -111,6 +120,8 @@ class Activations(Mapping[Any, Tensor]):
             StepError: there is no sink, another step is under way, or the rows differ in number.
             LayerNotRunError: a requested layer did not run in the step.
         """
+        if self._steps is None:
+            raise StepError("begin inside the with-block", "one of a copy of its activations", "Use the block's own.")
         return self._steps.group(check_ids(ids), check_keep(keep))
 
     def numpy(self) -> dict[Any, np.ndarray[Any, Any] | list[np.ndarray[Any, Any]]]:
@@ -153,10 +164,12 @@ class Activations(Mapping[Any, Tensor]):
         rows = []
         for key, (name, reducer) in zip(self, self.pairs, strict=True):
             try:
-                rows += _display.describe(key, self[key])
+                count = self._results.picked_of.get(name, 1)
+                note = f"first of {count} tensors" if count > 1 else ""
+                rows += [(*row, note) for row in _display.describe(key, self[key])]
             except Exception as error:  # a value that cannot be read, which is no reason to show none
                 what = "overwritten" if isinstance(error, OverwrittenError) else type(error).__name__
-                rows.append((name, reducer if isinstance(key, tuple) else "", what, "", ""))
+                rows.append((name, reducer if isinstance(key, tuple) else "", what, "", "", ""))
         return _display.total("Activations", len(rows), self.nbytes), rows
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -167,3 +180,9 @@ class Activations(Mapping[Any, Tensor]):
                 yield from ((saved_entry(pair, call), tensor) for call, tensor in enumerate(value))
             else:
                 yield saved_entry(pair), value
+
+
+def _copied(results: CopiedResults) -> Activations:
+    acts = Activations.__new__(Activations)
+    acts._results, acts._steps = results, None
+    return acts

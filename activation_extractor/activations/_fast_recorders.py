@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from activation_extractor._hooks._context import open_here, unrecorded
 from activation_extractor._hooks._copied_modules import ours
 from activation_extractor._hooks._forwards import current_cut, cuts
-from activation_extractor._hooks._taps import picker
+from activation_extractor._hooks._taps import pick_tensor
 from activation_extractor._private_torch import backward_task, hook_counter, is_transformed, is_wrapped, version_of
 from activation_extractor._tensors import snapshot
 from activation_extractor.activations._recorded_values import Recorded, Slot
@@ -113,7 +113,7 @@ def _copying_hook(shared: Shared) -> Hook:
             # What is copied at once needs no version counter: `data` does what `detach()` does, at half the price.
             slot.tensor = output.data.clone() if output.requires_grad else output.clone()
         else:
-            slot.tensor = snapshot(picker(slot.target)(output))
+            slot.tensor = snapshot(pick_tensor(slot.target, state, output))
         if slot.stamp != (stamp := state.stamp):
             slot.stamp = stamp
         else:
@@ -138,7 +138,7 @@ def _referring_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on pur
         if slot.tensor is None:
             slot.turn = next(turns)
         if type(output) is not usual:
-            output = picker(slot.target)(output)
+            output = pick_tensor(slot.target, state, output)
         try:
             slot.version = version_of(output)
         except RuntimeError:  # an inference tensor has none
@@ -174,7 +174,7 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
         if has_sink:
             state.check_step(target)
         if type(output) is not usual:
-            output = picker(target)(output)
+            output = pick_tensor(target, state, output)
         if output.requires_grad:
             output = output.data  # nobody writes to it, so that it needs no version counter
         sequence = output if own.is_usual and output.dim() == 3 else sequence_second(target.layer, output, own.layout)

@@ -6,8 +6,8 @@ import threading
 import warnings
 
 from activation_extractor._hooks._context import Owner
-from activation_extractor._private_torch import backward_task
-from activation_extractor.errors import StepError
+from activation_extractor._private_torch import active_tracer, backward_task
+from activation_extractor.errors import StepError, TransformedCallError
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers._calls import CallArguments
 
@@ -103,6 +103,8 @@ class ForwardState(Owner):
         It does where no forward of this step has run the layer: an encoder that is called alone, say. A call by hand
         beside a forward never replaces what the forward gave; nor does one that checkpointing repeats in backward.
         """
+        if tracer := active_tracer():
+            raise TransformedCallError("", tracer)
         return last_stamp < self._first_stamp and backward_task() == self.backward
 
     def counts(self, stamp: int) -> bool:

@@ -85,7 +85,6 @@ class OpenBlock:
             for layer, (module, positions) in watched.items():
                 self._watch(layer, module, positions)
             self._attach_hooks()
-            # Lambdas: a copy of `acts` made inside the block shares them, where it would copy a partial's model.
             undo.append(lambda: unwatch(root, state))
             watch(root, state, self._run_forward)
             undo.append(lambda: eager_stance.leave(state))

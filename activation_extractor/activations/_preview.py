@@ -13,7 +13,7 @@ from activation_extractor import _display
 from activation_extractor._hooks import _context
 from activation_extractor._hooks._compiled_models import eager_stance
 from activation_extractor._hooks._context import Owner
-from activation_extractor._hooks._taps import Attached, Detach, detach_all, picker, tap
+from activation_extractor._hooks._taps import Attached, Detach, detach_all, pick_tensor, tap
 from activation_extractor.errors import ValueNotFoundError
 from activation_extractor.layers._modules import check_model, evaluating
 from activation_extractor.layers._selections import Target, resolve
@@ -161,11 +161,11 @@ def _run(model: nn.Module, targets: Sequence[Target], rows: dict[str, LayerPrevi
 
 def _tap(target: Target, owner: Owner, rows: dict[str, LayerPreview], samples: int, attached: Attached) -> None:
     """Attach what a recording would, for a gradient what its layer's output would get; a value may hold no tensor."""
-    pick, nothing = picker(target), torch.empty(0)
+    nothing = torch.empty(0)
 
     def pick_or_nothing(value: Any) -> Tensor:
         try:
-            return pick(value)
+            return pick_tensor(target, owner, value)
         except ValueNotFoundError:
             return nothing
 

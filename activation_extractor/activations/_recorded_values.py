@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, count
 from typing import Literal
 
 from torch import Tensor
@@ -68,19 +68,6 @@ class Slot:
             self.tensor = self.tensor.detach()  # shares the version counter
 
 
-class Turns:
-    """Counts from 0; it can be copied and pickled, as `itertools.count` cannot from Python 3.14 on."""
-
-    __slots__ = ("_next",)
-
-    def __init__(self) -> None:
-        self._next = -1
-
-    def __next__(self) -> int:
-        self._next += 1
-        return self._next
-
-
 class Recorded:
     """Values by key: the last one of each with ``calls="last"``, else those of all calls in order.
 
@@ -91,7 +78,7 @@ class Recorded:
     """
 
     def __init__(self, calls: Calls, max_bytes: int | None, state: ForwardState, *, detach: bool = True) -> None:
-        self.turns = Turns()
+        self.turns = count()
         # By reducer and name: the slots of all calls, an empty one where a gradient is still to come; or the last one.
         self._calls: dict[str, dict[str, list[Slot]]] = {}
         self._last: dict[str, dict[str, Slot]] = {}

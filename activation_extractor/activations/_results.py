@@ -24,6 +24,7 @@ class Results:
 
     Attributes:
         only_reducer: the name of the reducer, or "" where there are several.
+        picked_of: by recorded name, of how many tensors of a structure the recorded one is the first.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Results:
         self._layers, self._layouts = {target.name: target.layer for target in targets}, layouts
         self._options, self._recorded, self._state = options, recorded, state
         self._joined: dict[Key, tuple[int, Tensor]] = {}
+        self.picked_of = state.picked_of
         self.only_reducer = next(iter(options.reducers)) if len(options.reducers) == 1 else ""
 
     @property

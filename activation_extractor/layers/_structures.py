@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from activation_extractor._display import examples
 from activation_extractor._private_torch import version_of
 from activation_extractor._tensors import ordinary, snapshot
 from activation_extractor.errors import ArgumentError
@@ -18,6 +19,11 @@ from activation_extractor.errors import ArgumentError
 def main_tensor(value: Any) -> Tensor | None:
     """The first tensor of a structure (tuple, list, mapping, dataclass, nested), or None when it holds none."""
     return next(_tensors(value), None)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors of a structure."""
+    return list(_tensors(value))
 
 
 def select_part(value: Any, select: int | str | Callable[[Any], Any]) -> Any:
@@ -38,6 +44,29 @@ def select_part(value: Any, select: int | str | Callable[[Any], Any]) -> Any:
     if isinstance(value, tuple | list):
         return value[select] if -len(value) <= select < len(value) else None
     return None
+
+
+def why_no_tensor(value: Any, select: Any, part: Any, layer: str) -> tuple[str, str]:
+    """Why the selected part of a layer's value holds no tensor, and what to do; empty where no part was selected.
+
+    `layer` is the layer's name and class, of which it is guessed whether it is an attention.
+    """
+    kind = type(value).__name__
+    if select is None:
+        return "", ""
+    if part is not None:
+        return f"the selected part of its {kind} is of type {type(part).__name__}", ""
+    if not _has_part(value, select):
+        parts = f" with {examples(value)}" if isinstance(value, Mapping) else ""
+        parts = f" of {len(value)}" if isinstance(value, tuple | list) else parts
+        return f"its value is a {kind}{parts}, which has no such part", ""
+    advice = "Choose another part, or leave the layer out."
+    if "att" in f"{layer} {select}".lower():
+        advice = (
+            "Attention weights are computed with attn_implementation='eager' when transformers loads the model, with "
+            "need_weights=True in a call of nn.MultiheadAttention, and where a model has an option output_attentions."
+        )
+    return f"the selected part of its {kind} is None", advice
 
 
 def copied(value: Any) -> Any:
@@ -80,6 +109,16 @@ def _rebuilt(value: Any, make: Callable[[Tensor], Tensor]) -> Any:
             object.__setattr__(twin, field.name, _rebuilt(getattr(value, field.name), make))
         return twin
     return value
+
+
+def _has_part(value: Any, select: int | str | Callable[[Any], Any]) -> bool:
+    if callable(select):
+        return True
+    if isinstance(select, str):
+        return hasattr(value, select) or (isinstance(value, Mapping) and select in value)
+    if isinstance(value, Mapping) and select in value:
+        return True
+    return isinstance(value, tuple | list | Mapping) and -len(value) <= select < len(value)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

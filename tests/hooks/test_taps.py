@@ -95,6 +95,73 @@ def test_a_value_without_a_tensor_is_an_error_and_the_hooks_are_gone(select):
     assert count_hooks(model) == 0
 
 
+@pytest.mark.parametrize(
+    ("make", "select", "reason"),
+    [
+        (lambda x: (x, None), 1, "at select=1, the selected part of its tuple is None. Choose another part"),
+        (lambda x: Pair(x, None), "weights", "the selected part of its Pair is None"),
+        (lambda x: {"hidden": x, "loss": None}, "loss", "the selected part of its dict is None"),
+        (lambda x: (x, None), 5, "its value is a tuple of 2, which has no such part. Choose the part"),
+        (lambda x: (x, None), -3, "its value is a tuple of 2, which has no such part"),
+        (lambda x: {"a": x, "b": x}, "c", "its value is a dict with 'a', 'b', which has no such part"),
+        (lambda x: Output(None, x), "hiden", "its value is a Output, which has no such part"),
+        (lambda x: (x, 3), 1, "the selected part of its tuple is of type int"),
+        (lambda x: x, lambda x: None, "the selected part of its Tensor is None"),
+        (lambda x: None, None, "has no tensor to record, its value is of type NoneType"),
+    ],
+)
+def test_why_a_part_has_no_tensor_is_said(make, select, reason):
+    model = nn.Sequential(Returning(make))
+    with pytest.raises(ValueNotFoundError) as caught, capture(model, outputs("0", select=select)):
+        model(torch.ones(2, 4))
+    assert reason in str(caught.value)
+    assert ("eager" in str(caught.value)) is False
+
+
+def test_attention_weights_that_sdpa_does_not_compute_are_named_with_the_remedy():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.BertConfig(vocab_size=9, **sizes)
+    wanted, ids = outputs("encoder.layer.0.attention.self", select=1), torch.tensor([[1, 2, 3]])
+    fused = transformers.AutoModel.from_config(config, attn_implementation="sdpa").eval()
+    with pytest.raises(ValueNotFoundError) as caught, capture(fused, wanted):
+        fused(ids)
+    assert "the selected part of its tuple is None. Attention weights are computed with attn_impl" in str(caught.value)
+    eager = transformers.AutoModel.from_config(config, attn_implementation="eager").eval()
+    with capture(eager, wanted) as acts:
+        eager(ids)
+    assert acts["encoder.layer.0.attention.self"].shape == (1, 2, 3, 3)
+
+
+def test_weights_that_multihead_attention_was_not_asked_for_are_named_with_the_remedy():
+    model, x = nn.MultiheadAttention(4, 2, batch_first=True), torch.ones(1, 3, 4)
+    with pytest.raises(ValueNotFoundError, match="need_weights=True"), capture(model, outputs("", select=1)):
+        model(x, x, x, need_weights=False)
+    with capture(model, outputs("", select=1)) as acts:
+        model(x, x, x, need_weights=True)
+    assert acts[""].shape == (1, 3, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"copy": False}, {"calls": "all"}, {"reduce": "mean", "mask": None}])
+def test_the_first_of_several_tensors_is_said_in_the_table(options):
+    structures = [lambda x: (x, [x, None]), lambda x: {"a": x, "b": Pair(x, x)}, lambda x: [x]]
+    model = nn.ModuleList(map(Returning, structures))
+    wanted = [{"tuple": "0"}, {"dict": "1"}, {"one": "2"}, {"part": outputs("1", select="b")}]
+    with capture(model, wanted, **options) as acts:
+        for module in model:
+            module(torch.ones(2, 3, 4))
+    lines = repr(acts).splitlines()
+    notes = {line.split()[0].partition("#")[0]: line.partition("first of ")[2] for line in lines[2:]}
+    assert notes == {"tuple": "2 tensors", "dict": "3 tensors", "one": "", "part": "2 tensors"}
+
+
+def test_tables_of_plain_tensors_have_no_column_of_notes(stack, tokens):
+    with capture(stack, "h.*") as acts:
+        stack(tokens)
+    assert "note" not in repr(acts)
+    assert "note" not in acts._repr_html_()
+
+
 def test_inputs_are_taken_before_the_call_and_by_the_signatures_names():
     def overwrite(x):
         return x.zero_()
