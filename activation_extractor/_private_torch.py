@@ -106,6 +106,18 @@ version_of: Callable[[Tensor], int] = (
     attrgetter("_version") if hasattr(Tensor, "_version") else _Missing("torch.Tensor._version")
 )
 
+# Indices and values of a sparse COO tensor as it is; the public ways to them refuse one that is not coalesced.
+_coo_parts = [
+    getattr(Tensor, name) if hasattr(Tensor, name) else _Missing(f"torch.Tensor.{name}")
+    for name in ("_indices", "_values")
+]
+
+
+def coo_parts(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices and values of a sparse COO tensor, coalesced or not."""
+    return _coo_parts[0](tensor), _coo_parts[1](tensor)
+
+
 # What `nn.Module.__call__` runs in place of its own `_call_impl`, if an instance has it; `Module.compile` sets it, and
 # copies and pickles leave it out. Hooks could not replace it: a forward that raises skips them, and no hook stops one.
 CALL = "_compiled_call_impl"

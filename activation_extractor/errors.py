@@ -11,6 +11,7 @@ Each error derives from `ActivationError` and from the built-in that a stranger 
     ├── LayerNotRunError         RuntimeError   a requested layer did not run in a step
     ├── GradientNotFoundError    RuntimeError   a requested gradient never came
     ├── ValueNotFoundError       TypeError      a layer's value holds no tensor to record
+    ├── TensorKindError          TypeError      a tensor that has no plain numbers where these are needed
     ├── OverwrittenError         RuntimeError   a `copy=False` value was written to later
     ├── TransformedCallError     RuntimeError   a layer ran under `vmap` / `torch.func`, or was traced
     ├── InferenceReferenceError  RuntimeError   `copy=False` under `inference_mode`
@@ -63,6 +64,7 @@ __all__ = [
     "StepError",
     "StopEarlyError",
     "StoreError",
+    "TensorKindError",
     "TransformedCallError",
     "UnhookableLayerError",
     "UnsupportedTorchError",
@@ -199,6 +201,21 @@ class ValueNotFoundError(ActivationError, TypeError):
             "Choose the part to record with outputs(..., select=) or inputs(..., select=), or leave the layer out."
         )
         super().__init__(f"Layer {layer!r} has no tensor to record{where}, {reason}. {advice}")
+
+
+class TensorKindError(ActivationError, TypeError):
+    """A tensor has no plain numbers where these are needed, in an array, a file or a reducer.
+
+    Attributes:
+        kind: what it is.
+        advice: what makes plain numbers of it.
+        layer: the layer whose value it is; None where that is not known.
+    """
+
+    def __init__(self, kind: str, advice: str, layer: str | None = None, place: str = "here") -> None:
+        self.kind, self.advice, self.layer = kind, advice, layer
+        what = "A tensor" if layer is None else f"The value of layer {layer!r}"
+        super().__init__(f"{what} must hold plain numbers {place}, got {kind}. {advice}")
 
 
 class OverwrittenError(ActivationError, RuntimeError):

@@ -32,6 +32,7 @@ EXAMPLES = {
     "LayerNotRunError": errors.LayerNotRunError(["a", "b", "c", "d", "e"], {"b": "was skipped"}),
     "GradientNotFoundError": errors.GradientNotFoundError(["h.0:gradient"]),
     "ValueNotFoundError": errors.ValueNotFoundError("h.0", {"a": 3}, select="b"),
+    "TensorKindError": errors.TensorKindError("a sparse tensor", "Convert it.", "h.0", "in a file"),
     "OverwrittenError": errors.OverwrittenError("h.0"),
     "TransformedCallError": errors.TransformedCallError("h.0"),
     "InferenceReferenceError": errors.InferenceReferenceError(),
@@ -103,6 +104,7 @@ def test_a_text_says_what_is_wrong_and_what_to_do(name):
         ("LayerNotRunError", {"layers": ("a", "b", "c", "d", "e"), "reasons": {"b": "was skipped"}}),
         ("GradientNotFoundError", {"layers": ("h.0:gradient",)}),
         ("ValueNotFoundError", {"layer": "h.0", "value_type": "dict"}),
+        ("TensorKindError", {"kind": "a sparse tensor", "advice": "Convert it.", "layer": "h.0"}),
         ("OverwrittenError", {"layer": "h.0"}),
         ("TransformedCallError", {"layer": "h.0"}),
         ("MaskError", {"layer": "h.0"}),
@@ -130,6 +132,10 @@ def test_an_error_keeps_what_it_is_about(name, attributes):
         ("LayerNotFoundError", "No layer matches 'h.9'. Close matches: 'h.0', 'h.1'."),
         ("DuplicateLayerError", "A recorded name must stand for one thing, got 'h.0' twice. Leave one of them out."),
         ("MaskError", "The mask for layer 'h.0' must have shape (2, 3), got shape (2, 4). Pass mask=None."),
+        (
+            "TensorKindError",
+            "The value of layer 'h.0' must hold plain numbers in a file, got a sparse tensor. Convert it.",
+        ),
         ("StoreError", "'out/' must be a store, got an empty folder. Give another one."),
         (
             "MissingExtraError",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from activation_extractor import capture
-from activation_extractor._tensors import as_numpy_has, numpy_has, ordinary, storage_bytes, to_numpy
+from activation_extractor._tensors import as_numpy_has, memory_of, numpy_has, ordinary, to_numpy
 from activation_extractor.errors import ArgumentError
 
 A = torch.tensor([1.0, 2.0])
@@ -213,7 +213,29 @@ def test_a_half_precision_complex_tensor_becomes_an_array():
 
 def test_memory_is_counted_by_storage():
     base = torch.zeros(10, 10)
-    assert storage_bytes(base) == storage_bytes(base[3]) == (base.data_ptr(), 400)
-    assert storage_bytes(base.clone())[0] != storage_bytes(base)[0]
-    sparse = torch.eye(3).to_sparse()
-    assert storage_bytes(sparse) == (id(sparse), 36)
+    assert memory_of(base) == memory_of(base[3]) == {base.data_ptr(): 400}
+    assert memory_of(base.clone()).keys().isdisjoint(memory_of(base))
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_memory_of_a_tensor_that_is_made_of_others_is_theirs():
+    base, rows = torch.eye(4), [torch.ones(2, 4), torch.ones(1, 4)]
+    sizes = {
+        "coo": (base.to_sparse(), 4 * 4 + 2 * 4 * 8),
+        "not coalesced": (torch.sparse_coo_tensor(torch.zeros(1, 3), torch.ones(3), (4,)), 3 * 4 + 3 * 8),
+        "csr": (base.to_sparse_csr().clone(), 4 * 4 + 4 * 8 + 5 * 8),
+        "csc": (base.to_sparse_csc().clone(), 4 * 4 + 4 * 8 + 5 * 8),
+        "bsr": (base.to_sparse_bsr((2, 2)).clone(), 2 * 4 * 4 + 2 * 8 + 3 * 8),
+        "nested": (torch.nested.nested_tensor(rows), 12 * 4),
+        "jagged": (torch.nested.nested_tensor(rows, layout=torch.jagged), 12 * 4 + 3 * 8),
+        "quantized": (torch.quantize_per_tensor(base, 0.5, 0, torch.quint8), 16),
+        "meta": (base.to("meta"), 64),
+        "mkldnn": (base.to_mkldnn(), 64),
+    }
+    assert {name: sum(memory_of(tensor).values()) for name, (tensor, _) in sizes.items()} == {
+        name: nbytes for name, (_, nbytes) in sizes.items()
+    }
+    sparse = sizes["coo"][0]
+    assert memory_of(sparse) == memory_of(sparse.detach())
+    assert memory_of(sparse).keys().isdisjoint(memory_of(sparse.clone()))
+    assert memory_of(sizes["meta"][0]).keys().isdisjoint(memory_of(base.to("meta")))

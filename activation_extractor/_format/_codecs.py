@@ -16,7 +16,7 @@ from activation_extractor._format._numpy import (
     write_npz_shard,
 )
 from activation_extractor._format._safetensors import check_dtype, read_safetensors_shard, write_safetensors_shard
-from activation_extractor._tensors import as_numpy_has, ordinary
+from activation_extractor._tensors import IN_FILE, as_numpy_has, as_plain
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,17 @@ class Codec:
 
     name: str  # in a manifest
     suffix: str  # of a shard's name
-    convert: Callable[[Tensor], Tensor]  # to a dtype that the format has, on the same device; else an ArgumentError
+    # To a plain tensor of a dtype that the format has, on the same device, else an ArgumentError or a TensorKindError
+    # that names the layer.
+    convert: Callable[..., Tensor]
     write: Callable[[Path, Entries, Mapping[str, str]], str]  # a shard at a free path, synced; returns its seal
     read: Callable[[Path], Header]
 
 
-def _as_safetensors_has(tensor: Tensor) -> Tensor:
-    check_dtype(tensor.dtype)
-    return ordinary(tensor.detach())
+def _as_safetensors_has(tensor: Tensor, layer: str | None = None, place: str = IN_FILE) -> Tensor:
+    plain = as_plain(tensor, layer, place)
+    check_dtype(plain.dtype)
+    return plain
 
 
 SAFETENSORS = Codec("safetensors", ".safetensors", _as_safetensors_has, write_safetensors_shard, read_safetensors_shard)

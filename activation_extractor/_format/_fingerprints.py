@@ -82,6 +82,8 @@ def inputs_crc32(arguments: Any, start: int) -> int:
         for value in arguments:
             start = inputs_crc32(value, start)
         return start
+    if isinstance(arguments, Tensor) and arguments.is_nested:
+        return inputs_crc32(arguments.unbind(), start)
     if isinstance(arguments, Tensor):
         start = _crc32_of("tensor", (arguments.dtype, *arguments.shape), start)
         return zlib.crc32(sampled(bytes_where_they_are(arguments)).cpu().numpy(), start)

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from activation_extractor import _display
-from activation_extractor._tensors import to_numpy
+from activation_extractor._tensors import IN_FILE, as_plain, to_numpy
 from activation_extractor.activations._copied_results import CopiedResults
 from activation_extractor.activations._open_block import OpenBlock
 from activation_extractor.activations._results import Results
@@ -127,12 +127,18 @@ class Activations(Mapping[Any, Tensor]):
     def numpy(self) -> dict[Any, np.ndarray[Any, Any] | list[np.ndarray[Any, Any]]]:
         """The values as arrays on the CPU, by the same keys; bfloat16 and float8, which numpy lacks, as float32.
 
-        An array shares its tensor's memory where that is possible.
+        An array shares its tensor's memory where that is possible; of a sparse tensor it is the whole.
+
+        Raises:
+            TensorKindError: a value has no plain numbers, such as a nested tensor; it says what makes some of it.
         """
         values: Any = self.items()
-        return {
-            key: list(map(to_numpy, value)) if isinstance(value, list) else to_numpy(value) for key, value in values
-        }
+        arrays: dict[Any, Any] = {}
+        for key, value in values:
+            layer = key[0] if isinstance(key, tuple) else key
+            is_list = isinstance(value, list)
+            arrays[key] = [to_numpy(call, layer) for call in value] if is_list else to_numpy(value, layer)
+        return arrays
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the values to one file, which appears whole or not at all and replaces one that is there.
@@ -146,6 +152,7 @@ class Activations(Mapping[Any, Tensor]):
         Raises:
             ArgumentError: another suffix.
             StoreError: the file cannot be written.
+            TensorKindError: as for `numpy`.
         """
         write_saved(Path(path), dict(self._named_tensors()))
 
@@ -170,16 +177,21 @@ class Activations(Mapping[Any, Tensor]):
             except Exception as error:  # a value that cannot be read, which is no reason to show none
                 what = "overwritten" if isinstance(error, OverwrittenError) else type(error).__name__
                 rows.append((name, reducer if isinstance(key, tuple) else "", what, "", "", ""))
-        return _display.total("Activations", len(rows), self.nbytes), rows
+        try:
+            nbytes = self.nbytes
+        except Exception:  # of a class of tensors that answers nothing
+            nbytes = 0
+        return _display.total("Activations", len(rows), nbytes), rows
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         values: Any = self.items()
         for key, value in values:
             pair = key if isinstance(key, tuple) else (key, None)
             if isinstance(value, list):
-                yield from ((saved_entry(pair, call), tensor) for call, tensor in enumerate(value))
+                calls = enumerate(value)
+                yield from ((saved_entry(pair, call), as_plain(tensor, pair[0], IN_FILE)) for call, tensor in calls)
             else:
-                yield saved_entry(pair), value
+                yield saved_entry(pair), as_plain(value, pair[0], IN_FILE)
 
 
 def _copied(results: CopiedResults) -> Activations:

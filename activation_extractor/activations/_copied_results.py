@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from activation_extractor._tensors import storage_bytes
+from activation_extractor._tensors import kept_bytes
 from activation_extractor.activations._recorded_values import Key
 
 
@@ -35,7 +35,7 @@ class CopiedResults:
     def nbytes(self) -> int:
         """Bytes of memory that the values keep alive."""
         values = (value if isinstance(value, list) else [value] for value in self._values.values())
-        return sum(dict(storage_bytes(tensor) for tensors in values for tensor in tensors).values())
+        return kept_bytes(tensor for tensors in values for tensor in tensors)
 
     def has(self, key: Key) -> bool:
         """Whether a key has a value."""

@@ -14,6 +14,7 @@ from activation_extractor._hooks import _context
 from activation_extractor._hooks._compiled_models import eager_stance
 from activation_extractor._hooks._context import Owner
 from activation_extractor._hooks._taps import Attached, Detach, detach_all, pick_tensor, tap
+from activation_extractor._tensors import copied_bytes
 from activation_extractor.errors import ValueNotFoundError
 from activation_extractor.layers._modules import check_model, evaluating
 from activation_extractor.layers._selections import Target, resolve
@@ -173,7 +174,7 @@ def _tap(target: Target, owner: Owner, rows: dict[str, LayerPreview], samples: i
         row = rows[target.name]
         row = replace(row, calls=(row.calls or 0) + 1, shape=None, dtype=None, nbytes=0, bytes_per_row=None)
         if value is not nothing:
-            nbytes, shape = value.numel() * value.element_size(), None if value.is_nested else tuple(value.shape)
+            nbytes, shape = copied_bytes(value), None if value.is_nested else tuple(value.shape)
             bytes_per_row = -(-nbytes // samples) if samples else None
             row = replace(row, shape=shape, dtype=value.dtype, nbytes=nbytes, bytes_per_row=bytes_per_row)
         rows[target.name] = row

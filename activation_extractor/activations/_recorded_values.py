@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from activation_extractor._private_torch import version_of
-from activation_extractor._tensors import ordinary, storage_bytes
+from activation_extractor._tensors import kept_bytes, memory_of, ordinary
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.errors import CapacityError, OverwrittenError
 
@@ -188,7 +188,7 @@ class Recorded:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the values keep alive; memory that several share counts once."""
-        return sum(dict(storage_bytes(slot.tensor) for slot in self._all_slots() if slot.tensor is not None).values())
+        return kept_bytes(slot.tensor for slot in self._all_slots() if slot.tensor is not None)
 
     def _all_slots(self) -> Iterator[Slot]:
         for last in self._last.values():
@@ -207,14 +207,13 @@ class _Budget:
 
     def replace(self, name: str, new: Tensor, old: Tensor | None) -> None:
         """Count a value, and no longer the one whose place it takes; CapacityError above `max_bytes`."""
-        if old is not None:
-            storage, nbytes = storage_bytes(old)
+        for storage, nbytes in () if old is None else memory_of(old).items():
             self._users[storage] -= 1
             if not self._users[storage]:
                 del self._users[storage]
                 self._nbytes -= nbytes
-        storage, nbytes = storage_bytes(new)
-        self._users[storage] += 1
-        self._nbytes += nbytes if self._users[storage] == 1 else 0
+        for storage, nbytes in memory_of(new).items():
+            self._users[storage] += 1
+            self._nbytes += nbytes if self._users[storage] == 1 else 0
         if self._nbytes > self.max_bytes:
             raise CapacityError(self.max_bytes, self._nbytes, name)

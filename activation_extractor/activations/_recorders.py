@@ -12,6 +12,7 @@ from activation_extractor._hooks._context import unrecorded
 from activation_extractor._hooks._forwards import current_cut
 from activation_extractor._hooks._taps import Record
 from activation_extractor._private_torch import version_of
+from activation_extractor._tensors import moved
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
 from activation_extractor.activations._recorded_values import Recorded
@@ -149,8 +150,9 @@ def _call_recorder(target: Target, shared: Shared) -> RecordCall:
             sequence = sequence_second(target.layer, value, layout)
             mask = mask_source(options, shared.masks)(target, sequence, call.arguments)
             result = unrecorded(reduce_sequence, target.layer, name, reducer, sequence, mask)
-            moved = result if options.to is None else result.to(options.to)
-            recorded.put((target.name, name), moved, call.stamp, index=call.number)
+            if options.to is not None:
+                result = moved(result, options.to, target.layer)
+            recorded.put((target.name, name), result, call.stamp, index=call.number)
 
     return record_call
 
@@ -159,7 +161,7 @@ def _record_whole(reducer: str, target: Target, value: Tensor, call: Call, share
     key = (target.name, reducer)
     options, recorded = shared.options, shared.recorded
     if options.copy:
-        copied = value.clone() if options.to is None else value.to(options.to, copy=True)
+        copied = value.clone() if options.to is None else moved(value, options.to, target.layer, copy=True)
         slot = recorded.put(key, copied, call.stamp, index=call.number)
     elif value.is_inference():
         raise InferenceReferenceError

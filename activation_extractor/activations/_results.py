@@ -9,7 +9,7 @@ from torch import Tensor
 
 from activation_extractor._format._stored_rows import Ragged
 from activation_extractor._streams import hold
-from activation_extractor._tensors import ordinary
+from activation_extractor._tensors import as_dense, ordinary, rows_of
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
 from activation_extractor.activations._recorded_values import Key, Recorded
@@ -86,12 +86,21 @@ class Results:
         count, joined = self._joined.get(key, (0, None))
         if joined is None or count != len(parts):
             layer, layout = self._layers[key[0]], self._layouts.get(key[0], USUAL)
-            joined = torch.cat(parts, sequence_axes(layer, parts[0], layout)[0])
+            joined = self._concatenated(key[0], parts, layout)
             if (reducer := self._options.reducers[key[1]]) is not full:
                 sequence, mask = sequence_second(layer, joined, layout), self._joined_mask(key[0], parts)
                 joined = ordinary(reduce_sequence(layer, key[1], reducer, sequence, mask))
             self._joined[key] = (len(parts), joined)
         return joined
+
+    def _concatenated(self, name: str, parts: list[Tensor], layout: Layout) -> Tensor:
+        """The calls of a layer as one sequence, dense; nested rows one behind another, without their padding."""
+        nested = next((part for part in parts if part.is_nested), None)
+        if nested is None:
+            return torch.cat(list(map(as_dense, parts)), sequence_axes(self._layers[name], parts[0], layout)[0])
+        slots = self._recorded.slots((name, "full"))
+        rows = [_real_rows(self._layers[name], part, slot.mask) for part, slot in zip(parts, slots, strict=True)]
+        return torch.nested.as_nested_tensor([torch.cat(row) for row in zip(*rows, strict=True)], layout=nested.layout)
 
     def hand_out(self, key: Key) -> Tensor | list[Tensor]:
         """The value of a key for the user: a copy where a sink owns the original."""
@@ -122,7 +131,7 @@ class Results:
 
     def _joined_mask(self, name: str, parts: list[Tensor]) -> Tensor | None:
         masks = [slot.mask for slot in self._recorded.slots((name, "full"))]
-        if all(mask is None for mask in masks):
+        if all(mask is None for mask in masks) or any(part.is_nested for part in parts):
             return None
         whole = []
         for part, mask in zip(parts, masks, strict=True):
@@ -131,18 +140,29 @@ class Results:
         return torch.cat(whole, 1)
 
     def _packed(self, name: str, reducer: str, value: Tensor, index: int, real: _RealPositions) -> Tensor | Ragged:
-        layout = self._layouts.get(name, USUAL)
-        if self._options.reducers[reducer] is not full or not has_sequence(value, layout):
+        layout, value = self._layouts.get(name, USUAL), as_dense(value)
+        is_whole = self._options.reducers[reducer] is full
+        if not value.is_nested and not (is_whole and has_sequence(value, layout)):
             return value
-        sequence = sequence_second(self._layers[name], value, layout)
+        sequence = sequence_second(self._layers[name], value, layout) if is_whole else value
         if self._options.calls == "join":
             mask = self._joined_mask(name, self._recorded.read((name, "full")))
         else:
             mask = self._recorded.slots((name, reducer))[index].mask
+        if value.is_nested:
+            rows = _real_rows(self._layers[name], value, mask)
+            hold(rows)
+            return Ragged(torch.cat(rows), torch.tensor(list(map(len, rows)), dtype=torch.int64))
         if mask is None:
             lengths = torch.full((sequence.shape[0],), sequence.shape[1], dtype=torch.int64)
             return Ragged(sequence.flatten(0, 1), lengths)
         return real.of(sequence, mask)
+
+
+def _real_rows(layer: str, value: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """The rows of a nested tensor, or of another one, without the positions that a mask leaves out."""
+    rows = rows_of(value, layer) if value.is_nested else list(as_dense(value).unbind())
+    return rows if mask is None else [row[is_real[: len(row)]] for row, is_real in zip(rows, mask, strict=True)]
 
 
 class _RealPositions:

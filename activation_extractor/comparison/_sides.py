@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from activation_extractor._format._entry_names import Key
-from activation_extractor._tensors import ordinary
+from activation_extractor._tensors import as_plain, ordinary
 from activation_extractor.activations import Activations
 from activation_extractor.activations._saved import SavedActivations
 from activation_extractor.errors import ArgumentTypeError
@@ -155,17 +155,16 @@ def _tensors(source: Mapping[Any, Any], argument: str) -> Iterator[tuple[Key, Te
         value = source[key]
         if isinstance(value, list):
             calls = enumerate(value)
-            yield from (((f"{name}#{number}", reducer), _tensor(tensor, argument)) for number, tensor in calls)
+            yield from (((f"{name}#{number}", reducer), _tensor(tensor, argument, name)) for number, tensor in calls)
         else:
-            yield (name, reducer), _tensor(value, argument)
+            yield (name, reducer), _tensor(value, argument, name)
 
 
-def _tensor(value: Any, argument: str) -> Tensor:
+def _tensor(value: Any, argument: str, layer: str) -> Tensor:
     if isinstance(value, np.ndarray):
         native = value.astype(value.dtype.newbyteorder("="), copy=False)
         with suppress(TypeError):  # torch has no such numbers: the array is refused below
             value = torch.from_numpy(np.require(native, requirements=["C", "W"]))
-    if not isinstance(value, Tensor) or value.is_meta or value.is_quantized:
+    if not isinstance(value, Tensor):
         raise ArgumentTypeError(f"a value in {argument}", "be a tensor, or an array of numbers", value)
-    tensor = ordinary(value.detach())
-    return tensor if tensor.is_nested or tensor.layout is torch.strided else tensor.to_dense()
+    return ordinary(value.detach()) if value.is_nested else as_plain(value, layer, "in a comparison")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from activation_extractor._tensors import sequence_shape
 from activation_extractor.errors import MaskError
 
 
@@ -53,21 +54,23 @@ def fit(
 ) -> Tensor:
     """A mask as ``(batch, seq)`` bool on the device of the activation ``(batch, seq, *features)``.
 
-    With `is_cached` the activation may be of the last positions alone. What is still to be checked of a mask on an
-    accelerator is added to `checks`; None checks it at once.
+    With `is_cached` the activation may be of the last positions alone; a nested one is of the first in each row. What
+    is still to be checked of a mask on an accelerator is added to `checks`; None checks it at once.
 
     Raises:
         MaskError: it does not fit; or, unless that is left to `checks`, is additive or has a row without a real
             position.
     """
     _check_shape(mask, layer)
-    batch, seq = activation.shape[:2]
+    batch, seq = sequence_shape(activation)
     fitted = mask[:, -seq:] if is_cached and mask.shape[1] > seq else mask
+    if activation.is_nested:
+        fitted = mask[:, :seq]
     if tuple(fitted.shape) != (batch, seq):
         advice = "For layers that change the sequence length pass mask=callable(layer, activation, mask) or mask=None."
         raise MaskError(f"have shape {(batch, seq)}", f"shape {tuple(fitted.shape)}", advice, layer)
     is_real: Tensor = fitted != 0
-    if batch:
+    if batch and not mask.is_meta:
         check = MaskCheck(layer, mask, is_real)
         if checks is None or mask.device.type == "cpu":
             check.settle(check.verdict)
@@ -80,8 +83,9 @@ def fits(mask: Any, activation: Tensor, *, is_cached: bool) -> bool:
     """Whether a mask has the shape for an activation ``(batch, seq, *features)``."""
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return False
-    batch, seq = activation.shape[:2]
-    return mask.shape[0] == batch and (mask.shape[1] == seq or (is_cached and mask.shape[1] > seq))
+    batch, seq = sequence_shape(activation)
+    may_be_longer = is_cached or activation.is_nested
+    return mask.shape[0] == batch and (mask.shape[1] == seq or (may_be_longer and mask.shape[1] > seq))
 
 
 def is_additive(mask: Tensor) -> Tensor:

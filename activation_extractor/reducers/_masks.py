@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from activation_extractor._private_torch import has_forward
 from activation_extractor._streams import current_stream
+from activation_extractor._tensors import sequence_shape
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError
 from activation_extractor.layers._modules import ModuleTree
 from activation_extractor.layers._patterns import glob
@@ -97,12 +98,12 @@ class Masks:
                 additive or has a row without a real position.
         """
         masks = self._source(target, activation, call)
-        if not masks or masks[0] is None or activation.is_nested:
+        if not masks or masks[0] is None or (activation.is_nested and self._is_default):
             return None  # a nested tensor holds no padding
         if call is None or self._is_made_anew:
             return fit(target.layer, masks[0], activation)
         # What one stream has made another may not read yet: models with streams of their own get a mask for each.
-        key = (*map(id, masks), activation.shape[:2], activation.device, current_stream(activation.device))
+        key = (*map(id, masks), sequence_shape(activation), activation.device, current_stream(activation.device))
         fitted = call.outermost.fitted
         if key not in fitted:
             is_cached = any(one.is_cached for one in call.chain)

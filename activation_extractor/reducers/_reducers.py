@@ -7,14 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from activation_extractor._tensors import storage_bytes
+from activation_extractor._tensors import as_dense, is_special, kind_of, memory_of, rows_of
 from activation_extractor.errors import (
+    ActivationError,
     ArgumentError,
     ArgumentTypeError,
     DuplicateLayerError,
+    MaskError,
     PositionError,
     ReducerError,
+    TensorKindError,
     add_note,
 )
 
@@ -35,9 +39,14 @@ def mean(activation: Tensor, mask: Tensor | None) -> Tensor:
     Accumulated in at least float32 and returned in the activation's dtype; integers and bools give float32.
     Values in padded slots, NaN included, change nothing.
     """
+    if mask is None and activation.dtype in (torch.float32, torch.float64) and type(activation) is Tensor:
+        try:
+            return activation.mean(1)
+        except RuntimeError:
+            if not is_special(activation):
+                raise
+    activation, mask = _dense(activation, mask)
     dtype = activation.dtype
-    if mask is None and dtype in (torch.float32, torch.float64):
-        return activation.mean(1)
     is_inexact = dtype.is_floating_point or dtype.is_complex
     sum_dtype = torch.promote_types(dtype, torch.float32) if is_inexact else torch.float32
     result_dtype = dtype if is_inexact else sum_dtype
@@ -50,6 +59,8 @@ def mean(activation: Tensor, mask: Tensor | None) -> Tensor:
 
 def first(activation: Tensor, mask: Tensor | None) -> Tensor:
     """The first real position, ``(batch, *features)``, whichever side is padded."""
+    if is_special(activation):
+        activation, mask = _dense(activation, mask)
     if mask is None:
         return activation[:, 0].clone()
     return _take(activation, mask.int().argmax(1))  # argmax gives the first of equal values
@@ -57,6 +68,8 @@ def first(activation: Tensor, mask: Tensor | None) -> Tensor:
 
 def last(activation: Tensor, mask: Tensor | None) -> Tensor:
     """The last real position, ``(batch, *features)``, whichever side is padded."""
+    if is_special(activation):
+        activation, mask = _dense(activation, mask)
     if mask is None:
         return activation[:, -1].clone()
     return _take(activation, mask.shape[1] - 1 - mask.int().flip(1).argmax(1))
@@ -64,9 +77,14 @@ def last(activation: Tensor, mask: Tensor | None) -> Tensor:
 
 def max(activation: Tensor, mask: Tensor | None) -> Tensor:
     """The greatest value of each feature over the real positions, ``(batch, *features)``; a real NaN gives NaN."""
+    if is_special(activation):
+        activation, mask = _dense(activation, mask)
+    dtype = activation.dtype
+    if dtype.is_complex:
+        advice = "Take absolute values in a reducer: reduce=lambda activation, mask: max(activation.abs(), mask)."
+        raise TensorKindError("complex numbers, of which none is the greatest", advice)
     if mask is None:
         return activation.amax(1)
-    dtype = activation.dtype
     limit = float("-inf") if dtype.is_floating_point else False if dtype == torch.bool else torch.iinfo(dtype).min
     return torch.where(_expand(mask, activation), activation, limit).amax(1)
 
@@ -89,12 +107,13 @@ def position(k: int) -> Reducer:
         raise ArgumentTypeError("k of position(k)", "be an integer", k)
 
     def at_position(activation: Tensor, mask: Tensor | None) -> Tensor:
+        activation, mask = _dense(activation, mask)
         if mask is None:
             mask = torch.ones(activation.shape[:2], dtype=torch.bool, device=activation.device)
         real = mask.sum(1)
         rank = real + k if k < 0 else torch.full_like(real, k)
         missing = (rank < 0) | (rank >= real)
-        if missing.any():
+        if not missing.is_meta and missing.any():
             row = int(missing.nonzero()[0])
             raise PositionError(k, row, int(real[row]))
         is_wanted = mask & (mask.cumsum(1) == rank[:, None] + 1)
@@ -102,6 +121,26 @@ def position(k: int) -> Reducer:
 
     at_position.__name__ = at_position.__qualname__ = f"position({k})"
     return at_position
+
+
+def _dense(activation: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """An activation in full, quantized numbers as float32; the rows of a nested one padded, with a mask that says so.
+
+    Raises:
+        MaskError: a nested row has no real position.
+    """
+    if not activation.is_nested:
+        return as_dense(activation), mask
+    rows = rows_of(activation)
+    padded = pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor(list(map(len, rows)), device=activation.device)
+    is_real = torch.arange(padded.shape[1], device=lengths.device) < lengths[:, None]
+    is_real = is_real if mask is None else is_real & mask
+    empty = (~is_real.any(1)).nonzero()
+    if len(empty):
+        got, advice = f"none in row {int(empty[0])} of a nested tensor", "Leave empty rows out of the batch."
+        raise MaskError("have a real position in every row", got, advice)
+    return padded, is_real
 
 
 def _expand(mask: Tensor, activation: Tensor) -> Tensor:
@@ -182,13 +221,23 @@ def _own_result(layer: str, name: str, sequence: Tensor, result: Tensor) -> Tens
     """
     if not isinstance(result, Tensor):
         raise ReducerError(name, layer, f"a {type(result).__name__}")
-    if result.dim() == 0 or result.shape[0] != sequence.shape[0]:
-        raise ReducerError(name, layer, f"shape {tuple(result.shape)} for {sequence.shape[0]} rows")
-    return result.clone() if storage_bytes(result)[0] == storage_bytes(sequence)[0] else result
+    if result.dim() == 0 or result.size(0) != sequence.size(0):
+        shape = "a nested one" if result.is_nested else tuple(result.shape)
+        raise ReducerError(name, layer, f"shape {shape} for {sequence.size(0)} rows")
+    return result if memory_of(result).keys().isdisjoint(memory_of(sequence)) else result.clone()
 
 
 def note_reduction(error: Exception, layer: str, name: str, sequence: Tensor) -> None:
-    """Add to an error that a reducer raised what it was reducing."""
+    """Add to an error that a reducer raised what it was reducing.
+
+    Raises:
+        TensorKindError: from an error of torch over a tensor of a kind that few of its operations know.
+    """
+    place = f"for reducer {name!r}"
+    if isinstance(error, TensorKindError) and error.layer is None:
+        raise TensorKindError(error.kind, error.advice, layer, place) from error
+    if isinstance(error, RuntimeError) and not isinstance(error, ActivationError) and (kind := kind_of(sequence)):
+        raise TensorKindError(*kind, layer, place) from error
     shape = "nested" if sequence.is_nested else tuple(sequence.shape)
     add_note(error, f"while reducing layer {layer!r} with {name!r}, activation {shape}")
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from activation_extractor._tensors import sequence_shape
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, SequenceAxisError
 
 SequenceAxis = int | tuple[int, ...] | None
@@ -80,6 +81,8 @@ def check_joined(axis: Any) -> None:
 
 def has_sequence(activation: Tensor, layout: Layout) -> bool:
     """Whether an activation has a sequence, or should have one: three axes, or an axis that is known."""
+    if activation.is_nested:
+        return True
     if layout.lacks_sequence or layout.axis is not None:
         return not layout.lacks_sequence
     return activation.dim() == 3 or not _has_form(activation, layout)
@@ -91,6 +94,11 @@ def sequence_second(layer: str, activation: Tensor, layout: Layout) -> Tensor:
     Raises:
         SequenceAxisError: the axis is not known, or one that the activation does not have.
     """
+    if activation.is_nested and layout.axis in (None, 1, (1,)) and not layout.lacks_sequence:
+        return activation  # its rows are the sequences, which no module's layout changes
+    if activation.is_nested:
+        condition = "have its sequence in axis 1, as a nested tensor has"
+        raise SequenceAxisError(layer, sequence_shape(activation), condition, "Leave sequence_axis= out.")
     if layout.lacks_sequence:
         return activation.unsqueeze(1)
     axes = sequence_axes(layer, activation, layout)

@@ -78,7 +78,7 @@ class Schema:
 def _stored(codec: Codec, key: tuple[str, str] | str, value: Tensor | Ragged) -> tuple[Tensor | Ragged, Field]:
     """A column's rows as they are stored, and its field."""
     computed = value.values if isinstance(value, Ragged) else value
-    stored = codec.convert(computed)
+    stored = codec.convert(computed, key[0] if isinstance(key, tuple) else None, "in a store")
     is_converted = stored.dtype != computed.dtype
     converted_from = str(computed.dtype).removeprefix("torch.") if is_converted else None
     field = Field(key, stored.dtype, tuple(stored.shape[1:]), isinstance(value, Ragged), converted_from)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from activation_extractor._format._stored_rows import KeptColumn, Ragged, RowId
+from activation_extractor._tensors import as_plain
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
 from activation_extractor.reducers._mask_fit import MaskCheck
 
@@ -104,7 +105,7 @@ def _kept_column(name: str, values: Any) -> KeptColumn:
                 raise ArgumentError("keep", f"be UTF-8 text in column {name!r}", text)
         return list(texts)
     try:
-        column = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+        column = as_plain(values).clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
     except (TypeError, ValueError, RuntimeError) as error:
         condition = f"hold numbers or text in column {name!r}"
         raise ArgumentTypeError("keep", condition, type(values).__name__) from error
