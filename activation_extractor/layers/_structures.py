@@ -6,9 +6,10 @@ import copy
 import dataclasses
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from activation_extractor._display import examples
 from activation_extractor._private_torch import version_of
@@ -79,11 +80,9 @@ def _selected(value: Any, select: Callable[[Any], Any]) -> Any:
 
     Whether a tensor was written to is known by its version counter, which inference tensors lack.
     """
-    tensors = list(_tensors(value))
-    if any(map(Tensor.is_inference, tensors)):
-        return select(copied(value))
+    tensors = [tensor for tensor in _tensors_within(value, set()) if not tensor.is_inference()]
     versions = list(map(version_of, tensors))
-    part = select(_rebuilt(value, lambda tensor: tensor))
+    part = select(_rebuilt(value, lambda tensor: ordinary(snapshot(tensor)) if tensor.is_inference() else tensor))
     if versions != list(map(version_of, tensors)):
         advice = "Let it work on a copy: value.clone()."
         raise ArgumentError("a callable for select=", "leave the model's tensors as they are", select, advice)
@@ -94,20 +93,18 @@ def _rebuilt(value: Any, make: Callable[[Tensor], Tensor]) -> Any:
     """The same structure with what `make` returns in place of each tensor; other members are shared."""
     if isinstance(value, Tensor):
         return make(value)
-    if isinstance(value, Mapping):
-        # Only of these is it known that a shallow copy shares no members with the layer's own value.
-        twin: Any = copy.copy(value) if isinstance(value, dict | UserDict) else {}
-        for key, member in value.items():
-            twin[key] = _rebuilt(member, make)
-        return twin
-    if isinstance(value, tuple | list):
-        members = [_rebuilt(member, make) for member in value]
-        return type(value)(*members) if hasattr(value, "_fields") else type(value)(members)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        twin = copy.copy(value)
-        for field in dataclasses.fields(value):
-            object.__setattr__(twin, field.name, _rebuilt(getattr(value, field.name), make))
-        return twin
+    try:
+        if isinstance(value, Mapping):
+            return _rebuilt_mapping(value, make)
+        if isinstance(value, tuple | list):
+            return _rebuilt_sequence(value, make)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            twin = copy.copy(value)
+            for name, member in _fields_of(value):
+                object.__setattr__(twin, name, _rebuilt(member, make))
+            return twin
+    except Exception:  # a type whose constructor, or copy, asks for something of its own
+        return _deeply_rebuilt(value, make)
     return value
 
 
@@ -121,6 +118,73 @@ def _has_part(value: Any, select: int | str | Callable[[Any], Any]) -> bool:
     return isinstance(value, tuple | list | Mapping) and -len(value) <= select < len(value)
 
 
+def _rebuilt_mapping(value: Mapping[Any, Any], make: Callable[[Tensor], Tensor]) -> Any:
+    if not isinstance(value, dict | UserDict):  # only of these does a shallow copy share no members with the original
+        return _deeply_rebuilt(value, make)
+    twin = copy.copy(value)
+    for key, member in value.items():
+        twin[key] = _rebuilt(member, make)
+    return twin
+
+
+def _rebuilt_sequence(value: Any, make: Callable[[Tensor], Tensor]) -> Any:
+    members = [_rebuilt(member, make) for member in value]
+    if isinstance(value, list):
+        twin: Any = copy.copy(value)
+        twin[:] = members
+    elif all(new is old for new, old in zip(members, value, strict=True)):
+        return value  # nobody can write to it
+    else:
+        try:  # not by the constructor of its type, which may take other arguments
+            twin = tuple.__new__(type(value), members)
+        except TypeError:
+            twin = type(value)(members)  # one of those that torch itself returns
+    for name, member in getattr(value, "__dict__", {}).items():
+        vars(twin)[name] = _rebuilt(member, make)
+    return twin
+
+
+def _deeply_rebuilt(value: Any, make: Callable[[Tensor], Tensor]) -> Any:
+    """What `_rebuilt` gives, of other types: a deep copy, or without its type what has no copy.
+
+    Where `make` gives the tensors themselves, what has no copy is handed out as it is.
+    """
+    tensors = list(_tensors_within(value, set()))
+    made = [make(tensor) for tensor in tensors]
+    try:
+        return copy.deepcopy(value, {id(old): new for old, new in zip(tensors, made, strict=True)})
+    except Exception:
+        if all(new is old for new, old in zip(made, tensors, strict=True)):
+            return value
+        if isinstance(value, Mapping):
+            return {key: _rebuilt(member, make) for key, member in value.items()}
+        if isinstance(value, tuple | list):
+            return [_rebuilt(member, make) for member in value]
+        return SimpleNamespace(**{name: _rebuilt(member, make) for name, member in _fields_of(value)})
+
+
+def _fields_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """The fields of a dataclass that are set."""
+    for field in dataclasses.fields(value):
+        if hasattr(value, field.name):
+            yield field.name, getattr(value, field.name)
+
+
+def _tensors_within(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """The tensors of a structure, and those that its members of other types, such as a cache, have as attributes."""
+    if id(value) in seen or isinstance(value, type | nn.Module):
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+        return
+    members = list(value.values()) if isinstance(value, Mapping) else []
+    members += value if isinstance(value, tuple | list) else []
+    members += (member for _, member in _fields_of(value)) if dataclasses.is_dataclass(value) else ()
+    for member in (*members, *getattr(value, "__dict__", {}).values()):
+        yield from _tensors_within(member, seen)
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -131,5 +195,5 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         for member in value:
             yield from _tensors(member)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _tensors(getattr(value, field.name))
+        for _, member in _fields_of(value):
+            yield from _tensors(member)
