@@ -22,7 +22,10 @@ def tensor_sum(tensor: Tensor) -> Tensor:
     in which a device adds. ``torch.hash_tensor`` would not do: it gives a reversed tensor the same hash, and older
     releases of torch lack it.
     """
-    data = bytes_where_they_are(tensor)
+    parts = parts_of(tensor)
+    if len(parts) != 1:
+        return tensor_sum(torch.stack([tensor_sum(part) for part in parts]))
+    data = bytes_where_they_are(parts[0])
     whole = len(data) // 4 * 4
     words, rest = data[:whole].view(torch.int32), data[whole:].to(torch.int32)
     while len(words) > _ROW_WORDS:
@@ -50,11 +53,19 @@ def _multipliers(device: torch.device) -> Tensor:
     return torch.from_numpy(np.array(numbers, dtype=np.uint64).view(np.int64)).to(device)
 
 
-def bytes_where_they_are(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor's values where they live, in row-major order, from a multiple of 8 bytes on."""
-    tensor = tensor.detach()
+def parts_of(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that a tensor is made of: itself; or what a subclass wraps, packed weights and scales, say."""
     if hasattr(tensor, "to_local"):  # a shard of a distributed tensor
-        tensor = tensor.to_local()
+        return parts_of(tensor.to_local())
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return [part for name in names for part in parts_of(getattr(tensor, name))]
+    return list(tensor.unbind()) if tensor.is_nested else [tensor]
+
+
+def bytes_where_they_are(tensor: Tensor) -> Tensor:
+    """The bytes of a plain tensor's values where they live, in row-major order, from a multiple of 8 bytes on."""
+    tensor = tensor.detach()
     if tensor.is_quantized:
         tensor = tensor.dequantize()
     if tensor.layout is not torch.strided:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from activation_extractor._format._digests import bytes_where_they_are, sampled, tensor_sum
+from activation_extractor._format._digests import bytes_where_they_are, parts_of, sampled, tensor_sum
 
 _HAS_DOCSTRING: int | None = getattr(inspect, "CO_HAS_DOCSTRING", None)  # since Python 3.14
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -85,12 +85,19 @@ def inputs_crc32(arguments: Any, start: int) -> int:
     if isinstance(arguments, Tensor) and arguments.is_nested:
         return inputs_crc32(arguments.unbind(), start)
     if isinstance(arguments, Tensor):
-        start = _crc32_of("tensor", (arguments.dtype, *arguments.shape), start)
-        return zlib.crc32(sampled(bytes_where_they_are(arguments)).cpu().numpy(), start)
+        return _tensor_crc32(arguments, start)
     if isinstance(arguments, np.ndarray) and not arguments.dtype.hasobject:
         data = np.ascontiguousarray(arguments).reshape(-1).view(np.uint8)
         return zlib.crc32(sampled(data), _crc32_of("array", (arguments.dtype, *arguments.shape), start))
     return _crc32_of("value", json.dumps(describe(arguments)), start)
+
+
+def _tensor_crc32(tensor: Tensor, start: int) -> int:
+    parts = parts_of(tensor)
+    if len(parts) != 1 or parts[0] is not tensor:  # the shape of a jagged tensor holds a number of its own
+        return inputs_crc32(parts, _crc32_of("parts of a tensor", type(tensor).__name__, start))
+    start = _crc32_of("tensor", (tensor.dtype, *tensor.shape), start)
+    return zlib.crc32(sampled(bytes_where_they_are(tensor)).cpu().numpy(), start)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from activation_extractor._display import human_bytes
@@ -19,7 +18,7 @@ from activation_extractor.cli._terminal import one_line
 from activation_extractor.errors import ActivationError, ArgumentError, StoreError
 from activation_extractor.layers._modules import evaluating
 from activation_extractor.runs._batches import call_model
-from activation_extractor.runs._devices import move
+from activation_extractor.runs._devices import move, without_gradients
 from activation_extractor.runs._length_batches import WINDOW_ROWS
 from activation_extractor.sinks._resume import check_free
 from activation_extractor.sinks._unit_policy import UNIT_BYTES
@@ -74,7 +73,7 @@ def estimate(
         example = feed.example()
         mask = example.pop(POOLING_MASK) if pooling_mask else "attention_mask"
         recorded = capture(model, layers, mask=mask, reduce=reduce, stop_early=stop_early, sequence_axis=sequence_axis)
-        with evaluating(model), torch.inference_mode(), recorded as acts:
+        with evaluating(model), without_gradients(model), recorded as acts:
             call_model(model, example, move(model, None))
     except ActivationError:
         raise

@@ -46,6 +46,12 @@ def move(model: nn.Module, device: Any) -> Any:
     return where
 
 
+def without_gradients(model: nn.Module) -> Any:
+    """``inference_mode``; ``no_grad`` where weights are sparse, which torch cannot use under ``inference_mode``."""
+    is_dense = all(weight.layout is torch.strided for weight in model.parameters())
+    return torch.inference_mode() if is_dense else torch.no_grad()
+
+
 def devices(model: nn.Module) -> set[torch.device]:
     """The devices that a model computes on."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
@@ -24,7 +23,7 @@ from activation_extractor.layers._modules import evaluating, unwrap
 from activation_extractor.reducers._masks import BatchMask
 from activation_extractor.reducers._sequence_axis import SequenceAxes
 from activation_extractor.runs._batches import Batch, BatchFields, Ids, Keep, call_model
-from activation_extractor.runs._devices import check_weights, move
+from activation_extractor.runs._devices import check_weights, move, without_gradients
 from activation_extractor.runs._progress import Progress
 from activation_extractor.runs._run import Run
 from activation_extractor.runs._run_policies import BatchPolicy, OrderPolicy
@@ -159,7 +158,7 @@ def extract(
         with acts.step(ids=batch.ids, keep=batch.keep):
             call_model(model, batch.arguments, where, copy=is_again)
 
-    with evaluating(model), torch.inference_mode(), recorded as acts:
+    with evaluating(model), without_gradients(model), recorded as acts:
         for item in bar:
             batch = fields.split(item)
             run.add(batch, partial(forward, batch))

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from activation_extractor._format import _digests
 from activation_extractor._format._digests import tensor_sum
@@ -142,6 +143,26 @@ def test_a_tensor_of_any_kind_counts_by_its_values(tensor):
     plain = tensor.detach().to_dense()
     assert summed == int(tensor_sum(plain.resolve_conj().clone(memory_format=torch.contiguous_format)))
     assert not plain.numel() or summed != int(tensor_sum(plain + 1))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_weight_that_wraps_others_counts_by_all_of_them(mode):
+    packed = nn.Parameter(TwoTensor(ramp(6), ramp(6) + 1))
+    same, other = TwoTensor(ramp(6), ramp(6) + 1), TwoTensor(ramp(6), ramp(6) + 2)
+    with mode():
+        assert digest(w=packed) == digest(w=same)
+        assert digest(w=packed) != digest(w=other)
+        assert inputs_crc32(same, 0) != inputs_crc32(other, 0)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_input_counts_by_its_rows(layout):
+    def crc(*sizes, more=0.0):
+        return inputs_crc32(torch.nested.nested_tensor([ramp(size) + more for size in sizes], layout=layout), 0)
+
+    assert crc(2, 3) == crc(2, 3)
+    assert len({crc(2, 3), crc(3, 2), crc(2, 3, more=1.0)}) == 3
 
 
 def test_tied_weights_count_under_both_names():

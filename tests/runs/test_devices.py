@@ -90,3 +90,13 @@ def test_a_lazy_model_is_an_error_until_a_batch_went_through(tmp_path, lazy):
     assert not (tmp_path / "out").exists()
     model(X)  # as the text advises
     assert extract(model, X.split(3), "*", out=tmp_path / "out", progress=False).rows == 6
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_sparse_weights_run_without_inference_mode(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4))
+    expected = model(X).detach()
+    model[0].weight = nn.Parameter(model[0].weight.detach().to_sparse_csr(), requires_grad=False)
+    for _ in range(2):
+        store = extract(model, X.split(2), "0", out=tmp_path, progress=False)
+    torch.testing.assert_close(store["0"].torch(), expected)
