@@ -34,7 +34,7 @@ from activation_extractor.errors import InferenceReferenceError, TransformedCall
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers import Reducer, full
 from activation_extractor.reducers._reducers import note_reduction, owns_result, reduce_sequence
-from activation_extractor.reducers._sequence_axis import Layout, sequence_second
+from activation_extractor.reducers._sequence_axis import Layout, check_batch_first, sequence_second
 
 Hook = Callable[..., None]
 MakeHook = Callable[[Target], Hook]
@@ -194,6 +194,8 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
                 result = unrecorded(reduce_sequence, target.layer, name, reducer, sequence, mask)
             if slot.tensor is None:
                 slot.turn = next(turns)
+                if not has_sink:  # whose steps are compared with the batch
+                    check_batch_first(target.layer, sequence, own.layout, state.batch)
             slot.tensor, slot.stamp = result, stamp
         if own.stamp != stamp:
             own.stamp = stamp

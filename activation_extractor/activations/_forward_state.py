@@ -92,6 +92,11 @@ class ForwardState(Owner):
             call = call.outer
         return self.call if call is None else call
 
+    @property
+    def batch(self) -> int | None:
+        """The rows of the batch, where the model's own call tells them for certain."""
+        return None if self.call is None else self.call.batch
+
     def begin_step(self, *, keeps_all: bool) -> None:
         """A step begins: one forward, or, with `keeps_all`, what the user groups, which counts whole."""
         self._first_stamp = self._begun + (self.call is None)

@@ -22,6 +22,7 @@ from activation_extractor.activations._options import Options
 from activation_extractor.activations._recorded_values import Recorded
 from activation_extractor.activations._recorders import GradientRecorder, Shared, recorder
 from activation_extractor.activations._results import Results
+from activation_extractor.activations._row_order import RowOrder
 from activation_extractor.activations._steps import Steps
 from activation_extractor.errors import InferenceReferenceError, StopEarlyError
 from activation_extractor.layers._selections import Target
@@ -70,7 +71,16 @@ class OpenBlock:
         self.results = Results(targets, options, recorded, self.state, layouts)
         self._shared = Shared(options, self.state, recorded, masks, layouts)
         self._gradients: dict[str, GradientRecorder] = {}
-        self.steps = Steps(self.state, self.results, self._gradients, sink, root, may_lack=options.missing == "skip")
+        self.steps = Steps(
+            self.state,
+            self.results,
+            self._gradients,
+            sink,
+            root,
+            may_lack=options.missing == "skip",
+            is_time_first=any(0 in (layout.of_three, layout.axis) for layout in layouts.values()),
+        )
+        self._row_order = RowOrder() if options.calls == "join" else None
         self._plan: Plan | None = plan
         self._undo: list[Detach] = []
 
@@ -140,11 +150,13 @@ class OpenBlock:
 
     def _watch(self, layer: str, module: nn.Module, positions: Mapping[str, int]) -> None:
         """Note the calls of a module in the model that may say which positions are real."""
-        state, steps, masks = self.state, self.steps, self._shared.masks
+        state, steps, masks, has_sink = self.state, self.steps, self._shared.masks, self._shared.options.has_sink
 
         def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = CallArguments(positions, args, kwargs, steps.checks, layer=layer)
             state.begin_inner(call, has_mask=masks.is_given(call))
+            if call.outer is None and has_sink:
+                steps.add_call(call)
 
         self._undo.append(watch_calls(module, state, begin, partial(state.end_inner, layer)))
 
@@ -156,15 +168,22 @@ class OpenBlock:
             return call(*args, **kwargs)
         if hook_counter.next_id != state.hooks_made:
             state.reorder()
-        state.begin(CallArguments(self._shared.masks.positions, args, kwargs, self.steps.checks))
+        arguments, order = CallArguments(self._shared.masks.positions, args, kwargs, self.steps.checks), self._row_order
+        if order is not None:
+            order.begin(arguments)
+        state.begin(arguments)
         failed = True
         try:
             if state.in_step:
+                if self._shared.options.has_sink:
+                    self.steps.add_call(arguments)
                 result = call(*args, **kwargs)
             else:
                 with self.steps.step():
                     result = call(*args, **kwargs)
             failed = False
+            if order is not None:
+                order.end(arguments)
         finally:
             state.end(failed=failed)
         return result

@@ -22,7 +22,7 @@ from activation_extractor.reducers import full
 from activation_extractor.reducers._calls import CallArguments
 from activation_extractor.reducers._masks import Masks
 from activation_extractor.reducers._reducers import reduce_sequence
-from activation_extractor.reducers._sequence_axis import USUAL, Layout, has_sequence, sequence_second
+from activation_extractor.reducers._sequence_axis import USUAL, Layout, check_batch_first, has_sequence, sequence_second
 
 
 class Call(NamedTuple):
@@ -148,6 +148,8 @@ def _call_recorder(target: Target, shared: Shared) -> RecordCall:
                 _record_whole(name, target, value, call, shared, layout)
                 continue
             sequence = sequence_second(target.layer, value, layout)
+            if call.arguments is not None and not options.has_sink:  # whose steps are compared with the batch
+                check_batch_first(target.layer, sequence, layout, call.arguments.outermost.batch)
             mask = mask_source(options, shared.masks)(target, sequence, call.arguments)
             result = unrecorded(reduce_sequence, target.layer, name, reducer, sequence, mask)
             if options.to is not None:

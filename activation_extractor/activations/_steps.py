@@ -15,6 +15,7 @@ from activation_extractor.activations._recorders import GradientRecorder
 from activation_extractor.activations._results import Results
 from activation_extractor.errors import GradientNotFoundError, LayerNotRunError, StepError, add_note
 from activation_extractor.layers._modules import ModuleTree
+from activation_extractor.reducers._calls import CallArguments
 from activation_extractor.reducers._mask_fit import MaskCheck
 from activation_extractor.sinks import Sink
 from activation_extractor.sinks._step import make_step
@@ -26,7 +27,8 @@ _BY_HAND = "called by hand, outside of the model's own forward, which counts in 
 class Steps:
     """The steps of a block; without a sink the whole block is one.
 
-    With `may_lack` a step is complete although a layer did not run in it.
+    With `may_lack` a step is complete although a layer did not run in it; with `is_time_first` the batch may be the
+    second axis of what the model is called with.
 
     Attributes:
         checks: what is still to be checked of masks in the open step; None without a sink, when it is checked at once.
@@ -41,10 +43,12 @@ class Steps:
         root: nn.Module,
         *,
         may_lack: bool,
+        is_time_first: bool = False,
     ) -> None:
         self.checks: list[MaskCheck] | None = None if sink is None else []
         self._state, self._results, self._gradients, self._sink = state, results, gradients, sink
-        self._may_lack, self._count = may_lack, 0
+        self._may_lack, self._is_time_first, self._count = may_lack, is_time_first, 0
+        self._rows: set[int] | None = set()  # that the calls of the open step may have; None where a call does not say
         self._root: nn.Module | None = root
         state.in_step = state.spans_backward = sink is None
 
@@ -81,6 +85,9 @@ class Steps:
         self._results.clear()
         if self.checks:
             self.checks.clear()
+        self._rows = set()
+        if self._state.call is not None:
+            self.add_call(self._state.call)
         self._state.begin_step(keeps_all=keeps_all)
         self._state.in_step = True
         self._state.missed.clear()
@@ -94,6 +101,11 @@ class Steps:
         finally:
             self._state.in_step = False
         self._end(ids, keep or {})
+
+    def add_call(self, call: CallArguments) -> None:
+        """A forward begins whose rows are to be those of the open step."""
+        rows = call.rows(may_be_second=self._is_time_first)
+        self._rows = self._rows | rows if rows and self._rows is not None else None
 
     def check_complete(self) -> None:
         """Make sure that everything requested was recorded in the step that ends.
@@ -152,6 +164,10 @@ class Steps:
         columns = self._results.columns()
         if self._sink is not None and (columns or ids is not None or keep):
             step = make_step(self._count, columns, ids, keep, self.checks or ())
+            if columns and ids is None and self._rows and step.rows not in self._rows:
+                got = f"{step.rows} in {next(iter(columns))!r} beside {min(self._rows)} in the model's call"
+                advice = "Pass sequence_axis= if a layer has the batch elsewhere, or ids= if a sample has several rows."
+                raise StepError("have the rows of its batch", got, advice)
             if not self._sink.reads_later:
                 step.check_masks()
             self._sink.write(step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ _AUXILIARY = (
     "tgt",
     "decoder_",
 )
+_BATCH_FIRST = ("input_ids", "inputs_embeds", "attention_mask", "pixel_values", "input_values", "input_features")
+# Parts of the names of arguments whose first axis need not be the batch.
+_NO_ROWS = ("mask", "bias", "position", "past", "cache")
 
 
 class CallArguments:
@@ -64,7 +68,6 @@ class CallArguments:
         self.fitted: dict[Any, tuple[Any, Tensor]] = {}
         self.found: dict[Any, list[Any]] = {}
         self._positions, self._args, self._kwargs = positions, args, kwargs
-        self._nested = [value for value in (*args, *kwargs.values()) if isinstance(value, Mapping)]
         self._values: dict[str, Any] = {}
         self._masks: dict[str, Any] = {}
 
@@ -84,6 +87,10 @@ class CallArguments:
             self._masks[name] = _real(mask) if name.endswith(PADDING) and isinstance(mask, Tensor) else mask
         return self._masks[name]
 
+    @cached_property
+    def _nested(self) -> list[Mapping[str, Any]]:
+        return [value for value in (*self._args, *self._kwargs.values()) if isinstance(value, Mapping)]
+
     def may_have(self, name: str) -> bool:
         """Whether `get` may find something."""
         return name in self._kwargs or name in self._positions or bool(self._nested)
@@ -99,7 +106,13 @@ class CallArguments:
     @property
     def is_cached(self) -> bool:
         """Whether the call carries a cache of earlier positions."""
-        return any(self._argument(name) is not None for name in _CACHE_ARGUMENTS)
+        return self.cache is not None
+
+    @property
+    def cache(self) -> Any:
+        """What the model keeps between decoding steps; None where the call has none."""
+        caches = (self._argument(name) for name in _CACHE_ARGUMENTS)
+        return next((cache for cache in caches if cache is not None), None)
 
     @property
     def chain(self) -> Iterator[CallArguments]:
@@ -130,6 +143,21 @@ class CallArguments:
         sounds = [name for name, value in data if name == "input_values" and value.dim() == 2]
         tokens = [name for name, value in data if value.dim() == 2 and value.dtype in (torch.int64, torch.int32)]
         return tokens[:1] + sounds + dense
+
+    def rows(self, *, may_be_second: bool = False) -> set[int]:
+        """How many rows the batch may have, where the tensors agree; with `may_be_second` on either of two axes."""
+        tensors = [value for name, value in self.named() if not any(part in name for part in _NO_ROWS)]
+        tensors = [value for value in tensors if value.dim() > 1 and not value.is_nested]
+        counts = [{value.shape[axis] for value in tensors} for axis in range(1 + may_be_second)]
+        counts = [several - {1} or several for several in counts]  # one row is for all
+        return {rows for several in counts for rows in several if len(several) == 1}
+
+    @cached_property
+    def batch(self) -> int | None:
+        """The rows of the batch, where arguments that have the batch first whatever the model say it."""
+        values = (self.get(name) for name in _BATCH_FIRST if self.may_have(name))
+        counts = {value.shape[0] for value in values if isinstance(value, Tensor) and value.dim() > 1}
+        return counts.pop() if len(counts) == 1 else None
 
     def _argument(self, name: str) -> Any:
         if name in self._kwargs:

@@ -126,6 +126,17 @@ def sequence_axes(layer: str, activation: Tensor, layout: Layout) -> tuple[int, 
     return axes
 
 
+def check_batch_first(layer: str, sequence: Tensor, layout: Layout, rows: int | None) -> None:
+    """Refuse an activation of an assumed layout that has the rows of the batch second, and others first.
+
+    Raises:
+        SequenceAxisError: it has.
+    """
+    if rows is not None and layout == USUAL and sequence.shape[0] != rows == sequence.shape[1]:
+        advice = f"Pass sequence_axis={{{layer!r}: 0}}, or 1 where it is (batch, seq, features)."
+        raise SequenceAxisError(layer, sequence.shape, f"have the {rows} rows of the batch first", advice)
+
+
 def _has_form(activation: Tensor, layout: Layout) -> bool:
     return layout.form is None or activation.dim() == layout.form.count(",") + 1
 
