@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from activation_extractor._private_torch import clear_forward_hooks
+from activation_extractor._hooks._copied_modules import hide_ours, ours, show_all
+from activation_extractor._private_torch import clear_forward_hooks, forward_hooks
 from activation_extractor.errors import ArgumentError
 from activation_extractor.layers._modules import check_model
 from activation_extractor.layers._selections import resolve
@@ -67,22 +68,23 @@ class IntermediateExtractorBase:
         Returns:
             The hook, for ``module.register_forward_hook``.
         """
-
-        def store_output(module: nn.Module, args: Any, output: Any) -> None:
-            self.intermediate_outputs[layer_name] = copied(output)
-
-        return store_output
+        return _Place(self, layer_name).store_output
 
     def register_hooks(self) -> None:
-        """Attach a hook to every layer of the list; harmless when they are attached already."""
+        """Attach a hook to every layer of the list; harmless when they are attached already.
+
+        A copy or pickle of the model, made while they are attached, carries none of them.
+        """
         self.detach_hooks()
         for name, module in self._modules.items():
             self.hook_handles.append(module.register_forward_hook(self.create_hook(name)))
+        hide_ours(map(forward_hooks, self._modules.values()))
 
     def detach_hooks(self) -> None:
         """Take off the hooks that `register_hooks` attached; harmless when there are none."""
         while self.hook_handles:
             self.hook_handles.pop().remove()
+        show_all(map(forward_hooks, self._modules.values()))
 
     def clear_all_hooks(self) -> None:
         """Take off ALL forward hooks of every module of the model, whoever attached them."""
@@ -93,3 +95,18 @@ class IntermediateExtractorBase:
     def get_outputs(self) -> dict[str, Any]:
         """What the layers returned so far: `intermediate_outputs` itself."""
         return self.intermediate_outputs
+
+
+class _Place:
+    """Where a hook stores what its module returns. A copy, as that of a hook in a copy of a model, stores nothing."""
+
+    def __init__(self, extractor: IntermediateExtractorBase | None, layer_name: str) -> None:
+        self._extractor, self._layer_name = extractor, layer_name
+
+    def __reduce__(self) -> Any:
+        return _Place, (None, self._layer_name)
+
+    @ours
+    def store_output(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if self._extractor is not None:
+            self._extractor.intermediate_outputs[self._layer_name] = copied(output)

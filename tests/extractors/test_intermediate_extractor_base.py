@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from models import count_hooks
@@ -172,3 +175,58 @@ def test_a_selection_of_inputs_records_inputs_or_is_an_error():
     extractor.register_hooks()
     model(x)
     assert torch.equal(extractor.get_outputs()["0:input"], x)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("part", ["", "h.0"])
+def test_a_copy_of_the_model_carries_no_hook_and_writes_into_no_output(stack, tokens, copied, part):
+    extractor = IntermediateExtractorBase(stack, ["h.0", "h.3"])
+    extractor.register_hooks()
+    stack(tokens)
+    expected = {name: output.clone() for name, output in extractor.get_outputs().items()}
+    twin = copied(stack.get_submodule(part))
+    assert count_hooks(twin) == 0
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(1)
+    twin(tokens if part == "" else torch.ones(1, 2, 8))
+    assert all(torch.equal(output, expected[name]) for name, output in extractor.get_outputs().items())
+    assert count_hooks(stack) == 2
+    extractor.detach_hooks()
+    assert count_hooks(stack) == 0
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_hook_that_a_user_registered_stores_nothing(stack, tokens, copied):
+    extractor = IntermediateExtractorBase(stack, ["h.0"])
+    handle = stack.h[3].register_forward_hook(extractor.create_hook("mine"))
+    stack(tokens)
+    output = extractor.get_outputs()["mine"].clone()
+    copied(stack)(tokens.flip(0))
+    assert torch.equal(extractor.get_outputs()["mine"], output)
+    handle.remove()
+    assert count_hooks(stack) == 0
+
+
+def test_a_copy_of_an_extractor_has_hooks_and_outputs_of_its_own(stack, tokens):
+    extractor = IntermediateExtractorBase(stack, ["h.0"])
+    extractor.register_hooks()
+    stack(tokens)
+    twin = copy.deepcopy(extractor)
+    twin.register_hooks()
+    twin.model(tokens.flip(0))
+    assert torch.equal(extractor.get_outputs()["h.0"], stack.h[0](stack.embed(tokens)))
+    assert torch.equal(twin.get_outputs()["h.0"], stack.h[0](stack.embed(tokens.flip(0))))
+    twin.detach_hooks()
+    assert count_hooks(twin.model) == 0
+
+
+def test_hooks_of_others_are_copied_beside_those_of_an_extractor(stack):
+    extractor = IntermediateExtractorBase(stack, ["h.0"])
+    extractor.register_hooks()
+    stack.h[0].register_forward_hook(print)
+    with capture(stack, "h.0", missing="skip"):
+        assert list(copy.deepcopy(stack).h[0]._forward_hooks.values()) == [print]
+    assert list(copy.deepcopy(stack).h[0]._forward_hooks.values()) == [print]
+    extractor.detach_hooks()
+    assert list(copy.deepcopy(stack).h[0]._forward_hooks.values()) == [print]
