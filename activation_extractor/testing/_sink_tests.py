@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from activation_extractor.activations import capture
+from activation_extractor.errors import MaskError
+from activation_extractor.reducers._mask_fit import MaskCheck
 from activation_extractor.sinks import Ragged, Sink, Step
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -192,6 +194,26 @@ class SinkTests(ABC):
                 model(x)
                 raise KeyError("the body's own")
         assert len(self.read(sink, tmp_path).values["0", "full"]) == 2
+
+    def test_a_step_with_a_wrong_mask_is_an_error_and_is_not_stored(self, tmp_path: Path) -> None:
+        """Of a sink that `reads_later`, which is to call `Step.check_masks`; at the latest when it is closed."""
+        sink, rows = self._new_sink(tmp_path), torch.randn(2, 3)
+        if not sink.reads_later:
+            raise SkipTest("Masks are checked before a sink that does not read later is given a step.")
+        mask = torch.tensor([[True, True], [False, False]])
+        sink.write(Step(0, 2, {_MEAN: rows}, [0, 1]))
+        sink.close()
+        error: Exception | None = None
+        try:
+            sink.write(Step(1, 2, {_MEAN: rows}, [2, 3], _checks=[MaskCheck("h.0", mask, mask)]))
+            sink.close()
+        except MaskError as mask_error:
+            error = mask_error
+        assert error is not None, "a mask without a real position in row 1 must be a MaskError"
+        assert "row 1" in str(error)
+        with suppress(MaskError):  # a sink may say it again
+            sink.close()
+        self._check(self.read(sink, tmp_path).values[_MEAN], rows)
 
     def _write(self, folder: Path, steps: Sequence[Any], *, ids: Any = None, keep: Any = None) -> Written:
         sink = self._new_sink(folder)

@@ -152,6 +152,28 @@ def test_a_sink_with_a_fault_fails_the_suite(tmp_path, fault, test):
         getattr(Suite(), f"test_{test}")(tmp_path)
 
 
+@pytest.mark.parametrize("checks_masks", [True, False])
+def test_a_sink_that_reads_later_and_checks_no_masks_fails_the_suite(tmp_path, checks_masks):
+    class Later(MemorySink):
+        reads_later = True
+
+        def write(self, step: Step) -> None:
+            if checks_masks:
+                step.check_masks()
+            super().write(step)
+
+    class Suite(TestMemorySink):
+        def make_sink(self, folder: Path) -> Sink:
+            return Later()
+
+    suite = Suite()
+    if checks_masks:
+        suite.test_a_step_with_a_wrong_mask_is_an_error_and_is_not_stored(tmp_path)
+    else:
+        with pytest.raises(AssertionError, match="must be a MaskError"):
+            suite.test_a_step_with_a_wrong_mask_is_an_error_and_is_not_stored(tmp_path)
+
+
 def test_what_a_sink_does_not_store_is_skipped_and_says_so(tmp_path):
     class Suite(TestMemorySink):
         holds_ids = False
