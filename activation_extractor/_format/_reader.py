@@ -80,9 +80,11 @@ class Reader:
         """The values of an entry that a shard has."""
         return self._values(path, entry)
 
-    def ids(self, path: str) -> list[RowId] | None:
-        """The ids of a shard's rows; None when it has none."""
-        if IDS not in self.shard(path).extents:
+    def ids(self, path: str, kind: str | None = None) -> list[RowId] | None:
+        """The ids of a shard's rows, which must be of a kind, ``str`` or ``int``, if one is given; None without ids."""
+        if kind is not None and self._kind_of_ids(path) != kind:
+            raise StoreError(path, f"hold ids of the manifest's kind, {kind}", f"{self._kind_of_ids(path)}", REPAIR)
+        if self._kind_of_ids(path) is None:
             return None
         values = self.open(path, IDS).whole()
         if IDS + OFFSETS not in self.shard(path).extents:
@@ -92,6 +94,10 @@ class Reader:
             return [joined[start:stop].decode() for start, stop in pairwise(self.offsets(path, IDS, 0, None).tolist())]
         except ValueError as error:
             raise StoreError(path, "hold ids that are UTF-8 text", "other bytes", REPAIR) from error
+
+    def _kind_of_ids(self, path: str) -> str | None:
+        entries = self.shard(path).extents
+        return None if IDS not in entries else "str" if IDS + OFFSETS in entries else "int"
 
     def offsets(self, path: str, entry: str, start: int, stop: int | None) -> Tensor:
         """Where the rows `start` to `stop` of a ragged column begin, and where the last one ends; they rise."""

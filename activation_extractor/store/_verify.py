@@ -110,7 +110,7 @@ def _damages(shards: Mapping[str, Path], manifest: Manifest, records: Mapping[st
                 reader.row_numbers(str(path), entry)
                 if entry + OFFSETS in shard.extents:
                     reader.offsets(str(path), entry, 0, None)
-            repeated = add_ids(ids, reader.ids(str(path)) or ())
+            repeated = add_ids(ids, reader.ids(str(path), manifest.ids) or ())
         except (OSError, ValueError) as error:
             is_short = isinstance(error, TruncatedError) or isinstance(error.__cause__, TruncatedError)
             yield Damage(path, "truncated" if is_short else "unreadable", str(error))

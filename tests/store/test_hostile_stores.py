@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import UNITS, entries_of, faults, guarded, make_store, replace_shard
+from hostile import UNITS, change_manifest, entries_of, faults, guarded, make_store, replace_shard
 
 from activation_extractor import open_store
 from activation_extractor._format._codecs import CODECS, NPY, SAFETENSORS, Codec
@@ -132,6 +132,25 @@ def test_ids_in_a_dtype_that_numpy_lacks_are_refused(tmp_path):
     folder = make_store(tmp_path / "out", SAFETENSORS, has_journal=False)
     replace_shard(folder, SAFETENSORS, {"#ids": [torch.zeros(6, dtype=torch.bfloat16)]})
     assert faults(folder)
+
+
+@pytest.mark.parametrize("ids", [torch.arange(4), None], ids=["int", "none"])
+def test_ids_of_another_kind_than_the_manifest_says_are_refused(tmp_path, codec, ids):
+    folder = make_store(tmp_path / "out", codec, has_journal=False)
+    replace_shard(folder, codec, {"#ids": None if ids is None else [ids], "#ids#offsets": None})
+    store = open_store(folder)
+    for question in (lambda: store.ids, lambda: list(store.iter_ids()), lambda: store.row_of("b")):
+        with pytest.raises(StoreError, match="must hold ids of the manifest's kind, str, got (int|None)"):
+            question()
+    assert any(damage.kind == "unreadable" for damage in verify_store(folder))
+
+
+def test_ids_that_are_text_where_the_manifest_says_numbers_are_refused(tmp_path, codec):
+    folder = make_store(tmp_path / "out", codec, has_journal=False)
+    change_manifest(folder, lambda content: {**content, "ids": "int"})
+    with pytest.raises(StoreError, match="must hold ids of the manifest's kind, int, got str"):
+        _ = open_store(folder).ids
+    assert any(damage.kind == "unreadable" for damage in verify_store(folder))
 
 
 NOTES = [{"rows": text} for text in ("-1", "5", "3", "", "x", "4.0", "1e0", "9" * 30, "9" * 5000, "0x4", "None")]
