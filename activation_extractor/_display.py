@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from html import escape
 from pathlib import Path
 from typing import Any, overload
@@ -20,6 +21,21 @@ def examples(names: Iterable[object]) -> str:
     shown = ", ".join(repr(name) for name in names[:_EXAMPLES])
     rest = len(names) - _EXAMPLES
     return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def close_matches(name: object, names: Iterable[str], otherwise: str = "") -> str:
+    """A sentence with those of `names` that look like what was asked for; another one where none does."""
+    return close_sentence(get_close_matches(name, names) if isinstance(name, str) else []) or otherwise
+
+
+def close_sentence(close: Sequence[str]) -> str:
+    """A sentence with names that look like what was asked for; empty where there are none."""
+    return f"Close matches: {examples(close)}." if close else ""
+
+
+def dtype_name(dtype: object) -> str:
+    """A dtype without ``torch.``; empty for none."""
+    return "" if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def shown(value: object) -> str:
@@ -49,7 +65,7 @@ def describe(key: Any, value: Any) -> list[tuple[str, ...]]:
     if isinstance(value, list):
         return [row for index, call in enumerate(value) for row in describe((f"{name}#{index}", reducer), call)]
     shape = "nested" if value.is_nested else str(tuple(value.shape))
-    return [(name, reducer, shape, str(value.dtype).removeprefix("torch."), str(value.device))]
+    return [(name, reducer, shape, dtype_name(value.dtype), str(value.device))]
 
 
 def table(

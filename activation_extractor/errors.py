@@ -40,7 +40,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from activation_extractor._display import examples, shown
+from activation_extractor._display import close_sentence, examples, shown
 
 __all__ = [
     "ActivationError",
@@ -121,9 +121,11 @@ class LayerNotFoundError(ActivationError, LookupError):
 
     def __init__(self, selection: object, close_matches: Sequence[str] = (), advice: str = "") -> None:
         self.selection, self.close_matches = selection, tuple(close_matches)
-        if close_matches:
-            advice = f"Close matches: {examples(close_matches)}."
-        advice = advice or "`[name for name, _ in model.named_modules()]` lists what there is."
+        advice = (
+            close_sentence(close_matches)
+            or advice
+            or "`[name for name, _ in model.named_modules()]` lists what there is."
+        )
         super().__init__(f"No layer matches {shown(selection)}. {advice}")
 
 

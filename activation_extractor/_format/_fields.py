@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from activation_extractor._display import dtype_name
 from activation_extractor._format._entry_names import entry_name, keep_entry
 from activation_extractor._format._headers import check_shape
 from activation_extractor._format._safetensors import STORED_DTYPES
 
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*STORED_DTYPES, torch.complex128)}
+_DTYPES = {dtype_name(dtype): dtype for dtype in (*STORED_DTYPES, torch.complex128)}
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class Field:
         return keep_entry(self.key) if isinstance(self.key, str) else entry_name(*self.key)
 
     def __str__(self) -> str:
-        dtype = self.converted_from or str(self.dtype).removeprefix("torch.")
+        dtype = self.converted_from or dtype_name(self.dtype)
         return f"{dtype} {self.row_shape}{' ragged' * self.is_ragged}"
 
     def to_json(self) -> dict[str, Any]:
         """The field as a manifest lists it."""
         key = {"name": self.key} if isinstance(self.key, str) else {"layer": self.key[0], "reducer": self.key[1]}
-        dtype = str(self.dtype).removeprefix("torch.")
+        dtype = dtype_name(self.dtype)
         described = {**key, "dtype": dtype, "row_shape": list(self.row_shape), "ragged": self.is_ragged}
         return described | ({"converted_from": self.converted_from} if self.converted_from else {})
 

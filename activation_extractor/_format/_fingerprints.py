@@ -236,13 +236,17 @@ def _difference(name: str, before: Any, now: Any) -> str:
         return _DIGESTS[name]
     if (isinstance(before, list) and isinstance(now, list)) or (_is_by_name(before) and _is_by_name(now)):
         removed, added = _without(before, now), _without(now, before)
-        parts = [*(f"without {member}" for member in removed[:1]), *(f"with {member}" for member in added[:1])]
-        if isinstance(now, Mapping):
-            parts += [f"another {key}" for key in now if key in before and now[key] != before[key]][:1]
+        changed = [key for key in now if key in before and now[key] != before[key]] if isinstance(now, Mapping) else []
+        members = {"without": removed, "with": added, "another": changed}
+        parts = [f"{how} {some[0]}{_and_more(len(some) - 1)}" for how, some in members.items() if some]
         return f"{name} ({', '.join(parts) or 'in another order'})"
     if _shown(before) == _shown(now):
         return f"{name} (another {_shown(now)})"
     return f"{name} ({_shown(now)} in place of {_shown(before)})"
+
+
+def _and_more(count: int) -> str:
+    return f" and {count} more" if count else ""
 
 
 def _without(some: Iterable[Any], others: Any) -> list[str]:

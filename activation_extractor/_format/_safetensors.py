@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from activation_extractor._display import dtype_name
 from activation_extractor._files import TruncatedError, open_regular, read_at, replacing, sync
 from activation_extractor._format._headers import (
     SEAL,
@@ -161,7 +162,7 @@ def read_header(path: Path) -> tuple[Any, int, int]:
 def check_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype itself; refuses one that safetensors does not have."""
     if dtype not in _DTYPE_NAMES:
-        known = ", ".join(str(known).removeprefix("torch.") for known in _DTYPE_NAMES)
+        known = ", ".join(dtype_name(known) for known in _DTYPE_NAMES)
         advice = "Convert it in a reducer, or use NpySink or NpzSink if numpy has it."
         raise ArgumentError("the dtype of a tensor in a safetensors file", f"be one of {known}", dtype, advice)
     return dtype

@@ -135,7 +135,7 @@ class Preview(Sequence[LayerPreview]):
 
 
 def _cells(layer: LayerPreview) -> tuple[str, ...]:
-    dtype = str(layer.dtype or "").removeprefix("torch.")
+    dtype = _display.dtype_name(layer.dtype)
     numbers = (layer.nbytes, layer.bytes_per_row) if layer.dtype else (None, None)
     counts = ["" if number is None else f"{number:,}" for number in (*numbers, layer.calls)]
     return layer.name, layer.type, f"{layer.parameters:,}", layer.shape_text, dtype, *counts

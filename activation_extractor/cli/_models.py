@@ -9,14 +9,13 @@ import pkgutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from activation_extractor._display import examples
+from activation_extractor._display import close_matches
 from activation_extractor._streams import current_accelerator
 from activation_extractor.cli._terminal import one_line
 from activation_extractor.cli._transformers import KINDS, load_transformers
@@ -143,8 +142,7 @@ def _find_factory(name: str, module_name: str) -> Any:
         module = sys.modules.get(module_name)
         if not isinstance(error, AttributeError) or module is None:  # the module itself failed
             raise ArgumentError("model", "name a module that can be imported", name, f"{one_line(error)}.") from error
-        close = get_close_matches(name.partition(":")[2], dir(module), n=3)
-        advice = f"Close matches: {examples(close)}." if close else ""
+        advice = close_matches(name.partition(":")[2], dir(module))
         raise ArgumentError("model", f"name something that {module_name!r} holds", name, advice) from None
 
 

@@ -10,7 +10,7 @@ from typing import overload
 import torch
 
 from activation_extractor import _display
-from activation_extractor._display import printable
+from activation_extractor._display import dtype_name, printable
 
 _HEADER = ("", "layer", "reducer", "max abs", "max rel", "cosine", "dtype", "shape", "differs in")
 _ROWS_ABOVE = 3  # of a long table, above the first that differs
@@ -132,7 +132,7 @@ class Comparison(Sequence[LayerComparison]):
                 printable(row.reducer or "") if has_reducers else "",
                 *(_MISSING if math.isnan(value) else f"{value:.3g}" for value in (row.max_abs, row.max_rel)),
                 _MISSING if math.isnan(row.cosine) else f"{row.cosine:.6f}",
-                _both(*(_MISSING if dtype is None else str(dtype).removeprefix("torch.") for dtype in row.dtypes)),
+                _both(*(_MISSING if dtype is None else dtype_name(dtype) for dtype in row.dtypes)),
                 _both(*(_MISSING if shape is None else str(shape).replace("None", "*") for shape in row.shapes)),
                 ", ".join(
                     {"NaN": f"{row.nan_count:,} NaN", "infinity": f"{row.inf_count:,} infinite"}.get(what, what)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from activation_extractor._display import examples, plural
+from activation_extractor._display import close_matches, examples, plural
 from activation_extractor._format._entry_names import Key
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MatchError
 from activation_extractor.layers._patterns import count_wildcards, fill, glob
@@ -133,8 +132,7 @@ def _shown(keys: Iterable[Key]) -> str:
 
 
 def _close(name: str, names: Sequence[str]) -> str:
-    close = get_close_matches(name, names, n=3)
-    return f"Close matches: {examples(close)}." if close else f"There is {examples(names)}."
+    return close_matches(name, names, f"There is {examples(names)}.")
 
 
 def row_order(left: Store | None, right: Store | None) -> Tensor | None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from difflib import get_close_matches
 from typing import Any
 
-from activation_extractor._display import examples
+from activation_extractor._display import close_matches, examples
 from activation_extractor.errors import ActivationNotFoundError
 from activation_extractor.reducers._reducers import canonical_name
 
@@ -21,9 +20,8 @@ def resolve_key(key: Any, names: Collection[str], reducers: Sequence[str]) -> tu
     """
     name, reducer = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
     if not isinstance(name, str) or name not in names:
-        close = get_close_matches(name, names, n=3) if isinstance(name, str) else []
         text = f"There is {examples(names)}." if names else "Nothing has been recorded yet, or it was cleared."
-        text = f"Close matches: {examples(close)}." if close else text
+        text = close_matches(name, names, text)
         raise ActivationNotFoundError(key, f"Nothing is recorded under {name!r}. {text}")
     if reducer is None and len(reducers) > 1:
         text = f"A key must say which reducer is meant ({examples(reducers)}), got {key!r}. "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from activation_extractor._display import dtype_name
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._digests import bytes_where_they_are
 from activation_extractor._format._entry_names import column_key
@@ -33,7 +34,7 @@ class BatchColumn:
     @property
     def kind(self) -> str:
         """The dtype on disk and the shape of a row."""
-        dtype = str(self.field.dtype).removeprefix("torch.")
+        dtype = dtype_name(self.field.dtype)
         return f"{dtype} {self.field.row_shape}{' ragged' * self.field.is_ragged}"
 
 

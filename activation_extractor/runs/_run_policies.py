@@ -120,7 +120,9 @@ class OrderPolicy(RunPolicy):
         if not self._is_gapless:
             last = max(self._taken)
             missing = next(place for place in range(self._first_place, last) if place not in self._taken)
-            raise ArgumentError("order", f"hold every place up to {last}", f"none of {missing}", _GAPS)
+            raise ArgumentError(
+                "order", f"hold place {missing} where it holds place {last}", sorted(self._taken), _GAPS
+            )
         if rows != len(self._places):
             got = f"{rows} rows for {len(self._places)} places"
             raise StepError("have a row for each place in order", got, "Check order=, and give each row an id.")

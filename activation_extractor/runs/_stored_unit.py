@@ -45,4 +45,4 @@ class StoredUnit:
         return f"row {row} of unit {self._metadata['unit']!r}" + (f", id {self._ids[row]!r}" if self._ids else "")
 
     def _fail(self, difference: str) -> None:
-        raise OtherRunError(self._folder, [f"data ({difference} of unit {self._metadata['unit']!r})"])
+        raise OtherRunError(self._folder, [f"data (unit {self._metadata['unit']!r}: {difference})"])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from activation_extractor._display import dtype_name
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._fields import Field
 from activation_extractor._format._manifest import Manifest
@@ -80,7 +81,7 @@ def _stored(codec: Codec, key: tuple[str, str] | str, value: Tensor | Ragged) ->
     computed = value.values if isinstance(value, Ragged) else value
     stored = codec.convert(computed, key[0] if isinstance(key, tuple) else None, "in a store")
     is_converted = stored.dtype != computed.dtype
-    converted_from = str(computed.dtype).removeprefix("torch.") if is_converted else None
+    converted_from = dtype_name(computed.dtype) if is_converted else None
     field = Field(key, stored.dtype, tuple(stored.shape[1:]), isinstance(value, Ragged), converted_from)
     return (Ragged(stored, value.lengths) if isinstance(value, Ragged) else stored), field
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from activation_extractor._display import dtype_name
 from activation_extractor._files import sync
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor._tensors import to_numpy
@@ -88,7 +89,7 @@ class _Field:
         if has_axes and number != pa.bool_():  # which Arrow has no tensors of
             whole = pa.fixed_shape_tensor(number, column.row_shape)
             self._row = whole.storage_type
-        about = {"shape": json.dumps(list(column.row_shape)), "dtype": str(column.dtype).removeprefix("torch.")}
+        about = {"shape": json.dumps(list(column.row_shape)), "dtype": dtype_name(column.dtype)}
         self.field = pa.field(name, whole, metadata=about)
 
     def add_bytes(self, totals: _Array) -> None:

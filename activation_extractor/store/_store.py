@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
 from activation_extractor import _display
-from activation_extractor._display import examples
+from activation_extractor._display import close_matches, dtype_name, examples
 from activation_extractor._format._entry_names import column_key, kept_name
 from activation_extractor._format._journal import read_records
 from activation_extractor._format._manifest import read_manifest, store_name
@@ -146,7 +145,8 @@ class Store(Mapping[EntryKey, Column]):
         """
         if self.manifest["ids"] is None:
             return iter(range(self.rows))
-        return chain.from_iterable(self._reader.ids(path) or () for path, _ in self._shards)
+        kind = self.manifest["ids"]
+        return chain.from_iterable(self._reader.ids(path, kind) or () for path, _ in self._shards)
 
     @property
     def shards(self) -> list[ShardInfo]:
@@ -190,11 +190,8 @@ class Store(Mapping[EntryKey, Column]):
         for row_id in wanted:
             if not isinstance(row_id, Hashable) or row_id not in known:
                 names = [name for name in self.ids if isinstance(name, str)]
-                close = get_close_matches(row_id, names) if isinstance(row_id, str) else []
-                hint = (
-                    f" Close matches: {examples(close)}." if close else f" There is {examples(self.ids)}." * bool(known)
-                )
-                raise ActivationNotFoundError(row_id, f"No row has the id {row_id!r}.{hint}")
+                hint = close_matches(row_id, names, f"There is {examples(self.ids)}." if known else "")
+                raise ActivationNotFoundError(row_id, f"No row has the id {row_id!r}. {hint}".rstrip())
         return [known[row_id] for row_id in wanted]
 
     def dataset(self, *keys: Any, keep: str | Iterable[str] = ()) -> StoreDataset:
@@ -264,7 +261,7 @@ class Store(Mapping[EntryKey, Column]):
     def _table(self) -> tuple[str, Sequence[tuple[str, ...]]]:
         def cells(key: EntryKey) -> tuple[str, ...]:
             column, (name, reducer) = self[key], key if isinstance(key, tuple) else (key, "")
-            return name, reducer, str(column.shape), str(column.dtype).removeprefix("torch.")
+            return name, reducer, str(column.shape), dtype_name(column.dtype)
 
         caption = _display.total(f"Store {str(self.path)!r} of {self.rows} rows", len(self), self.nbytes)
         return caption, _display.LazyRows(list(self), cells)

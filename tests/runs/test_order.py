@@ -105,8 +105,8 @@ def test_layers_that_run_for_some_rows_keep_their_rows(tmp_path):
     [
         ([[0, 0]], r"order must hold each place once, got 0\."),
         ([[0, 1], [1, 2]], r"order must hold each place once, got 1\."),
-        ([[0, 2]], r"order must hold every place up to 2, got 'none of 1'\. Sort rows within windows"),
-        ([[1, 2]], r"order must hold every place up to 2, got 'none of 0'\."),
+        ([[0, 2]], r"order must hold place 1 where it holds place 2, got \[0, 2\]\. Sort rows within windows"),
+        ([[1, 2]], r"order must hold place 0 where it holds place 2, got \[1, 2\]\."),
         ([[-1, 0]], r"order must hold each place once, got -1\."),
     ],
 )

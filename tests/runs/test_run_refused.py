@@ -34,17 +34,17 @@ def second(activation, mask):
 second.__name__ = second.__qualname__ = "first"
 
 OTHER_DATA = {
-    "reversed": (BATCHES[::-1], "id 'row 12' in place of 'row 0' in row 0 of unit '00000000'"),
-    "an_edited_id": (edited(3, id=["row 9", "new", "row 11"]), "id 'new' in place of 'row 10' in row 4 of unit '0+1'"),
+    "reversed": (BATCHES[::-1], "unit '00000000': id 'row 12' in place of 'row 0' in row 0"),
+    "an_edited_id": (edited(3, id=["row 9", "new", "row 11"]), "unit '0+1': id 'new' in place of 'row 10' in row 4"),
     "a_swapped_batch": ([*BATCHES[:2], BATCHES[3], BATCHES[2], BATCHES[4]], "id 'row 9' in place of 'row 6' in row 0"),
-    "edited_inputs": (edited(2, input_ids=TOKENS[30:33]), "other inputs under the same ids of unit '00000001'"),
-    "an_edited_mask": (edited(1, attention_mask=MASK[3:6].flip(1)), "other inputs under the same ids of unit '0+0'"),
+    "edited_inputs": (edited(2, input_ids=TOKENS[30:33]), "unit '00000001': other inputs under the same ids"),
+    "an_edited_mask": (edited(1, attention_mask=MASK[3:6].flip(1)), "unit '0+0': other inputs under the same ids"),
     "fewer_batches": (BATCHES[:4], "it ends before the batches of unit '00000002'"),
-    "a_cut_unit": (BATCHES[:3], "1 batches in place of 2 of unit '00000001'"),
+    "a_cut_unit": (BATCHES[:3], "unit '00000001': 1 batches in place of 2"),
     "no_batches": ([], "it ends before the batches of unit '00000002'"),
-    "more_batches": ([*BATCHES, batch(slice(15, 18))], "id 'row 15' in place of none in row 3 of unit '00000002'"),
-    "smaller_batches": ([batch(slice(at, at + 1)) for at in range(15)], "2 rows in place of 6 of unit '0+0'"),
-    "larger_batches": ([batch(slice(at, at + 5)) for at in (0, 5, 10)], "id 'row 6' in place of none in row 6 of unit"),
+    "more_batches": ([*BATCHES, batch(slice(15, 18))], "unit '00000002': id 'row 15' in place of none in row 3"),
+    "smaller_batches": ([batch(slice(at, at + 1)) for at in range(15)], "unit '0+0': 2 rows in place of 6"),
+    "larger_batches": ([batch(slice(at, at + 5)) for at in (0, 5, 10)], "id 'row 6' in place of none in row 6"),
 }
 OTHER_RUNS = {
     "weights": ({"model": small_model(1)}, r"weights\."),
@@ -88,9 +88,9 @@ def test_an_id_of_a_unit_that_is_there_may_not_come_again(tmp_path):
 def test_further_batches_without_ids_are_an_error_too(tmp_path):
     plain = [{"input_ids": TOKENS[at : at + 3]} for at in range(0, 18, 3)]
     run(tmp_path, plain[:5], ids=None, keep=())
-    text = r"data \(2 batches in place of 1 of unit '00000002'\)\. Use what it was begun with, or a new folder\."
+    text = r"data \(unit '00000002': 2 batches in place of 1\)\. Use what it was begun with, or a new folder\."
     refuse(tmp_path, text, batches=plain, ids=None, keep=())
-    refuse(tmp_path, r"data \(other inputs of unit '00000000'\)", batches=plain[::-1], ids=None, keep=())
+    refuse(tmp_path, r"data \(unit '00000000': other inputs\)", batches=plain[::-1], ids=None, keep=())
 
 
 @pytest.mark.parametrize("after", [4, 5])

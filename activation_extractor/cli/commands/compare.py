@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from activation_extractor._display import dtype_name
 from activation_extractor.cli._terminal import say, say_json
 from activation_extractor.errors import ArgumentError
 
@@ -128,7 +129,7 @@ def _layer(row: LayerComparison) -> dict[str, Any]:
     from dataclasses import asdict
 
     about: dict[str, Any] = asdict(row)
-    about["dtypes"] = [None if dtype is None else str(dtype).removeprefix("torch.") for dtype in row.dtypes]
+    about["dtypes"] = [None if dtype is None else dtype_name(dtype) for dtype in row.dtypes]
     # JSON has no NaN and no infinity.
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in about.items()

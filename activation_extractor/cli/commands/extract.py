@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from activation_extractor._display import dtype_name
 from activation_extractor.cli._terminal import how_to_read, say, say_json, warn
 from activation_extractor.errors import StoreError
 
@@ -109,7 +110,7 @@ def extract(
         say(f"{store!r}\n{how_to_read(out, next(iter(store)))}")
         return
     columns = [
-        {"layer": layer, "reducer": reducer, "shape": column.shape, "dtype": str(column.dtype).removeprefix("torch.")}
+        {"layer": layer, "reducer": reducer, "shape": column.shape, "dtype": dtype_name(column.dtype)}
         for (layer, reducer), column in ((pair, store[pair]) for pair in store.pairs)
     ]
     say_json({"path": str(store.path), "rows": store.rows, "bytes": store.nbytes, "columns": columns})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from activation_extractor._display import aligned, plural
+from activation_extractor._display import aligned, dtype_name, plural
 from activation_extractor.cli._terminal import one_line, say, say_json, warn
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _content(loaded: Loaded, rows: Preview, notes: Sequence[str]) -> dict[str, A
             "parameters": row.parameters,
             "calls": row.calls,
             "shape": None if row.shape is None else list(row.shape),
-            "dtype": None if row.dtype is None else str(row.dtype).removeprefix("torch."),
+            "dtype": None if row.dtype is None else dtype_name(row.dtype),
             "bytes": None if row.dtype is None else row.nbytes,
             "bytes_per_row": row.bytes_per_row,
         }
@@ -122,7 +122,7 @@ def _lines(rows: Preview, *, collapses: bool) -> list[str]:
 
 
 def _cells(row: LayerPreview) -> tuple[str, ...]:
-    dtype = str(row.dtype or "").removeprefix("torch.")
+    dtype = dtype_name(row.dtype)
     counts = ["" if count is None else f"{count:,}" for count in (row.bytes_per_row, row.calls)]
     return row.name or "(the model)", row.type, f"{row.parameters:,}", row.shape_text, dtype, *counts
 

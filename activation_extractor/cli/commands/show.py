@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from activation_extractor._display import aligned, human_bytes, plural, printable
+from activation_extractor._display import aligned, dtype_name, human_bytes, plural, printable
 from activation_extractor.cli._terminal import say, say_json
 
 _FIRST_IDS = 3
@@ -90,7 +90,7 @@ def _column(column: Any, stats: bool) -> dict[str, Any]:
         return {"row_shape": [], "dtype": "text", "rows": len(column), "ragged": False}
     about = {
         "row_shape": list(column.row_shape),
-        "dtype": str(column.dtype).removeprefix("torch."),
+        "dtype": dtype_name(column.dtype),
         "rows": len(column),
         "ragged": column.is_ragged,
     }
