@@ -82,12 +82,13 @@ class Reader:
 
     def ids(self, path: str, kind: str | None = None) -> list[RowId] | None:
         """The ids of a shard's rows, which must be of a kind, ``str`` or ``int``, if one is given; None without ids."""
-        if kind is not None and self._kind_of_ids(path) != kind:
-            raise StoreError(path, f"hold ids of the manifest's kind, {kind}", f"{self._kind_of_ids(path)}", REPAIR)
-        if self._kind_of_ids(path) is None:
+        found = self._kind_of_ids(path)
+        if kind not in (None, found):
+            raise StoreError(path, f"hold ids of the manifest's kind, {kind}", found or "none", REPAIR)
+        if found is None:
             return None
         values = self.open(path, IDS).whole()
-        if IDS + OFFSETS not in self.shard(path).extents:
+        if found == "int":
             return list(values.tolist())
         joined = bytes(values.numpy())
         try:

@@ -256,7 +256,7 @@ def test_a_manifest_that_tells_of_ids_that_no_shard_has_is_an_error_when_they_ar
     path.write_text(json.dumps({**json.loads(path.read_text()), "ids": "int"}))
     again = open_store(tmp_path / "out")
     assert again["h.0"].shape == (2, 3)
-    with pytest.raises(StoreError, match=r"must hold an id for each of its 2 rows, got 0\. "):
+    with pytest.raises(StoreError, match=r"must hold ids of the manifest's kind, int, got none\. "):
         again.row_of(0)
 
 
