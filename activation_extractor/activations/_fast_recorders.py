@@ -191,7 +191,7 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
                     note_reduction(error, target.layer, name, sequence)
                     raise
             else:
-                result = unrecorded(reduce_sequence, target.layer, name, reducer, sequence, mask)
+                result = unrecorded(reduce_sequence, target.layer, name, reducer, sequence, mask).detach()
             if slot.tensor is None:
                 slot.turn = next(turns)
                 if not has_sink:  # whose steps are compared with the batch

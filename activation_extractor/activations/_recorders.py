@@ -119,7 +119,11 @@ class GradientRecorder:
     @property
     def lacks(self) -> bool:
         """Whether a gradient that is wanted has not come."""
-        return len(self._calls) - 1 in self._lacking if self._records_last else bool(self._lacking)
+        calls, lacking = self._calls, self._lacking
+        if self._records_last:
+            return len(calls) - 1 in lacking
+        has_forward = any(call.stamp > 0 for call in calls)  # beside one, calls by hand do not count
+        return any(calls[index].stamp > 0 or not has_forward for index in lacking)
 
     def _record_recomputed(self, gradient: Tensor) -> None:
         if self._lacking:
@@ -152,6 +156,7 @@ def _call_recorder(target: Target, shared: Shared) -> RecordCall:
                 check_batch_first(target.layer, sequence, layout, call.arguments.outermost.batch)
             mask = mask_source(options, shared.masks)(target, sequence, call.arguments)
             result = unrecorded(reduce_sequence, target.layer, name, reducer, sequence, mask)
+            result = result.detach() if options.detach else result  # a reducer may have weights of its own
             if options.to is not None:
                 result = moved(result, options.to, target.layer)
             recorded.put((target.name, name), result, call.stamp, index=call.number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import is_not
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class Results:
     ) -> None:
         self._layers, self._layouts = {target.name: target.layer for target in targets}, layouts
         self._options, self._recorded, self._state = options, recorded, state
-        self._joined: dict[Key, tuple[int, Tensor]] = {}
+        self._joined: dict[Key, tuple[list[Tensor], Tensor]] = {}
         self.picked_of = state.picked_of
         self.only_reducer = next(iter(options.reducers)) if len(options.reducers) == 1 else ""
 
@@ -83,14 +84,15 @@ class Results:
         parts = self._recorded.read((key[0], "full"))
         if key[1] not in self._options.reducers:
             raise KeyError(key)
-        count, joined = self._joined.get(key, (0, None))
-        if joined is None or count != len(parts):
+        known, joined = self._joined.get(key, ([], None))
+        if joined is None or len(known) != len(parts) or any(map(is_not, known, parts)):
             layer, layout = self._layers[key[0]], self._layouts.get(key[0], USUAL)
             joined = self._concatenated(key[0], parts, layout)
             if (reducer := self._options.reducers[key[1]]) is not full:
                 sequence, mask = sequence_second(layer, joined, layout), self._joined_mask(key[0], parts)
                 joined = ordinary(reduce_sequence(layer, key[1], reducer, sequence, mask))
-            self._joined[key] = (len(parts), joined)
+                joined = joined.detach() if self._options.detach else joined
+            self._joined[key] = parts, joined
         return joined
 
     def _concatenated(self, name: str, parts: list[Tensor], layout: Layout) -> Tensor:

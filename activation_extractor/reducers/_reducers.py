@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from activation_extractor._tensors import as_dense, is_special, kind_of, memory_of, rows_of
+from activation_extractor._tensors import as_dense, is_special, kind_of, rows_of
 from activation_extractor.errors import (
     ActivationError,
     ArgumentError,
@@ -214,7 +214,7 @@ def reduce_sequence(layer: str, name: str, reducer: Reducer, sequence: Tensor, m
 
 
 def _own_result(layer: str, name: str, sequence: Tensor, result: Tensor) -> Tensor:
-    """What a user's reducer returned: itself, or a copy where it is a part of all that the reducer was given.
+    """A copy of what a user's reducer returned: it may be a part of what it was given, or a buffer that it uses again.
 
     Raises:
         ReducerError: it is no tensor with a row for each row of the batch.
@@ -224,7 +224,7 @@ def _own_result(layer: str, name: str, sequence: Tensor, result: Tensor) -> Tens
     if result.dim() == 0 or result.size(0) != sequence.size(0):
         shape = "a nested one" if result.is_nested else tuple(result.shape)
         raise ReducerError(name, layer, f"shape {shape} for {sequence.size(0)} rows")
-    return result if memory_of(result).keys().isdisjoint(memory_of(sequence)) else result.clone()
+    return result.clone()
 
 
 def note_reduction(error: Exception, layer: str, name: str, sequence: Tensor) -> None:

@@ -283,3 +283,16 @@ def test_towers_that_are_called_alone_are_kept_each():
         model.get_text_features(torch.randint(0, 20, (3, 6)))
         model.get_image_features(torch.randn(2, 3, 4, 4))
     assert [tuple(value.shape) for value in acts.values()] == [(3, 6, 8), (2, 5, 8)]
+
+
+def test_what_is_joined_is_joined_again_when_other_calls_count():
+    model = Net()
+    with capture(model, ["head", gradients("head")], calls="join", sequence_axis=0) as acts:
+        model.head(Y)
+        assert len(acts["head"]) == 2
+        expected = model(Y)
+        assert torch.equal(acts["head"], expected)
+        expected.sum().backward(retain_graph=True)
+        assert torch.equal(acts["head:gradient"], torch.ones(2, 3))
+        (expected * 3).sum().backward()
+        assert torch.equal(acts["head:gradient"], torch.full((2, 3), 3.0))

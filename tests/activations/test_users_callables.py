@@ -184,3 +184,28 @@ def test_layers_that_a_callable_calls_are_called_by_hand(tokens, calls):
     assert len(heads) == 1
     assert torch.equal(heads[0], expected)
     assert read["h.2"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"to": "cpu"}, {"calls": "all"}])
+def test_a_reducer_may_use_a_buffer_again(stack, tokens, options):
+    buffer = torch.zeros(2, 8)
+
+    def total(activation, mask):
+        torch.sum(activation, 1, out=buffer)
+        return buffer
+
+    reducers = {"own": total, "sum": lambda x, mask: x.sum(1)}
+    with torch.no_grad(), capture(stack, "h.*", reduce=reducers, **options) as acts:
+        stack(tokens)
+    for name in acts.names:
+        own, expected = acts[name, "own"], acts[name, "sum"]
+        assert torch.equal(*(own, expected) if isinstance(own, torch.Tensor) else (own[0], expected[0]))
+
+
+@pytest.mark.parametrize("options", [{}, {"to": "cpu"}, {"calls": "join"}])
+def test_what_a_reducer_with_weights_returns_holds_no_graph_unless_it_is_wanted(stack, tokens, options):
+    probe = nn.Linear(8, 2)
+    for detach in (True, False):
+        with capture(stack, "h.1", reduce=lambda x, mask: probe(x.mean(1)), detach=detach, **options) as acts:
+            stack(tokens)
+        assert acts["h.1"].requires_grad is not detach
