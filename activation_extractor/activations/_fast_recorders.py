@@ -102,7 +102,8 @@ def _copying_hook(shared: Shared) -> Hook:
 
     @ours
     def record_copy(slot: _LayerSlot, called: nn.Module, args: Any, output: Any) -> None:
-        is_wanted = state in open_here() and (state.call is not None or state.takes_call(slot.stamp))
+        stamp = state.stamp
+        is_wanted = state in open_here() and (stamp > 0 or state.takes_call(slot.stamp))
         if called is not slot.module or (not is_wanted and state.misses(slot.layer)):
             return
         if hook_counter.next_id != state.hooks_made:
@@ -114,7 +115,7 @@ def _copying_hook(shared: Shared) -> Hook:
             slot.tensor = output.data.clone() if output.requires_grad else output.clone()
         else:
             slot.tensor = snapshot(pick_tensor(slot.target, state, output))
-        if slot.stamp != (stamp := state.stamp):
+        if slot.stamp != stamp:
             slot.stamp = stamp
         else:
             state.ran_again(slot.target)
@@ -130,7 +131,8 @@ def _referring_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on pur
 
     @ours
     def record_reference(slot: _LayerSlot, called: nn.Module, args: Any, output: Any) -> None:
-        is_wanted = state in open_here() and (state.call is not None or state.takes_call(slot.stamp))
+        stamp = state.stamp
+        is_wanted = state in open_here() and (stamp > 0 or state.takes_call(slot.stamp))
         if called is not slot.module or (not is_wanted and state.misses(slot.layer)):
             return
         if hook_counter.next_id != state.hooks_made:
@@ -144,7 +146,7 @@ def _referring_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on pur
         except RuntimeError:  # an inference tensor has none
             raise InferenceReferenceError from None
         slot.tensor = output
-        if slot.stamp != (stamp := state.stamp):
+        if slot.stamp != stamp:
             slot.stamp = stamp
         else:
             state.ran_again(slot.target)
