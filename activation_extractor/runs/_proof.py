@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._manifest import read_manifest
-from activation_extractor.errors import OtherRunError, add_note
+from activation_extractor._format._shards import REPAIR
+from activation_extractor.errors import OtherRunError, StoreError, add_note
 from activation_extractor.runs._arithmetic import computed_with, reasons_to_differ, threads_of
 from activation_extractor.runs._batch_columns import (
     BatchColumns,
@@ -28,6 +29,7 @@ from activation_extractor.runs._batch_columns import (
 from activation_extractor.runs._devices import devices
 from activation_extractor.runs._stored_unit import StoredUnit
 from activation_extractor.sinks import Step
+from activation_extractor.store._verify import altered
 
 _AGAIN = "A batch that is stored was run again, to prove that the run is the one that is stored."
 _UNSTABLE = "two runs of the batch give other bits"
@@ -84,6 +86,7 @@ class Proof:
                 self._judge(stored, computed, run_again, different, [unit.row_name(row) for row in rows])
             elif has_drawn():
                 self._is_random = find_difference(computed, run_again(), is_exact=False) is not None
+        self._step = None  # its tensors may be on an accelerator
 
     def check_further(self) -> None:
         """Raise an OtherRunError where the values of further batches would not be those of a run in one go."""
@@ -91,10 +94,17 @@ class Proof:
             raise OtherRunError(self._folder, [f"what the model computes ({_DRAWS})"])
 
     def end(self, unit: StoredUnit) -> None:
-        """End the unit; raises an OtherRunError where its batch is another one now, and warns where its bits are."""
+        """End the unit, and warn where its batch has other bits now.
+
+        Raises:
+            OtherRunError: its batch has other values now.
+            StoreError: they are other ones because the shard was damaged.
+        """
         if self.is_open and self._rows != unit.rows:
             self._difference = f"{self._rows} rows in place of {unit.rows}"
         if self._difference:
+            for damage in altered(unit.reader.shard(unit.path)):
+                raise StoreError(damage.path, "hold what was written", damage.detail, REPAIR)
             raise OtherRunError(self._folder, [f"what the model computes ({self._difference})"])
         if self._note:
             text = f"{str(self._folder)!r} is resumed, although its values differ by rounding ({self._note})."

@@ -105,7 +105,7 @@ def _damages(shards: Mapping[str, Path], manifest: Manifest, records: Mapping[st
     for unit, path in shards.items():
         try:
             shard = reader.shard(str(path))
-            yield from _altered(shard, records.get(unit), manifest.entries)
+            yield from altered(shard, records.get(unit), manifest.entries)
             for entry in shard.columns:
                 reader.row_numbers(str(path), entry)
                 if entry + OFFSETS in shard.extents:
@@ -119,7 +119,10 @@ def _damages(shards: Mapping[str, Path], manifest: Manifest, records: Mapping[st
             yield Damage(path, "repeated id", f"{repeated!r} is the id of another row too")
 
 
-def _altered(shard: Shard, record: JournalRecord | None, regular: frozenset[str]) -> Iterator[Damage]:
+def altered(
+    shard: Shard, record: JournalRecord | None = None, regular: frozenset[str] = frozenset()
+) -> Iterator[Damage]:
+    """What is not as it was written: values, by their checksums; a header that differs from the journal's record."""
     for entry, extent in shard.extents.items():
         if _crc32(extent) != extent.crc32:
             yield Damage(extent.path, "altered", f"other bytes in {entry!r} than were written")

@@ -15,7 +15,7 @@ from torch import nn
 from torch.ao.quantization import quantize_dynamic
 
 from activation_extractor import extract, length_batches, open_store
-from activation_extractor.errors import LayerNotRunError, OtherRunError
+from activation_extractor.errors import LayerNotRunError, OtherRunError, StoreError
 
 X = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
 ROWS = [{"x": X[at : at + 3], "id": list(range(at, at + 3))} for at in range(0, 12, 3)]
@@ -172,6 +172,19 @@ def test_an_error_of_the_batch_that_is_run_again_says_that_it_is_one(tmp_path):
     with pytest.raises(ZeroDivisionError) as caught:
         store(model, tmp_path)
     assert "A batch that is stored was run again" in "".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_damaged_shard_is_not_taken_for_another_run(tmp_path, kind):
+    store(seeded(Adapted), tmp_path, layers="head", format=kind)
+    file = min(path for path in tmp_path.glob("shards/00000000*/**/*-head*" if kind == "npy" else "shards/00000000*"))
+    value = open_store(tmp_path)["head"][1].numpy().tobytes()
+    file.write_bytes(file.read_bytes().replace(value, value[::-1]))
+    with pytest.raises(
+        StoreError, match=r"must hold what was written, got other bytes in 'head:full'.*Restore"
+    ) as caught:
+        store(seeded(Adapted), tmp_path, layers="head", format=kind)
+    assert type(caught.value) is StoreError
 
 
 @pytest.mark.parametrize("gone", [[0], [0, 1], [1]], ids=str)
