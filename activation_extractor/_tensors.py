@@ -108,9 +108,11 @@ def rows_of(tensor: Tensor, layer: str | None = None) -> list[Tensor]:
     """The rows of a nested tensor, ``(positions, *features)`` each: views.
 
     Raises:
-        TensorKindError: they differ in more than their number of positions.
+        TensorKindError: there are none, or they differ in more than their number of positions.
     """
     rows = list(tensor.unbind())
+    if not rows:
+        raise TensorKindError("a nested tensor without rows", "Leave empty batches out.", layer)
     if any(not row.dim() or row.shape[1:] != rows[0].shape[1:] for row in rows):
         kind = f"a nested tensor with rows of shapes {', '.join(str(tuple(row.shape)) for row in rows[:3])}"
         raise TensorKindError(kind, "Convert it in a reducer to rows that differ in their length alone.", layer)

@@ -45,6 +45,14 @@ class Activations(Mapping[Any, Tensor]):
         self._results: Results | CopiedResults = block.results
         self._steps: Steps | None = block.steps
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Activations:
+        values = {pair: self._results.hand_out(pair) for pair in self.pairs}  # torch copies no nested tensor deeply
+        copies = {
+            pair: [call.clone() for call in value] if isinstance(value, list) else value.clone()
+            for pair, value in values.items()
+        }
+        return _copied(CopiedResults(copies, self.reducers, self._results.picked_of))
+
     def __reduce__(self) -> Any:
         values = {pair: self._results.hand_out(pair) for pair in self.pairs}
         return _copied, (CopiedResults(values, self.reducers, self._results.picked_of),)

@@ -15,7 +15,6 @@ from activation_extractor.errors import (
     ArgumentError,
     ArgumentTypeError,
     DuplicateLayerError,
-    MaskError,
     PositionError,
     ReducerError,
     TensorKindError,
@@ -23,6 +22,11 @@ from activation_extractor.errors import (
 )
 
 Reducer = Callable[[Tensor, "Tensor | None"], Tensor]
+_LOWEST = -(2**63)
+_USUAL = (torch.float32, torch.float64)
+# Dtypes that torch hardly computes in, and where their numbers are all found.
+_FLOAT8 = [getattr(torch, name) for name in dir(torch) if name.startswith("float8_")]
+_FEW_OPERATIONS = {**dict.fromkeys(_FLOAT8, torch.float32), **dict.fromkeys((torch.uint16, torch.uint32), torch.int64)}
 
 
 def full(activation: Tensor, mask: Tensor | None) -> Tensor:
@@ -39,7 +43,7 @@ def mean(activation: Tensor, mask: Tensor | None) -> Tensor:
     Accumulated in at least float32 and returned in the activation's dtype; integers and bools give float32.
     Values in padded slots, NaN included, change nothing.
     """
-    if mask is None and activation.dtype in (torch.float32, torch.float64) and type(activation) is Tensor:
+    if mask is None and activation.dtype in _USUAL and type(activation) is Tensor:
         try:
             return activation.mean(1)
         except RuntimeError:
@@ -48,7 +52,9 @@ def mean(activation: Tensor, mask: Tensor | None) -> Tensor:
     activation, mask = _dense(activation, mask)
     dtype = activation.dtype
     is_inexact = dtype.is_floating_point or dtype.is_complex
-    sum_dtype = torch.promote_types(dtype, torch.float32) if is_inexact else torch.float32
+    if dtype in _FEW_OPERATIONS:
+        activation = activation.to(_FEW_OPERATIONS[dtype])
+    sum_dtype = torch.promote_types(activation.dtype, torch.float32) if is_inexact else torch.float32
     result_dtype = dtype if is_inexact else sum_dtype
     if mask is None:
         return activation.mean(1, dtype=sum_dtype).to(result_dtype)
@@ -77,12 +83,21 @@ def last(activation: Tensor, mask: Tensor | None) -> Tensor:
 
 def max(activation: Tensor, mask: Tensor | None) -> Tensor:
     """The greatest value of each feature over the real positions, ``(batch, *features)``; a real NaN gives NaN."""
-    if is_special(activation):
-        activation, mask = _dense(activation, mask)
+    if mask is None and activation.dtype in _USUAL and type(activation) is Tensor:
+        try:
+            return activation.amax(1)
+        except RuntimeError:
+            if not is_special(activation):
+                raise
+    activation, mask = _dense(activation, mask)
     dtype = activation.dtype
     if dtype.is_complex:
         advice = "Take absolute values in a reducer: reduce=lambda activation, mask: max(activation.abs(), mask)."
         raise TensorKindError("complex numbers, of which none is the greatest", advice)
+    if dtype in _FEW_OPERATIONS:
+        return max(activation.to(_FEW_OPERATIONS[dtype]), mask).to(dtype)
+    if dtype == torch.uint64:  # with its highest bit the other way round it is in the order of int64
+        return (max(activation.view(torch.int64) ^ _LOWEST, mask) ^ _LOWEST).view(torch.uint64)
     if mask is None:
         return activation.amax(1)
     limit = float("-inf") if dtype.is_floating_point else False if dtype == torch.bool else torch.iinfo(dtype).min
@@ -127,7 +142,7 @@ def _dense(activation: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | No
     """An activation in full, quantized numbers as float32; the rows of a nested one padded, with a mask that says so.
 
     Raises:
-        MaskError: a nested row has no real position.
+        TensorKindError: a nested row has no real position.
     """
     if not activation.is_nested:
         return as_dense(activation), mask
@@ -138,8 +153,8 @@ def _dense(activation: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | No
     is_real = is_real if mask is None else is_real & mask
     empty = (~is_real.any(1)).nonzero()
     if len(empty):
-        got, advice = f"none in row {int(empty[0])} of a nested tensor", "Leave empty rows out of the batch."
-        raise MaskError("have a real position in every row", got, advice)
+        kind = f"a nested tensor without a real position in row {int(empty[0])}"
+        raise TensorKindError(kind, "Leave empty rows out of the batch.")
     return padded, is_real
 
 
