@@ -142,6 +142,9 @@ forward_hooks: Callable[[nn.Module], Hooks] = of_module("_forward_hooks")
 forward_pre_hooks: Callable[[nn.Module], tuple[Hooks, Flags]] = of_module(
     "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"
 )
+# The flags of forward hooks that run although the forward fails.
+always_called: Callable[[nn.Module], Flags] = of_module("_forward_hooks_always_called")
+
 _all_forward_hooks = of_module("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 _children = of_module("_modules")
 _forward_unimplemented = private("nn.modules.module._forward_unimplemented")

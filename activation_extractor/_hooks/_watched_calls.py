@@ -9,7 +9,7 @@ from torch import nn
 
 from activation_extractor._hooks._context import Owner, open_here
 from activation_extractor._hooks._copied_modules import hide_flags, hide_ours, ours, show_all
-from activation_extractor._private_torch import backward_task, forward_hooks, forward_pre_hooks
+from activation_extractor._private_torch import always_called, backward_task, forward_hooks, forward_pre_hooks
 
 
 def watch_calls(
@@ -31,14 +31,16 @@ def watch_calls(
         module.register_forward_pre_hook(begin_call, with_kwargs=True),
         module.register_forward_hook(end_call, always_call=True),
     ]
-    hooks, flags = forward_pre_hooks(module)
-    hide_ours([hooks, forward_hooks(module)])
-    hide_flags(flags, hooks)
+    before, before_flags = forward_pre_hooks(module)
+    behind, behind_flags = forward_hooks(module), always_called(module)
+    hide_ours([before, behind])
+    hide_flags(before_flags, before)
+    hide_flags(behind_flags, behind)
 
     def detach() -> None:
         for handle in handles:
             handle.remove()
-        show_all([hooks], flags)
-        show_all([forward_hooks(module)])
+        show_all([before], before_flags)
+        show_all([behind], behind_flags)
 
     return detach

@@ -146,30 +146,31 @@ class Layouts:
 
     def _forms_in(self, module: nn.Module) -> frozenset[str]:
         """What a module and those in it are documented to take; each module is visited once."""
-        if id(module) not in self._forms:
-            self._forms[id(module)] = frozenset()
-            layout = _own_layout(module)
-            own = {_form(module), layout.form if layout is not None and layout.form else _UNKNOWN}
-            children = (child for child in children_of(module).values() if child is not None)
-            self._forms[id(module)] = frozenset(own).union(*map(self._forms_in, children))
-        return self._forms[id(module)]
+        if (known := self._forms.get(id(module))) is not None:
+            return known
+        self._forms[id(module)] = frozenset()
+        layout, forms = _own_layout(module), {_form(module)}
+        if layout is not None and layout.form:
+            forms.add(layout.form)
+        for child in children_of(module).values():
+            if child is not None:
+                forms |= self._forms_in(child)
+        self._forms[id(module)] = found = frozenset(forms)
+        return found
 
 
 def _own_layout(module: nn.Module) -> Layout | None:
     """What a module alone says; None when it says nothing."""
-    batch_first = getattr(module, "batch_first", None)
-    if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder) and len(module.layers):
-        return _own_layout(module.layers[0])
-    if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
-        batch_first = getattr(module.self_attn, "batch_first", None)
+    batch_first = vars(module).get("batch_first")  # `getattr` takes a microsecond where there is none
+    if isinstance(module, _TRANSFORMERS):
+        if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder) and len(module.layers):
+            return _own_layout(module.layers[0])
+        if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            batch_first = getattr(module.self_attn, "batch_first", None)
     if isinstance(batch_first, bool):
         return Layout(of_three=int(batch_first), form=_BATCH_FIRST if batch_first else _TIME_FIRST)
-    form = _form(module) if _has_torchs_forward(module) else _UNKNOWN
-    if form == IMAGE:
-        return Layout(form=IMAGE)
-    if form == _CHANNELS_SECOND:
-        return Layout(of_three=2, form=form)
-    return Layout(of_three=2) if form == _ANY_CHANNELS_SECOND else None
+    kind: Any = type(module)
+    return _layout_of(kind)
 
 
 def _taken(module: nn.Module) -> Layout | None:
@@ -211,9 +212,16 @@ def _form_of(kind: type[Any]) -> str:
     return _SAME if is_activation and not form else form
 
 
-def _has_torchs_forward(module: nn.Module) -> bool:
-    """Whether a module's forward is one of torch's: another one may take another layout."""
-    return next(base for base in type(module).__mro__ if "forward" in vars(base)).__module__.startswith("torch.")
+@lru_cache
+def _layout_of(kind: Any) -> Layout | None:
+    """What a class of modules says, if its forward is torch's: another one may take another layout."""
+    definer = next(base for base in kind.__mro__ if "forward" in vars(base))
+    form = _form_of(kind) if definer.__module__.startswith("torch.") else _UNKNOWN
+    if form == IMAGE:
+        return Layout(form=IMAGE)
+    if form == _CHANNELS_SECOND:
+        return Layout(of_three=2, form=form)
+    return Layout(of_three=2) if form == _ANY_CHANNELS_SECOND else None
 
 
 def _is_sequential(module: nn.Module) -> bool:

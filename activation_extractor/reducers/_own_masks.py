@@ -81,7 +81,9 @@ def own_masks(target: Target, role: Role, call: CallArguments) -> list[Any]:
     if role.is_encoded or inner:
         return [*inner, mask]
     if len(inputs) > 1 and not any(len(one.inputs()) <= 1 and _has_mask(one) for one in inside):
-        got, part = f"{name!r} of a model that takes {' and '.join(inputs)}", target.layer.split(".")[0]
+        around = next(one.layer for one in call.chain if len(one.inputs()) > 1)
+        part = ".".join(target.layer.split(".")[: len(around.split(".")) + 1 if around else 1])
+        got = f"{name!r} of a model that takes {' and '.join(inputs)}"
         raise _not_of_part(target.layer, got, part, name)
     lacking = next((one.layer for one in reversed(inside) if _lacks(name, one)), None)
     if lacking is None:
@@ -130,11 +132,13 @@ def _inner_masks(role: Role, call: CallArguments, *, refuses: bool) -> list[Tens
 
 
 def _is_of_positions(mask: Tensor, call: CallArguments) -> bool:
-    """Whether a mask says which positions are real, rather than which see which, as one of zeros above the diagonal."""
+    """Whether a mask says which positions are real, rather than what to add to scores, or which position sees which."""
     if not _fits_input(mask, call):
         return False
+    if mask.dtype.is_floating_point and bool(is_additive(mask) | (mask == 0).all()):
+        return False
     is_square = mask.shape[0] == mask.shape[1]
-    return not is_square or not (bool(is_additive(mask)) or torch.equal(mask != 0, (mask != 0).tril()))
+    return not is_square or not torch.equal(mask != 0, (mask != 0).tril())
 
 
 def _fits_input(mask: Tensor, call: CallArguments) -> bool:

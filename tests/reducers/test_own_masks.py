@@ -126,6 +126,30 @@ def test_each_of_two_alike_towers_has_the_mask_that_it_was_called_with():
     mean_over(ALL, model, "right.encoder.layer.1", lambda: model(IDS, IDS, ALL))
 
 
+def test_what_to_pass_names_the_tower_and_not_what_is_around_all_of_them(clip):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = clip
+
+        def forward(self, batch):
+            return self.inner(**batch)
+
+    model, images = Wrapped(), torch.randn(2, 3, 32, 32)
+    with pytest.raises(MaskError, match=re.escape("Pass mask={'inner.vision_model.**': None}")):
+        batch = {"input_ids": IDS, "attention_mask": REAL, "pixel_values": images}
+        mean_over(ALL, model, "inner.vision_model.encoder.layers.1", lambda: model(batch))
+    mean_over(REAL, model, "inner.text_model.encoder.layers.1", lambda: model(batch))
+
+
+def test_what_a_module_adds_to_scores_is_no_mask():
+    config = tf.LongformerConfig(**SIZES, vocab_size=50, attention_window=4, max_position_embeddings=16)
+    model = tf.LongformerModel(config).eval()
+    ids, mask = IDS[:, :4], REAL[:, :4]  # a multiple of the window, to which it pads
+    mean_over(mask, model, "encoder.layer.1", lambda: model(input_ids=ids, attention_mask=mask))
+    mean_over(torch.ones(2, 4), model, "encoder.layer.1", lambda: model(input_ids=ids))
+
+
 @pytest.mark.parametrize("layer", ["embeddings", "encoder", "encoder.layer.1", "encoder.layer.1.attention.self.query"])
 def test_a_model_of_one_kind_of_input_has_one_mask_for_all_of_it(layer):
     model = bert()
