@@ -161,6 +161,11 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
     usual, turns, has_sink = Tensor, recorded.turns, options.has_sink
     mask_for = mask_source(options, masks)
 
+    def begin(slot: Slot, own: _ReducedLayer, sequence: Tensor) -> None:
+        slot.turn = next(turns)
+        if not has_sink:  # whose steps are compared with the batch
+            check_batch_first(own.target.layer, sequence, own.layout, state.batch)
+
     @ours
     def record_reduced(own: _ReducedLayer, called: nn.Module, args: Any, output: Any) -> None:  # noqa: C901
         is_wanted = state in open_here() and backward_task() == state.backward
@@ -195,9 +200,7 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
             else:
                 result = unrecorded(reduce_sequence, target.layer, name, reducer, sequence, mask).detach()
             if slot.tensor is None:
-                slot.turn = next(turns)
-                if not has_sink:  # whose steps are compared with the batch
-                    check_batch_first(target.layer, sequence, own.layout, state.batch)
+                begin(slot, own, sequence)
             slot.tensor, slot.stamp = result, stamp
         if own.stamp != stamp:
             own.stamp = stamp

@@ -50,6 +50,7 @@ def test_a_module_around_a_layer_is_watched_only_where_a_mask_is_asked_for():
     model, tokens = Model(), torch.tensor([[1, 2, 3], [4, 5, 0]])
     with capture(model, "stack.h.1"):
         assert count_hooks(model.stack) == 1  # that of the layer
+        model(tokens)
     with capture(model, "stack.h.1", reduce=["full", "mean"]) as acts:
         assert count_hooks(model.stack) == 1 + 4  # two hooks, each with a flag
         model(tokens)
