@@ -83,9 +83,9 @@ def active_tracer() -> str | None:
         return "torch.jit.trace"
     if _count_modes() and any(map(_mode_of, (_mode_keys.FAKE, _mode_keys.PROXY, _mode_keys.FUNCTIONAL))):
         return "torch.export, make_fx or a FakeTensorMode"
-    if getattr(sys.modules.get(_FX), "_is_fx_tracing_flag", False):
-        return "torch.fx.symbolic_trace"
-    return None
+    fx = sys.modules.get(_FX)
+    is_tracing = getattr(fx, "is_fx_symbolic_tracing", getattr(fx, "is_fx_tracing", bool))  # older releases: the latter
+    return "torch.fx.symbolic_trace" if is_tracing() else None
 
 
 def is_placeholder(tensor: Tensor) -> bool:

@@ -38,7 +38,7 @@ def test_a_layer_whose_forward_is_called_directly_did_not_run():
         model(torch.ones(2, 4))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*")
 def test_layers_of_torchscript_are_refused_and_those_beside_them_recorded():
     model = nn.Sequential(torch.jit.trace(nn.Linear(4, 4), torch.ones(2, 4)), nn.Linear(4, 4))
     with pytest.raises(UnhookableLayerError, match="Layer '0' .* a TorchScript module, which refuses hooks"):

@@ -58,7 +58,7 @@ def test_weights_that_accelerate_offloads_come_to_where_they_run(tmp_path, place
 
 @pytest.mark.filterwarnings("ignore")
 def test_weights_that_torchao_packs_are_seen(tmp_path):
-    quantization = pytest.importorskip("torchao.quantization", reason="needs torchao", exc_type=ImportError)
+    quantization = pytest.importorskip("torchao.quantization", reason="needs torchao")
 
     def packed(seed: int) -> nn.Module:
         torch.manual_seed(seed)
