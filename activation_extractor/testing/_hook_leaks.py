@@ -10,7 +10,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from math import inf
@@ -160,8 +160,7 @@ class _Registered(NamedTuple):
 def _left(registered: _Registered, hook: Any, parents: dict[int, list[nn.Module]]) -> LeftHook:
     module, kind = registered.module(), HOOK_KINDS[registered.attribute]
     if module is not None:
-        with suppress(RecursionError):  # a model that holds itself has no names
-            return _on_module(ModuleTree(_largest_model(module, parents)), module, kind, hook)
+        return _on_module(ModuleTree(_largest_model(module, parents)), module, kind, hook)
     kind = kind if registered.module_type else f"global {kind}"
     return LeftHook("", registered.module_type, None, kind, _source(hook))
 

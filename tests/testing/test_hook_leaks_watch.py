@@ -254,6 +254,7 @@ def test_a_model_that_holds_itself_does_no_harm(watch: HookWatch, is_inside: boo
     module.holder = nn.Sequential(module)
     model = nn.Sequential(module) if is_inside else module
     module.register_forward_hook(record)
-    assert watch.left() == [LeftHook("", "Linear", None, "forward hook", SOURCE)]
+    place = ("0", "Linear", "Sequential") if is_inside else ("", "Linear", None)
+    assert watch.left() == [LeftHook(*place, "forward hook", SOURCE)]
     del module.holder
     assert model is not None
