@@ -94,6 +94,30 @@ def test_a_comparison(match):
     assert is_linear(make, small=25)
 
 
+@pytest.mark.parametrize("argument", ["rtol", "atol"])
+def test_a_tolerance_for_each_layer(argument):
+    def make(size):
+        acts = some_activations(size)
+        return partial(compare, acts, acts, **{argument: dict.fromkeys(acts, 1e-3)})
+
+    assert is_linear(make, small=100)
+
+
+def test_a_mask_and_an_axis_for_each_layer():
+    def make(size):
+        model = a_model(size)
+        names = list(map(str, range(size)))
+
+        def run():
+            masks, axes = dict.fromkeys(names), dict.fromkeys(names, 1)
+            with capture(model, "*", reduce="mean", mask=masks, sequence_axis=axes):
+                model(torch.ones(1, 2, 3))
+
+        return run
+
+    assert is_linear(make)
+
+
 STORE_READERS = {
     "dict": dict,
     "repr": repr,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
-from activation_extractor.layers._patterns import glob
+from activation_extractor.layers._patterns import Patterns, glob
 
 GivenTolerance = float | Mapping[str, float] | None
 # What rounding may come to, beside the scale of a layer: more than any layer of pretrained transformers of 6 and 8
@@ -31,42 +31,42 @@ class Tolerances:
     """The tolerance of each layer; one that is negative or no number is an `ArgumentError`."""
 
     def __init__(self, rtol: GivenTolerance, atol: GivenTolerance) -> None:
-        self._rtol, self._atol = _by_pattern("rtol", rtol), _by_pattern("atol", atol)
+        self._rtol, self._atol = _ByLayer("rtol", rtol), _ByLayer("atol", atol)
 
     def check(self, layers: Sequence[str]) -> None:
         """Refuse a pattern that fits none of the layers."""
-        for argument, given in (("rtol", self._rtol), ("atol", self._atol)):
-            for pattern in given:
-                if not any(map(_layers_of(pattern).fullmatch, layers)):
-                    raise ArgumentError(f"a pattern in {argument}", "fit a layer of left", pattern)
+        known = set(layers)
+        for given in (self._rtol, self._atol):
+            for pattern in given.by_pattern:
+                if pattern not in known and not any(map(glob(pattern).fullmatch, layers)):
+                    raise ArgumentError(f"a pattern in {given.argument}", "fit a layer of left", pattern)
 
     def of(self, layer: str, dtypes: Sequence[torch.dtype]) -> Tolerance:
         """The tolerance of a layer with these dtypes."""
-        rtol, atol = _first_fit(self._rtol, layer), _first_fit(self._atol, layer)
+        rtol, atol = self._rtol.of(layer), self._atol.of(layer)
         return Tolerance(default_rtol(*dtypes) if rtol is None else rtol, atol)
 
 
-def _by_pattern(argument: str, given: GivenTolerance) -> dict[str | None, float]:
-    """Tolerances by layer pattern; None is every layer."""
-    if given is None:
-        return {}
-    tolerances: dict[str | None, float] = dict(given.items()) if isinstance(given, Mapping) else {None: given}
-    for pattern, tolerance in tolerances.items():
-        is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
-        if not is_number or not isinstance(pattern, str | None):
-            raise ArgumentTypeError(argument, "be a number, or map layer patterns to numbers", given)
-        if not 0 <= tolerance < math.inf:
-            raise ArgumentError(argument, "be finite and not negative", tolerance)
-    return tolerances
+class _ByLayer:
+    """One argument's tolerances, by layer pattern or for all layers."""
 
+    def __init__(self, argument: str, given: GivenTolerance) -> None:
+        self.argument = argument
+        self.by_pattern: Mapping[str, float] = dict(given) if isinstance(given, Mapping) else {}
+        self._of_all = None if isinstance(given, Mapping) else given
+        of_all: dict[Any, Any] = {} if self._of_all is None else {"": given}
+        for pattern, tolerance in {**self.by_pattern, **of_all}.items():
+            is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
+            if not is_number or not isinstance(pattern, str):
+                raise ArgumentTypeError(argument, "be a number, or map layer patterns to numbers", given)
+            if not 0 <= tolerance < math.inf:
+                raise ArgumentError(argument, "be finite and not negative", tolerance)
+        self._patterns, self._values = Patterns(self.by_pattern), list(self.by_pattern.values())
 
-def _first_fit(tolerances: Mapping[str | None, float], layer: str) -> float | None:
-    fits = (tolerance for pattern, tolerance in tolerances.items() if _layers_of(pattern).fullmatch(layer))
-    return next(fits, None)
-
-
-def _layers_of(pattern: str | None) -> re.Pattern[str]:
-    return re.compile(".*", re.DOTALL) if pattern is None else glob(pattern)
+    def of(self, layer: str) -> float | None:
+        """The tolerance of a layer; None where none is given."""
+        place = self._patterns.first(layer)
+        return self._of_all if place is None else self._values[place]
 
 
 def default_rtol(*dtypes: torch.dtype) -> float:

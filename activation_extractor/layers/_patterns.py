@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from activation_extractor.errors import ArgumentError
@@ -70,6 +70,21 @@ def _between(first: int, last: int) -> Iterator[str]:
         high = min(9, (last + 1) // 10**free - 1 - 10 * head)
         yield f"{head or ''}[{low}-{high}]" + "[0-9]" * free
         first = (10 * head + high + 1) * 10**free
+
+
+class Patterns:
+    """Patterns of which the first that fits a name counts; those without wildcards are looked up, and cost nothing."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        numbered = list(enumerate(patterns))
+        self._names = {pattern: place for place, pattern in numbered if not count_wildcards(pattern)}
+        self._globs = [(place, glob(pattern)) for place, pattern in numbered if pattern not in self._names]
+
+    def first(self, name: str) -> int | None:
+        """The place of the first pattern that fits; None where none does."""
+        place = self._names.get(name)
+        fits = (before for before, regex in self._globs if (place is None or before < place) and regex.fullmatch(name))
+        return next(fits, place)
 
 
 def fill(pattern: str, wildcards: Sequence[str]) -> str:

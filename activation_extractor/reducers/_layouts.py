@@ -11,7 +11,7 @@ from torch import nn
 from activation_extractor._private_torch import children_of
 from activation_extractor.errors import ArgumentError
 from activation_extractor.layers._modules import ModuleTree
-from activation_extractor.layers._patterns import glob
+from activation_extractor.layers._patterns import Patterns, glob
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers._sequence_axis import IMAGE, USUAL, Layout
 
@@ -57,16 +57,15 @@ class Layouts:
         self._of_same: dict[str, Layout | None] = {}
         by_pattern = sequence_axis if isinstance(sequence_axis, Mapping) else {}
         self._axis = None if by_pattern is sequence_axis else sequence_axis
-        self._named = [(glob(pattern), axis) for pattern, axis in by_pattern.items()]
-        for pattern, (regex, _) in zip(by_pattern, self._named, strict=True):
-            if self._at(pattern) is None and not any(map(regex.fullmatch, self._tree.modules)):
+        self._patterns, self._axes = Patterns(by_pattern), list(by_pattern.values())
+        for pattern in by_pattern:
+            if self._at(pattern) is None and not any(map(glob(pattern).fullmatch, self._tree.modules)):
                 raise ArgumentError("a pattern in sequence_axis", "match a layer of the model", pattern)
 
     def of(self, target: Target) -> Layout:
         """The layout of what is recorded of a target."""
-        for regex, axis in self._named:
-            if regex.fullmatch(target.layer):
-                return Layout(axis, lacks_sequence=axis is None)
+        if (place := self._patterns.first(target.layer)) is not None:
+            return Layout(self._axes[place], lacks_sequence=self._axes[place] is None)
         if self._axis is not None:
             return Layout(self._axis)
         is_taken = target.side == "input" and _is_sequential(target.module)

@@ -16,7 +16,7 @@ from activation_extractor._streams import current_stream
 from activation_extractor._tensors import sequence_shape
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError
 from activation_extractor.layers._modules import ModuleTree
-from activation_extractor.layers._patterns import glob
+from activation_extractor.layers._patterns import Patterns, glob
 from activation_extractor.layers._selections import Target
 from activation_extractor.layers._signatures import positions_of, signature_of
 from activation_extractor.reducers._calls import CallArguments
@@ -184,14 +184,15 @@ def _by_pattern(
     masks: Mapping[str, str | Tensor | None], tree: ModuleTree, signature: inspect.Signature | None, default: Source
 ) -> Source:
     """What the first pattern that a layer matches says; the default for layers that match none."""
-    by_pattern = [(pattern, glob(pattern), _source(mask, signature)) for pattern, mask in masks.items()]
-    for pattern, regex, _ in by_pattern:
-        if not any(map(regex.fullmatch, tree.modules)):
+    patterns, sources = Patterns(masks), [_source(mask, signature) for mask in masks.values()]
+    for pattern in masks:
+        if pattern not in tree.modules and not any(map(glob(pattern).fullmatch, tree.modules)):
             raise ArgumentError("a pattern in mask", "match a layer of the model", pattern)
 
     @cache
     def source_of(layer: str) -> Source:
-        return next((source for _, regex, source in by_pattern if regex.fullmatch(layer)), default)
+        place = patterns.first(layer)
+        return default if place is None else sources[place]
 
     return lambda target, activation, call: source_of(target.layer)(target, activation, call)
 

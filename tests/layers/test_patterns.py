@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models import BlockStack
 
 from activation_extractor.errors import ArgumentError
-from activation_extractor.layers._patterns import fill, glob
+from activation_extractor.layers._patterns import Patterns, fill, glob
 from activation_extractor.layers._selections import resolve
 
 
@@ -108,3 +108,19 @@ def test_a_name_fits_itself_and_its_generalisations(segments, data):
     assert not glob(one).fullmatch(f"{name}.more")
     assert glob(".".join([*segments[:index], "**", *segments[index:]])).fullmatch(name)
     assert glob("**").fullmatch(name)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "name", "place"),
+    [
+        (["h.0", "h.*"], "h.0", 0),
+        (["h.*", "h.0"], "h.0", 0),
+        (["x", "h.?", "h.0", "**"], "h.0", 1),
+        (["x", "**", "h.0"], "h.1", 1),
+        (["x", "h.0"], "h.1", None),
+        ([""], "", 0),
+        ([], "h", None),
+    ],
+)
+def test_the_first_pattern_that_fits_counts(patterns, name, place):
+    assert Patterns(patterns).first(name) == place
