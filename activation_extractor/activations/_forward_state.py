@@ -24,6 +24,7 @@ class ForwardState(Owner):
         replaced: how many forwards' values were replaced before anybody read them.
         was_read: whether somebody has read the values of the last forward.
         inner: the latest call of a module in the model that is watched; None before any.
+        is_reordered: whether the rows of a forward of this step do not go on from those of the forward before it.
         is_unmasked: whether no layer has a mask in this forward; None until a layer asks, since the model may make a
             mask of its own before.
         in_step: whether what is recorded now belongs to a step; always, where there is no sink.
@@ -40,6 +41,7 @@ class ForwardState(Owner):
         "call",
         "in_step",
         "inner",
+        "is_reordered",
         "is_unmasked",
         "replaced",
         "spans_backward",
@@ -53,6 +55,7 @@ class ForwardState(Owner):
         self.inner: CallArguments | None = None
         self.stamp = self.replaced = 0
         self.is_unmasked: bool | None = None
+        self.is_reordered = False
         self.in_step = self.spans_backward = self.was_read = True
         self._keeps_all, self._keeps_step, self._warns = keeps_all, False, not keeps_all
         self._begun, self._first_stamp, self._thread = 0, 1, -1
@@ -100,7 +103,7 @@ class ForwardState(Owner):
     def begin_step(self, *, keeps_all: bool) -> None:
         """A step begins: one forward, or, with `keeps_all`, what the user groups, which counts whole."""
         self._first_stamp = self._begun + (self.call is None)
-        self._keeps_step = keeps_all
+        self._keeps_step, self.is_reordered = keeps_all, False
 
     def takes_call(self, last_stamp: int) -> bool:
         """Whether a call of a layer outside of the model's own counts, from the stamp of the layer's last value.
@@ -141,6 +144,17 @@ class ForwardState(Owner):
         if target.side == "gradient" and not self.spans_backward:
             got, advice = f"a forward of {target.layer!r} outside a step block", "Wrap both in `with acts.step(): ...`."
             raise StepError("hold forward and backward when gradients go to a sink", got, advice)
+
+    def check_order(self, layer: str) -> None:
+        """Refuse a further call of a layer whose calls are joined, when the rows were reordered meanwhile.
+
+        Raises:
+            StepError: they were.
+        """
+        if self.is_reordered and self._keeps_all:
+            got = f"rows of {layer!r} that beam search reordered"
+            advice = "Generate with num_beams=1, or pass calls='all' and join what belongs together."
+            raise StepError("keep its rows in order when calls are joined", got, advice)
 
     def ran_again(self, target: Target) -> None:
         """Warn, once, that only the last call of several in one forward is recorded.

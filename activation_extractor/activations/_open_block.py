@@ -170,7 +170,7 @@ class OpenBlock:
             state.reorder()
         arguments, order = CallArguments(self._shared.masks.positions, args, kwargs, self.steps.checks), self._row_order
         if order is not None:
-            order.begin(arguments)
+            state.is_reordered |= not order.is_kept(arguments)
         state.begin(arguments)
         failed = True
         try:

@@ -61,6 +61,8 @@ def recorder(target: Target, shared: Shared) -> Record:
         if state.call is None and not state.takes_call(stamp):
             return
         state.check_step(target)
+        if stamp:
+            state.check_order(target.layer)
         record_call(value, Call(state.call_of(target.layer), state.stamp))
         if stamp == state.stamp:
             state.ran_again(target)

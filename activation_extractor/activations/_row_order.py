@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from activation_extractor.errors import StepError
 from activation_extractor.reducers._calls import CallArguments
 
 
@@ -21,20 +20,14 @@ class RowOrder:
     def __init__(self) -> None:
         self._left: Tensor | None = None
 
-    def begin(self, call: CallArguments) -> None:
-        """A forward begins.
-
-        Raises:
-            StepError: the rows of its cache are not those of the last forward.
-        """
+    def is_kept(self, call: CallArguments) -> bool:
+        """Whether the rows of the cache in a call that begins are those that the last forward left there."""
         left, given = self._left, _keys(call.cache)
         if left is None or given is None or given is left or given.dim() < 3:
-            return
+            return True
         length = min(left.shape[-2], given.shape[-2])  # a cache may be cropped; (batch, heads, seq, features)
         before, now = left[..., :length, :], given[..., :length, :]
-        if before.shape != now.shape or not torch.equal(before, now.to(before.device)):
-            advice = "Generate with num_beams=1, or pass calls='all' and join what belongs together."
-            raise StepError("keep its rows in order when calls are joined", "rows that beam search reordered", advice)
+        return before.shape == now.shape and torch.equal(before, now.to(before.device))
 
     def end(self, call: CallArguments) -> None:
         """The forward has ended."""

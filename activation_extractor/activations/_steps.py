@@ -164,7 +164,8 @@ class Steps:
         columns = self._results.columns()
         if self._sink is not None and (columns or ids is not None or keep):
             step = make_step(self._count, columns, ids, keep, self.checks or ())
-            if columns and ids is None and self._rows and step.rows not in self._rows:
+            is_of_forwards = all((self._results.last_stamp(name) or 0) > 0 for name in self._results.names)
+            if columns and ids is None and is_of_forwards and self._rows and step.rows not in self._rows:
                 got = f"{step.rows} in {next(iter(columns))!r} beside {min(self._rows)} in the model's call"
                 advice = "Pass sequence_axis= if a layer has the batch elsewhere, or ids= if a sample has several rows."
                 raise StepError("have the rows of its batch", got, advice)

@@ -73,6 +73,7 @@ class Masks:
         names_argument = isinstance(mask, Mapping) or (isinstance(mask, str) and not self._is_default)
         signature = signature_of(model) if is_asked or names_argument else None
         self.positions = positions_of(signature)
+        self._takes_none = _takes_none(signature)
         self._is_made_anew = callable(mask)
         self._names = _names_in(mask) if is_asked else frozenset[str]()
         self._roles: dict[str, Role] = {}
@@ -139,6 +140,8 @@ class Masks:
 
     def _default(self, target: Target, _: Tensor, call: CallArguments | None) -> list[Any]:
         """The mask of the call itself."""
+        if call is None and self._takes_none:
+            return []
         if call is None:
             raise _outside_call(target.layer, ATTENTION)
         role = self._roles.get(target.name)
@@ -178,6 +181,15 @@ def _source(mask: str | Tensor | BatchMask | None, signature: inspect.Signature 
     if mask != ATTENTION and mask not in parameters and not takes_any and len(parameters) != 1:
         raise ArgumentError("mask", f"name an argument of the model ({', '.join(sorted(parameters))})", mask)
     return partial(_argument, mask, mask in parameters)
+
+
+def _takes_none(signature: inspect.Signature | None) -> bool:
+    """Whether a model is known to be given no masks: a lone argument may be a dict that has one."""
+    parameters = {} if signature is None else signature.parameters
+    is_open = any(
+        parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) for parameter in parameters.values()
+    )
+    return len(parameters) > 1 and not is_open and not any("mask" in name for name in parameters)
 
 
 def _by_pattern(

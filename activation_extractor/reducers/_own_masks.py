@@ -26,7 +26,7 @@ DEFAULT_NAMES = frozenset({ATTENTION, _DECODER, _ENCODER, _SOURCE, _TARGET, _MEM
 
 _ENCODER_WORDS = ("encoder", "enc", "src", "source")
 _SIDE = re.compile(r"(?:^|_)(encoder|enc|src|source|decoder|dec|tgt|target)(?:$|_)")
-_CROSS = re.compile(r"cross|enc_?dec|encoder_attn|encoder_decoder|src_attn|(^|\.)attn2(\.|$)")
+_CROSS = re.compile(r"cross|enc_?dec|encoder_decoder|(encoder|enc|src|memory|context)_att(n|ention)|(^|\.)attn2(\.|$)")
 _KEY_OR_VALUE = re.compile(
     r"((w|to|c|in|linear|fc)_?)?(k|v|kv|keys?|values?|key_value)(_?(proj|projection|lin|linear))?|c_attn"
 )

@@ -10,7 +10,7 @@ import transformers as tf
 from torch import nn
 
 from activation_extractor import MemorySink, blocks, capture, extract
-from activation_extractor.errors import SequenceAxisError, StepError
+from activation_extractor.errors import OtherRunError, SequenceAxisError, StepError
 from activation_extractor.reducers._calls import CallArguments
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 13, 14]])
@@ -153,7 +153,9 @@ def bart():
 def test_rows_that_beam_search_reorders_are_not_joined(gpt2, mode):
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(IDS)}
     for model, layers in ((gpt2, blocks(gpt2)), (bart(), "model.decoder.layers.0")):
-        with pytest.raises(StepError, match="must keep its rows in order when calls are joined, got rows that beam"):
+        with pytest.raises(
+            StepError, match="must keep its rows in order when calls are joined, got rows of '.*' that beam"
+        ):
             with mode(), capture(model, layers, calls="join"):
                 model.generate(IDS, num_beams=4, **options)
         for more in ({"num_beams": 1}, {"num_beams": 1, "do_sample": True, "num_return_sequences": 3}):
@@ -163,3 +165,30 @@ def test_rows_that_beam_search_reorders_are_not_joined(gpt2, mode):
             assert len(acts)
         with mode(), capture(model, layers, calls="all"):
             model.generate(IDS, num_beams=4, **options)
+
+
+def test_a_layer_that_runs_once_beside_a_beam_search_is_joined():
+    model = bart()
+    options = {"max_new_tokens": 8, "do_sample": False, "num_beams": 4, "attention_mask": torch.ones_like(IDS)}
+    with torch.no_grad(), capture(model, "model.encoder.layers.0", calls="join", reduce="mean") as acts:
+        model.generate(IDS, **options)
+    assert acts["model.encoder.layers.0"].shape == (2, 16)
+
+
+def test_an_encoder_has_the_rows_of_its_own_call_beside_a_beam_search():
+    model, sink = bart(), MemorySink()
+    for mask in ("attention_mask", None):
+        with torch.no_grad(), capture(model, "model.encoder.layers.0", reduce="mean", sink=sink, mask=mask) as acts:
+            with acts.step():
+                model.generate(IDS, max_new_tokens=3, num_beams=4, do_sample=False)
+        assert sink.steps[-1].rows == 2
+
+
+def test_axes_by_pattern_are_part_of_what_a_store_was_made_with(tmp_path):
+    model, axes = Turned(), {"layer": 0}
+    batches = [{"tokens": IDS}]
+    for _ in range(2):
+        store = extract(model, batches, ["layer", "head"], reduce="mean", out=tmp_path, sequence_axis=axes)
+        assert store.rows == 2
+    with pytest.raises(OtherRunError, match="sequence_axis"):
+        extract(model, batches, ["layer", "head"], reduce="mean", out=tmp_path, sequence_axis={"layer": 1})

@@ -384,3 +384,21 @@ def test_gradients_have_the_mask_of_their_own_call(clip):
         clip.text_model(input_ids=IDS, attention_mask=REAL).pooler_output.sum().backward()
     (name,) = acts.names
     assert_mean_over(REAL, (acts[name, "full"], acts[name, "mean"]))
+
+
+def test_a_model_that_takes_no_masks_needs_none_for_a_part_that_is_called_alone():
+    class Coder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = nn.Conv1d(8, 8, 3), nn.ConvTranspose1d(8, 8, 3)
+
+        def encode(self, x):
+            return self.encoder(x)
+
+        def forward(self, sample, return_dict=True):
+            return self.decoder(self.encode(sample))
+
+    model = Coder()
+    with capture(model, "encoder", reduce="mean") as acts:
+        encoded = model.encode(torch.randn(2, 8, 9))
+    torch.testing.assert_close(acts["encoder"], encoded.mean(2))
