@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from activation_extractor._display import human_bytes
 from activation_extractor._format._codecs import CODECS
+from activation_extractor._tensors import as_dense, rows_of
 from activation_extractor.activations import capture
 from activation_extractor.cli._feed import POOLING_MASK, Feed
 from activation_extractor.cli._terminal import one_line
@@ -120,7 +121,11 @@ def _column_bytes(value: Tensor, format: str, rows: int, lengths: Sequence[int] 
     Values are ``(batch, *features)``, or ``(batch, seq, *features)`` where all positions are stored; lengths are then
     the positions of each row, where they are known.
     """
-    itemsize = CODECS[format].convert(value.new_zeros(1)).element_size()
+    value = as_dense(value)
+    some = rows_of(value)[0] if value.is_nested else value
+    itemsize = CODECS[format].convert(some.new_zeros(1)).element_size()
+    if value.is_nested:
+        return value.numel() * itemsize * rows // value.size(0)
     if lengths is not None and value.dim() >= 3:
         return value.numel() * itemsize * sum(lengths) // max(1, value.shape[0] * value.shape[1])
     return value.numel() * itemsize * rows // max(1, value.shape[0])
