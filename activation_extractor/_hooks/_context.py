@@ -28,7 +28,8 @@ class Owner:
     Attributes:
         is_open: whether the block has not been left yet.
         was_cut: whether a forward of its model has ended early, so that the model's call returned None.
-        backward: the backward in which the block was entered, as in a gradient hook; -1 outside of any.
+        backwards: -1, for outside of any backward, and the one in which the block was entered, as in a gradient hook;
+            what calls a layer in another one may be a checkpoint that computes again.
         missed: why calls of layers were not recorded.
         hooks_made: how many hooks had been registered, on anything, when ours were put last.
         picked_of: by recorded name, of how many tensors of a structure the recorded one is the first.
@@ -37,7 +38,7 @@ class Owner:
     """
 
     __slots__ = (
-        "backward",
+        "backwards",
         "hooks_made",
         "is_open",
         "missed",
@@ -51,7 +52,8 @@ class Owner:
     def __init__(self, targets: tuple[Target, ...] = (), *, stops_early: bool = False) -> None:
         self.targets, self.stops_early = targets, stops_early
         self.is_open, self.was_cut = True, False
-        self.backward, self.missed, self.picked_of = backward_task(), dict[str, str](), dict[str, int]()
+        self.backwards = -1, backward_task()
+        self.missed, self.picked_of = dict[str, str](), dict[str, int]()
         self.hooks_made = hook_counter.next_id
         self.put_last: Callable[[], set[int]] = set
 
@@ -59,7 +61,7 @@ class Owner:
         """A call of the layer is not to be recorded: in another context, in a backward of the body, or by hand."""
         if self not in open_here():
             self.missed[layer] = ELSEWHERE
-        elif backward_task() != self.backward:
+        elif backward_task() not in self.backwards:
             self.missed[layer] = RECOMPUTED
         return True
 

@@ -99,7 +99,7 @@ class _RootCall:
         call = self._previous or self._own
         opened, task = open_here(), backward_task()
         # Neither a stranger's call nor a checkpoint's, which runs in a backward that began after the block.
-        watchers = {it: run for it, run in self.watchers.items() if it in opened and it.backward == task}
+        watchers = {it: run for it, run in self.watchers.items() if it in opened and task in it.backwards}
         if not watchers:
             return call(*args, **kwargs)
         if tracer := active_tracer():

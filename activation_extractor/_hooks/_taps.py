@@ -72,7 +72,7 @@ def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record |
         if hook_counter.next_id != owner.hooks_made:
             owner.reorder(called, target.layer)
         # Backward runs on other threads, in other contexts: `record` is made here for whom the gradient is.
-        tensor, record = pick_tensor(target, owner, output), expect(backward_task() != owner.backward)
+        tensor, record = pick_tensor(target, owner, output), expect(backward_task() not in owner.backwards)
         if tensor.requires_grad and record is not None:
             handles[:] = [handle for handle in handles if handle.hooks_dict_ref() is not None]
             handles.append(tensor.register_hook(record))  # type: ignore[no-untyped-call]
@@ -92,7 +92,7 @@ def _output_hook(target: Target, owner: Owner, record: Record, pick: Pick) -> Ca
 
     @ours
     def record_output(called: nn.Module, args: Any, output: Any) -> None:
-        is_wanted = owner in open_here() and backward_task() == owner.backward
+        is_wanted = owner in open_here() and backward_task() in owner.backwards
         if called is not module or (not is_wanted and owner.misses(target.layer)):
             return
         if is_transformed():
@@ -110,7 +110,7 @@ def _input_hook(target: Target, owner: Owner, record: Record, pick: Pick) -> Cal
     # Registration writes the hook before its kwargs flag: another thread's call may come without kwargs.
     @ours
     def record_input(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-        is_wanted = owner in open_here() and backward_task() == owner.backward
+        is_wanted = owner in open_here() and backward_task() in owner.backwards
         if called is not module or (not is_wanted and owner.misses(target.layer)):
             return
         if is_transformed():

@@ -19,12 +19,12 @@ def watch_calls(
 
     @ours
     def begin_call(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-        if called is module and owner in open_here() and backward_task() == owner.backward:
+        if called is module and owner in open_here() and backward_task() in owner.backwards:
             begin(args, kwargs or {})
 
     @ours
     def end_call(called: nn.Module, args: Any, output: Any) -> None:
-        if called is module and owner in open_here() and backward_task() == owner.backward:
+        if called is module and owner in open_here() and backward_task() in owner.backwards:
             end()
 
     handles = [

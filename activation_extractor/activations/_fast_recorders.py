@@ -168,7 +168,7 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
 
     @ours
     def record_reduced(own: _ReducedLayer, called: nn.Module, args: Any, output: Any) -> None:  # noqa: C901
-        is_wanted = state in open_here() and backward_task() == state.backward
+        is_wanted = state in open_here() and backward_task() in state.backwards
         if called is not own.module or (not is_wanted and state.misses(own.target.layer)):
             return
         if (stamp := state.stamp) <= 0 and not state.takes_call(own.stamp):

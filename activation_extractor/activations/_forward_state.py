@@ -113,7 +113,7 @@ class ForwardState(Owner):
         """
         if tracer := active_tracer():
             raise TransformedCallError("", tracer)
-        return last_stamp < self._first_stamp and backward_task() == self.backward
+        return last_stamp < self._first_stamp and backward_task() in self.backwards
 
     def counts(self, stamp: int) -> bool:
         """Whether a value of this stamp is one of the last forward's, or of a step's or all that are kept together.
@@ -161,7 +161,7 @@ class ForwardState(Owner):
 
         A call outside of a forward does not count, nor does one that checkpointing repeats in backward.
         """
-        if self._warns and self.call is not None and backward_task() == self.backward:
+        if self._warns and self.call is not None and backward_task() in self.backwards:
             self._warns = False
             warnings.warn(
                 f"Layer {target.layer!r} ran several times in one forward and its last value is kept. "

@@ -81,6 +81,15 @@ def test_a_layer_called_by_itself_inside_of_backward_is_recorded(stack):
     assert torch.equal(in_gradient_hook(record), stack.h[0](torch.ones(2, 5, 8)))
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_block_that_was_entered_inside_of_backward_records_after_it_too(stack, tokens, options):
+    block = capture(stack, ["h.1", inputs("h.2")], **options)
+    acts = in_gradient_hook(block.__enter__)
+    stack(tokens)
+    block.__exit__(None, None, None)
+    assert acts.names == ["h.1", "h.2:input"]
+
+
 def test_stop_early_a_sink_and_preview_work_inside_of_backward(stack, tokens):
     def record():
         with capture(stack, "h.0", stop_early=True, sink=(sink := MemorySink())):
