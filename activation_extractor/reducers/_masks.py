@@ -21,7 +21,7 @@ from activation_extractor.layers._selections import Target
 from activation_extractor.layers._signatures import positions_of, signature_of
 from activation_extractor.reducers._calls import CallArguments
 from activation_extractor.reducers._mask_fit import check_form, fit, fits, is_additive
-from activation_extractor.reducers._own_masks import ATTENTION, DEFAULT_NAMES, Role, own_masks, role_of
+from activation_extractor.reducers._own_masks import ATTENDED, ATTENTION, DEFAULT_NAMES, Role, own_masks, role_of
 
 # From a target, its activation and the call in which it runs to the masks that it may have, the likeliest first; none
 # where every position is real.
@@ -126,17 +126,13 @@ class Masks:
         tree, found = ModuleTree(model), dict[str, tuple[nn.Module, dict[str, int]] | None]()
         for target in targets if self._names else ():
             segments = target.layer.split(".")
-            is_own = role_of(target).is_keys or not any(segment.isdigit() for segment in segments)
+            role = role_of(target)
+            is_own = role.is_keys or not any(segment.isdigit() for segment in segments)
             for depth in range(1, len(segments) + is_own):
                 if (layer := ".".join(segments[:depth])) and layer not in found:
-                    found[layer] = self._watch(tree.find(layer))
+                    names = self._names | ATTENDED if role.projects and depth == len(segments) - 1 else self._names
+                    found[layer] = _watch(tree.find(layer), names)
         return {layer: watch for layer, watch in found.items() if watch is not None}
-
-    def _watch(self, found: tuple[str, nn.Module] | None) -> tuple[nn.Module, dict[str, int]] | None:
-        signature = signature_of(found[1]) if found is not None and has_forward(found[1]) else None
-        if found is None or signature is None or self._names.isdisjoint(signature.parameters):
-            return None
-        return found[1], positions_of(signature)
 
     def _default(self, target: Target, _: Tensor, call: CallArguments | None) -> list[Any]:
         """The mask of the call itself."""
@@ -158,6 +154,14 @@ class BatchMask:
 
     name: str
     now: Tensor | None = None
+
+
+def _watch(found: tuple[str, nn.Module] | None, names: frozenset[str]) -> tuple[nn.Module, dict[str, int]] | None:
+    """A module and where its arguments stand, if it takes one of these names."""
+    signature = signature_of(found[1]) if found is not None and has_forward(found[1]) else None
+    if found is None or signature is None or names.isdisjoint(signature.parameters):
+        return None
+    return found[1], positions_of(signature)
 
 
 # -- a source for each kind of mask= ----------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ _KEY_OR_VALUE = re.compile(
 )
 # Arguments under which cross-attention is given the states of an encoder.
 _ENCODED = frozenset({"key_value_states", "encoder_hidden_states", "memory", "context"})
+ATTENDED = _ENCODED | {"key"}
 # Masks that belong to what a module attends to, and not to its own positions.
 _OTHERS = ("inputs_", "encoder_", "memory_", "cross_", "head_")
 
@@ -41,12 +42,14 @@ class Role(NamedTuple):
 
     Attributes:
         is_encoded: whether its positions are those of an encoder that is attended to, as of keys and values.
+        projects: whether it is the keys or values that its parent computes, of itself or of an encoder.
         is_keys: whether they are those of the keys of an attention module's own call.
         is_encoders: whether it is the encoder's part of what a model returns.
         sides: the segments of its name that say encoder or decoder, with their numbers.
     """
 
     is_encoded: bool
+    projects: bool
     is_keys: bool
     is_encoders: bool
     sides: tuple[tuple[int, str], ...]
@@ -55,13 +58,14 @@ class Role(NamedTuple):
 def role_of(target: Target) -> Role:
     """The role of what is recorded of a layer."""
     segments, select = target.layer.split("."), target.select
-    projects = _KEY_OR_VALUE.fullmatch(segments[-1].lower()) and _CROSS.search(".".join(segments[:-1]).lower())
+    projects = bool(_KEY_OR_VALUE.fullmatch(segments[-1].lower()))
+    is_cross = projects and bool(_CROSS.search(".".join(segments[:-1]).lower()))
     is_input = target.side == "input"
     is_keys = is_input and isinstance(target.module, nn.MultiheadAttention) and select in ("key", "value", 1, 2)
-    is_encoded = bool(projects) or (is_input and isinstance(select, str) and select in _ENCODED)
+    is_encoded = is_cross or (is_input and isinstance(select, str) and select in _ENCODED)
     is_encoders = isinstance(select, str) and select.startswith("encoder_")
     sides = [(index, side[1]) for index, segment in enumerate(segments) if (side := _SIDE.search(segment.lower()))]
-    return Role(is_encoded, is_keys, is_encoders, tuple(sides))
+    return Role(is_encoded, projects, is_keys, is_encoders, tuple(sides))
 
 
 def own_masks(target: Target, role: Role, call: CallArguments) -> list[Any]:
@@ -72,6 +76,8 @@ def own_masks(target: Target, role: Role, call: CallArguments) -> list[Any]:
     """
     if role.is_keys:
         return [mask for mask in [call.mask(_KEYS)] if call.layer == target.layer and mask is not None]
+    if role.projects and call.layer == target.layer.rpartition(".")[0] and _attends_elsewhere(call):
+        role = role._replace(is_encoded=True)
     *inside, outermost = call.chain
     name = next((name for name in _names(role, outermost) if outermost.mask(name) is not None), None)
     inner = [mask for one in inside for mask in _inner_masks(role, one, refuses=name is None)]
@@ -91,6 +97,13 @@ def own_masks(target: Target, role: Role, call: CallArguments) -> list[Any]:
     if isinstance(mask, Tensor) and bool((mask != 0).all()):
         return []  # where nothing is padding, models leave their mask out
     raise _not_of_part(target.layer, f"{name!r}, without which {lacking!r} was called", lacking, name)
+
+
+def _attends_elsewhere(call: CallArguments) -> bool:
+    """Whether an attention module is given the states of an encoder, or other keys than queries."""
+    if any(call.get(name) is not None for name in _ENCODED):
+        return True
+    return call.get("key") is not None and call.get("key") is not call.get("query")
 
 
 def _names(role: Role, call: CallArguments) -> list[str]:

@@ -289,6 +289,33 @@ def test_keys_and_values_of_cross_attention_have_the_encoders_mask(make):
             mean_over(real, model, layer, lambda: model(**batch))
 
 
+class Attention(nn.Module):
+    """Attends to other states than its own, or to its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.q_proj, self.k_proj = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x, context=None):
+        return self.q_proj(x) + self.k_proj(x if context is None else context).mean(1, keepdim=True)
+
+
+def test_cross_attention_is_known_by_what_it_is_called_with():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.decoder = nn.Embedding(50, 8), nn.ModuleList([Attention(), Attention()])
+
+        def forward(self, input_ids, decoder_input_ids, attention_mask=None, decoder_attention_mask=None):
+            x = self.decoder[0](self.embed(decoder_input_ids))
+            return self.decoder[1](x, self.embed(input_ids))
+
+    model = Model()
+    for layer in ("decoder.0", "decoder.0.k_proj", "decoder.0.q_proj", "decoder.1", "decoder.1.q_proj"):
+        mean_over(OTHER, model, layer, lambda: model(IDS, IDS, REAL, OTHER))
+    mean_over(REAL, model, "decoder.1.k_proj", lambda: model(IDS, IDS, REAL, OTHER))
+
+
 def test_each_part_of_what_a_model_returns_has_its_own_mask():
     model = tf.T5Model(t5().config).eval()
     batch = {"input_ids": IDS, "attention_mask": REAL, "decoder_input_ids": IDS, "decoder_attention_mask": OTHER}
