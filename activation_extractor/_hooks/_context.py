@@ -7,12 +7,15 @@ calls are not recorded; child tasks and `asyncio.to_thread` inherit the context 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, Literal, TypeVar
 
 from torch import nn
+from torch.autograd.function import BackwardCFunction
 
 from activation_extractor._private_torch import backward_task, forward_hooks, forward_pre_hooks, hook_counter
 from activation_extractor.layers._selections import Target
@@ -106,3 +109,18 @@ def unrecorded(function: Callable[..., T], *args: Any) -> T:
         return function(*args)
     finally:
         _open.reset(token)
+
+
+def outermost_function() -> int | None:
+    """The identity of the outermost autograd function of Python that is under way; None outside of any.
+
+    It is the same one in the function's forward and its backward, where a re-entrant checkpoint runs its part again.
+    """
+    frame: FrameType | None = sys._getframe()
+    found = None
+    while frame is not None:
+        if frame.f_code.co_argcount:
+            first = frame.f_locals.get(frame.f_code.co_varnames[0])
+            found = id(first) if isinstance(first, BackwardCFunction) else found
+        frame = frame.f_back
+    return found

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from activation_extractor._hooks._context import unrecorded
+from activation_extractor._hooks._context import outermost_function, unrecorded
 from activation_extractor._hooks._forwards import current_cut
 from activation_extractor._hooks._taps import Record
 from activation_extractor._private_torch import version_of
@@ -77,12 +78,13 @@ class GradientRecorder:
     """Records the gradients of one target, each as that of the call that it belongs to.
 
     Backward visits the calls from the last to the first. Where a checkpoint ran a call without a graph and runs it
-    again in backward, the gradient belongs to the last call that still lacks one.
+    again in backward, the gradient belongs to the last call of this checkpoint that still lacks one.
     """
 
     def __init__(self, target: Target, shared: Shared) -> None:
         self._calls: list[Call] = []
         self._lacking: set[int] = set()
+        self._checkpoints: dict[int, int | None] = {}  # by call, of those without a graph
         self._target, self._state = target, shared.state
         self._records_last = shared.options.calls == "last"
         self._record_call = _call_recorder(target, shared)
@@ -90,13 +92,15 @@ class GradientRecorder:
     def expect(self, is_recomputed: bool) -> Record | None:
         """What records the gradient of the call that is under way; None where the call does not count."""
         if is_recomputed:
-            return self._record_recomputed
+            return partial(self._record_recomputed, outermost_function())
         state, calls, index = self._state, self._calls, len(self._calls)
         if state.call is None and not state.takes_call(self.last_stamp or 0):
             return None
         state.check_step(self._target)
         calls.append(Call(state.call_of(self._target.layer), state.stamp, index))
         self._lacking.add(index)
+        if not torch.is_grad_enabled():
+            self._checkpoints[index] = outermost_function()
 
         def record(gradient: Tensor) -> None:
             if calls is self._calls:  # still the same step
@@ -106,7 +110,7 @@ class GradientRecorder:
 
     def forget(self) -> None:
         """Begin a new step."""
-        self._calls, self._lacking = [], set()
+        self._calls, self._lacking, self._checkpoints = [], set(), {}
 
     @property
     def last_stamp(self) -> int | None:
@@ -127,9 +131,10 @@ class GradientRecorder:
         has_forward = any(call.stamp > 0 for call in calls)  # beside one, calls by hand do not count
         return any(calls[index].stamp > 0 or not has_forward for index in lacking)
 
-    def _record_recomputed(self, gradient: Tensor) -> None:
-        if self._lacking:
-            self._record(max(self._lacking), gradient)
+    def _record_recomputed(self, checkpoint: int | None, gradient: Tensor) -> None:
+        lacking = [index for index in self._lacking if self._checkpoints.get(index) == checkpoint]
+        if lacking:
+            self._record(max(lacking), gradient)
 
     def _record(self, index: int, gradient: Tensor) -> None:
         self._lacking.discard(index)

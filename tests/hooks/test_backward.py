@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from models import count_hooks
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from activation_extractor import MemorySink, capture, gradients, inputs, preview
@@ -106,3 +107,25 @@ def test_a_call_in_a_backward_of_the_blocks_body_is_an_error_that_says_so(stack,
     with pytest.raises(LayerNotRunError, match=r"'h.0' \(called in backward, as a checkpoint does"):
         with capture(stack, "h.0", **options):
             in_gradient_hook(lambda: stack(tokens))
+
+
+@pytest.mark.filterwarnings("ignore:The model ran 2 times")
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]], ids=["first first", "last first"])
+@pytest.mark.parametrize("calls", ["last", "all"])
+def test_gradients_of_two_checkpointed_forwards_are_not_exchanged(use_reentrant, order, calls):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return checkpoint(lambda hidden: self.b(self.a(hidden).tanh()), x, use_reentrant=use_reentrant)
+
+    model, x = Net(), torch.randn(2, 4, requires_grad=True)
+    with capture(model, gradients("b"), calls=calls) as acts:
+        losses = [(model(x) * factor).sum() for factor in (1, 3)]
+        for index in order:
+            losses[index].backward()
+    found = [float(value[0, 0]) for value in (acts["b:gradient"] if calls == "all" else [acts["b:gradient"]])]
+    assert found == ([1, 3] if calls == "all" else [3])
