@@ -73,6 +73,11 @@ def unwatch(root: nn.Module, owner: Owner) -> None:
             call.restore()
 
 
+def is_watched(root: nn.Module) -> bool:
+    """Whether forwards of `root` are seen: no longer when it was compiled in place since `watch`."""
+    return isinstance(root.__dict__.get(CALL), _RootCall)
+
+
 class _RootCall:
     """Stands in for a model's own call while captures are open on it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable
 
 from activation_extractor._hooks._context import Owner
 from activation_extractor._private_torch import active_tracer, backward_task
@@ -27,6 +28,7 @@ class ForwardState(Owner):
         is_reordered: whether the rows of a forward of this step do not go on from those of the forward before it.
         is_unmasked: whether no layer has a mask in this forward; None until a layer asks, since the model may make a
             mask of its own before.
+        is_watched: whether forwards of the model are still seen.
         in_step: whether what is recorded now belongs to a step; always, where there is no sink.
         spans_backward: whether the step will still be open in backward, so that gradients belong to it.
     """
@@ -43,6 +45,7 @@ class ForwardState(Owner):
         "inner",
         "is_reordered",
         "is_unmasked",
+        "is_watched",
         "replaced",
         "spans_backward",
         "stamp",
@@ -54,6 +57,7 @@ class ForwardState(Owner):
         self.call: CallArguments | None = None
         self.inner: CallArguments | None = None
         self.stamp = self.replaced = 0
+        self.is_watched: Callable[[], bool] = lambda: True
         self.is_unmasked: bool | None = None
         self.is_reordered = False
         self.in_step = self.spans_backward = self.was_read = True
@@ -113,6 +117,9 @@ class ForwardState(Owner):
         """
         if tracer := active_tracer():
             raise TransformedCallError("", tracer)
+        if last_stamp >= self._first_stamp and not self.is_watched():
+            advice = "Call model.compile() before the block."
+            raise StepError("see each forward of the model", "one of a model compiled in place since", advice)
         return last_stamp < self._first_stamp and backward_task() in self.backwards
 
     def counts(self, stamp: int) -> bool:

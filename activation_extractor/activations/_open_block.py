@@ -12,7 +12,7 @@ from torch import nn
 
 from activation_extractor._hooks import _context
 from activation_extractor._hooks._compiled_models import eager_stance
-from activation_extractor._hooks._forwards import unwatch, watch
+from activation_extractor._hooks._forwards import is_watched, unwatch, watch
 from activation_extractor._hooks._taps import Attached, Detach, detach_all, tap, tap_gradient
 from activation_extractor._hooks._watched_calls import watch_calls
 from activation_extractor._private_torch import hook_counter
@@ -97,6 +97,7 @@ class OpenBlock:
             self._attach_hooks()
             undo.append(lambda: unwatch(root, state))
             watch(root, state, self._run_forward)
+            state.is_watched = lambda: is_watched(root)
             undo.append(lambda: eager_stance.leave(state))
             eager_stance.enter(state)
             undo.append(lambda: _context.leave(state))
@@ -131,7 +132,8 @@ class OpenBlock:
                 raise StopEarlyError from error
         finally:
             self._gradients.clear()
-            state.targets, state.call, state.inner, state.put_last = (), None, None, set
+            state.targets, state.call, state.inner = (), None, None
+            state.put_last, state.is_watched = set, lambda: True
             self.steps.close(error)
 
     def _attach_hooks(self) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration, CLIPConfig, CLIPModel, GPT2Config, GPT2LMHeadModel
 
 from activation_extractor import MemorySink, capture, gradients, inputs, outputs
-from activation_extractor.errors import LayerNotRunError
+from activation_extractor.errors import LayerNotRunError, StepError
 
 EACH_KIND = pytest.mark.parametrize(
     "options",
@@ -296,3 +296,17 @@ def test_what_is_joined_is_joined_again_when_other_calls_count():
         assert torch.equal(acts["head:gradient"], torch.ones(2, 3))
         (expected * 3).sum().backward()
         assert torch.equal(acts["head:gradient"], torch.full((2, 3), 3.0))
+
+
+@EACH_KIND
+def test_a_model_that_is_compiled_in_place_between_two_forwards_is_an_error(options):
+    model = Net()
+    with pytest.raises(StepError, match="compiled in place since"), capture(model, "head", **options):
+        model(X)
+        model.compile(backend="eager")
+        model(Y)
+    model = Net()
+    with capture(model, "head", **options) as acts:
+        expected = model(X)
+        model.compile(backend="eager")
+    assert torch.equal(acts["head"], values(expected, options))
