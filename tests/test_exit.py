@@ -71,4 +71,4 @@ def test_a_generator_that_the_interpreter_closes_stores_whole_units_or_none(tmp_
 
 def test_a_generator_that_the_interpreter_closes_needs_no_compiler(tmp_path):
     ended = run(tmp_path, "import torch._dynamo", BEGIN, "acts = generate()", "next(acts)")
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (ended.returncode, "activation_extractor" in ended.stderr) == (0, False)  # older releases of torch warn

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -134,6 +135,8 @@ class Capture:
     It can be entered again and again, inside itself and by several threads at once; each entry has results of its own.
     """
 
+    _is_ending = staticmethod(sys.is_finalizing)  # a global name may be gone by then
+
     def __init__(self, model: Model, layers: Any, options: Options, sink: Any) -> None:
         self._model, self._options = model, options
         self._layers = list(layers) if isinstance(layers, Iterator) else layers  # it may be resolved more than once
@@ -164,6 +167,8 @@ class Capture:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._is_ending():  # the interpreter closes a generator: modules are half gone, and the model with them
+            return
         with self._lock:
             # The latest of this context, or of any when the block began in another one.
             candidates = [block for block in self._entered if block.state in open_here()] or self._entered

@@ -273,6 +273,8 @@ def test_quantized_calls_of_different_scales_keep_their_numbers(calls):
 @pytest.mark.parametrize("mask", [None, torch.tensor([[True, True], [True, False]])], ids=["unmasked", "masked"])
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "uint16", "uint32", "uint64"])
 def test_dtypes_that_torch_hardly_computes_in_are_reduced(dtype, mask):
+    if dtype == "uint64" and mask is not None and release("torch") < (2, 12):
+        pytest.skip("torch.where takes no uint64 there")
     dtype = getattr(torch, dtype)
     activation = torch.tensor([[[1, 4], [3, 2]], [[2, 1], [4, 7]]]).to(dtype)
     is_float = dtype.is_floating_point

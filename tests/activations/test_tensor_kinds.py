@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from kinds import KINDS, LENGTHS, Returns, are_equal, numbers, one_process
+from releases import SAFETENSORS, release
 from torch import Tensor, nn
 
 from activation_extractor import (
@@ -219,7 +220,11 @@ def found_by(kind: str, doors: list[Door], folder: Path) -> str:
     return " or ".join(dict.fromkeys(verdicts))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# torch 2.6 lays out few operators on a DTensor; the library safetensors, which checks, reads complex64 from 0.7 on.
+TOO_OLD = {"DTensor": release("torch") < (2, 7), "complex": SAFETENSORS < (0, 7)}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not TOO_OLD.get(kind)])
 def test_a_kind_at_each_door_is_as_the_guide_says(kind, tmp_path):
     row = [kind]
     for number, doors in enumerate(DOORS.values()):
