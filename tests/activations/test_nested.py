@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from releases import release
 from torch import Tensor, nn
 
 from activation_extractor import (
