@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -134,11 +133,12 @@ class ModuleTree:
 
     @cached_property
     def _visited(self) -> Visited:
-        return _visit(self._model, "", "", [("", "", self._model)], Counter(), {id(self._model)})
+        model = self._model
+        return _visit(model, children_of(model), "", "", [("", "", model)], {}, {id(model)})
 
     @cached_property
     def _has_replicas(self) -> bool:
-        return any(isinstance(module, DataParallel) for *_, module in self._visited)
+        return any(issubclass(it, DataParallel) for it in {type(module) for _, _, module in self._visited})
 
     def _at(self, module: nn.Module, plain: Sequence[str]) -> nn.Module | None:
         """What `modules` has under the name of `module` and these further segments."""
@@ -176,25 +176,36 @@ class ModuleTree:
 
 
 def _visit(
-    module: nn.Module, full_name: str, name: str, visited: Visited, visits: Counter[int], around: set[int]
+    module: nn.Module,
+    children: dict[str, nn.Module | None],
+    full_name: str,
+    name: str,
+    visited: Visited,
+    visits: dict[int, int],
+    around: set[int],
 ) -> Visited:
     """`visited`, with the modules below `module` added to it.
 
-    By id, `visits` counts how often each module was gone into, and `around` holds those that the name leads through.
+    By id, `visits` has how often each module was gone into, and `around` those that the name leads through. Neither is
+    asked for a module without children, as most are.
     """
-    children = children_of(module)
     wrapped = _wrapped_segment(module, children)
     full_prefix, prefix = f"{full_name}." if full_name else "", f"{name}." if name else ""
+    is_plain = wrapped is None and full_name == name  # then one string is both names
     for segment, child in children.items():
-        if child is None or id(child) in around:  # a child that holds its parent
+        if child is None:
             continue
-        names = full_prefix + segment, name if segment == wrapped else prefix + segment
-        visited.append((*names, child))
-        if children_of(child) and visits[id(child)] < _MOST_NAMES:
-            visits[id(child)] += 1
-            around.add(id(child))
-            _visit(child, *names, visited, visits, around)
-            around.discard(id(child))
+        plain_child = name if segment == wrapped else prefix + segment
+        full_child = plain_child if is_plain else full_prefix + segment
+        if not (below := children_of(child)):
+            visited.append((full_child, plain_child, child))
+        elif (key := id(child)) not in around:  # a child that holds its parent is left out
+            visited.append((full_child, plain_child, child))
+            if (times := visits.get(key, 0)) < _MOST_NAMES:
+                visits[key] = times + 1
+                around.add(key)
+                _visit(child, below, full_child, plain_child, visited, visits, around)
+                around.discard(key)
     return visited
 
 
