@@ -98,16 +98,14 @@ def _bound_to_layer(record: Hook, shared: Shared, target: Target) -> Hook:
 
 
 def _copying_hook(shared: Shared) -> Hook:
-    state, usual, turns = shared.state, Tensor, shared.recorded.turns
+    state, usual, turns, counter = shared.state, Tensor, shared.recorded.turns, hook_counter
 
     @ours
     def record_copy(slot: _LayerSlot, called: nn.Module, args: Any, output: Any) -> None:
         stamp = state.stamp
-        is_wanted = state in open_here() and (stamp > 0 or state.takes_call(slot.stamp))
-        if called is not slot.module or (not is_wanted and state.misses(slot.layer)):
+        is_usual = stamp > 0 and called is slot.module and state in open_here() and counter.next_id == state.hooks_made
+        if not is_usual and not state.admits(called, slot.module, slot.layer, slot.stamp):
             return
-        if hook_counter.next_id != state.hooks_made:
-            state.reorder(called, slot.layer)
         if slot.tensor is None:
             slot.turn = next(turns)
         if type(output) is usual:
@@ -125,18 +123,16 @@ def _copying_hook(shared: Shared) -> Hook:
     return record_copy
 
 
-def _referring_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purpose, see above
+def _referring_hook(shared: Shared) -> Hook:
     """A hook that keeps references; they hold their graphs until they are read or the block ends."""
-    state, usual, turns = shared.state, Tensor, shared.recorded.turns
+    state, usual, turns, counter = shared.state, Tensor, shared.recorded.turns, hook_counter
 
     @ours
     def record_reference(slot: _LayerSlot, called: nn.Module, args: Any, output: Any) -> None:
         stamp = state.stamp
-        is_wanted = state in open_here() and (stamp > 0 or state.takes_call(slot.stamp))
-        if called is not slot.module or (not is_wanted and state.misses(slot.layer)):
+        is_usual = stamp > 0 and called is slot.module and state in open_here() and counter.next_id == state.hooks_made
+        if not is_usual and not state.admits(called, slot.module, slot.layer, slot.stamp):
             return
-        if hook_counter.next_id != state.hooks_made:
-            state.reorder(called, slot.layer)
         if slot.tensor is None:
             slot.turn = next(turns)
         if type(output) is not usual:
@@ -158,7 +154,7 @@ def _referring_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on pur
 
 def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purpose, see above
     options, state, recorded, masks, _ = shared
-    usual, turns, has_sink = Tensor, recorded.turns, options.has_sink
+    usual, turns, counter, has_sink = Tensor, recorded.turns, hook_counter, options.has_sink
     mask_for = mask_source(options, masks)
 
     def begin(slot: Slot, own: _ReducedLayer, sequence: Tensor) -> None:
@@ -168,16 +164,14 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
 
     @ours
     def record_reduced(own: _ReducedLayer, called: nn.Module, args: Any, output: Any) -> None:  # noqa: C901
-        is_wanted = state in open_here() and backward_task() in state.backwards
-        if called is not own.module or (not is_wanted and state.misses(own.target.layer)):
+        stamp, target = state.stamp, own.target
+        is_usual = stamp > 0 and called is own.module and state in open_here() and counter.next_id == state.hooks_made
+        if not is_usual and not state.admits(called, own.module, target.layer, own.stamp):
             return
-        if (stamp := state.stamp) <= 0 and not state.takes_call(own.stamp):
+        if backward_task() not in state.backwards and state.misses(target.layer):
             return
-        target = own.target
         if is_transformed():
             raise TransformedCallError(target.layer)
-        if hook_counter.next_id != state.hooks_made:
-            state.reorder(called, target.layer)
         if has_sink:
             state.check_step(target)
         if type(output) is not usual:

@@ -6,8 +6,10 @@ import threading
 import warnings
 from collections.abc import Callable
 
-from activation_extractor._hooks._context import Owner
-from activation_extractor._private_torch import active_tracer, backward_task
+from torch import nn
+
+from activation_extractor._hooks._context import Owner, open_here
+from activation_extractor._private_torch import active_tracer, backward_task, hook_counter
 from activation_extractor.errors import StepError, TransformedCallError
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers._calls import CallArguments
@@ -108,6 +110,17 @@ class ForwardState(Owner):
         """A step begins: one forward, or, with `keeps_all`, what the user groups, which counts whole."""
         self._first_stamp = self._begun + (self.call is None)
         self._keeps_step, self.is_reordered = keeps_all, False
+
+    def admits(self, called: nn.Module, module: nn.Module | None, layer: str, last_stamp: int) -> bool:
+        """Whether a call that is no usual one counts, which is of a copy, elsewhere, by hand, or after a new hook."""
+        if called is not module:
+            return False
+        if self not in open_here() or (self.call is None and not self.takes_call(last_stamp)):
+            self.misses(layer)
+            return False
+        if hook_counter.next_id != self.hooks_made:
+            self.reorder(called, layer)
+        return True
 
     def takes_call(self, last_stamp: int) -> bool:
         """Whether a call of a layer outside of the model's own counts, from the stamp of the layer's last value.
