@@ -56,7 +56,8 @@ class Owner:
         self.targets, self.stops_early = targets, stops_early
         self.is_open, self.was_cut = True, False
         self.backwards = -1, backward_task()
-        self.missed, self.picked_of = dict[str, str](), dict[str, int]()
+        self.missed: dict[str, str] = {}
+        self.picked_of: dict[str, int] = {}
         self.hooks_made = hook_counter.next_id
         self.put_last: Callable[[], set[int]] = set
 

@@ -78,7 +78,7 @@ class OpenBlock:
             sink,
             root,
             may_lack=options.missing == "skip",
-            is_time_first=any(0 in (layout.of_three, layout.axis) for layout in layouts.values()),
+            is_time_first=bool(layouts) and any(0 in (layout.of_three, layout.axis) for layout in layouts.values()),
         )
         self._row_order = RowOrder() if options.calls == "join" else None
         self._plan: Plan | None = plan

@@ -172,9 +172,10 @@ class Recorded:
 
     def close(self) -> None:
         """The block ends: let go of the graphs that references hold, unless they are wanted."""
+        detach, counts = self._detach, self._state.counts
         for slot in self._all_slots():
-            slot.close(detach=self._detach)
-            if not self._state.counts(slot.stamp):
+            slot.close(detach=detach)
+            if slot.tensor is not None and not counts(slot.stamp):
                 slot.tensor = None
 
     def clear(self) -> None:

@@ -142,16 +142,18 @@ class ModuleTree:
 
     def _at(self, module: nn.Module, plain: Sequence[str]) -> nn.Module | None:
         """What `modules` has under the name of `module` and these further segments."""
-        children, ways = children_of(module), list(plain[:1])
-        if (wrapped := _wrapped_segment(module, children)) is not None:
-            # Further children of a wrapper share the names of what it wraps: `modules` has the later one.
-            ways = [segment for segment in reversed(children) if segment == wrapped or segment in ways]
-        for segment in ways:
-            child = children.get(segment)
+        while (wrapped := _wrapped_segment(module, children := children_of(module))) is None:
+            if not plain:
+                return module
+            if (child := children.get(plain[0])) is None:
+                return None
+            module, plain = child, plain[1:]
+        # Further children of a wrapper share the names of what it wraps: `modules` has the later one.
+        for segment in [it for it in reversed(children) if it == wrapped or it in plain[:1]]:
+            child = children[segment]
             layer = None if child is None else self._at(child, plain if segment == wrapped else plain[1:])
             if layer is not None:
-                if wrapped is not None:
-                    self._refuse_replicas(module)
+                self._refuse_replicas(module)
                 return layer
         return None if plain else module
 

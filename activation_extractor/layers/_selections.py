@@ -102,7 +102,8 @@ def resolve(model: nn.Module, layers: Any) -> tuple[Target, ...]:
     literal: set[str] = set()
     for target, is_literal in _expand(tree, layers, "output", None):
         known = targets.setdefault(target.name, target)
-        if (known.module, known.side, known.select) != (target.module, target.side, target.select):
+        is_known = known is not target
+        if is_known and (known.module, known.side, known.select) != (target.module, target.side, target.select):
             reason = f"for two things, of layers {known.layer!r} and {target.layer!r}"
             raise DuplicateLayerError(target.name, reason, "Give one of them another name: {'new name': selection}.")
         if is_literal and target.name in literal:

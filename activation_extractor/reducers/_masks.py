@@ -75,7 +75,7 @@ class Masks:
         self.positions = positions_of(signature)
         self._takes_none = _takes_none(signature)
         self._is_made_anew = callable(mask)
-        self._names = _names_in(mask) if is_asked else frozenset[str]()
+        self._names = _names_in(mask) if is_asked else frozenset()
         self._roles: dict[str, Role] = {}
         if isinstance(mask, Mapping):
             self._source = _by_pattern(mask, ModuleTree(model), signature, self._default)
@@ -123,8 +123,11 @@ class Masks:
 
         A layer that is no block of a stack counts itself.
         """
-        tree, found = ModuleTree(model), dict[str, tuple[nn.Module, dict[str, int]] | None]()
-        for target in targets if self._names else ():
+        if not self._names:
+            return {}
+        tree = ModuleTree(model)
+        found: dict[str, tuple[nn.Module, dict[str, int]] | None] = {}
+        for target in targets:
             segments = target.layer.split(".")
             role = role_of(target)
             is_own = role.is_keys or not any(segment.isdigit() for segment in segments)
