@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from torch import nn
 from torch.autograd.function import BackwardCFunction
 
+from activation_extractor._display import examples
 from activation_extractor._private_torch import backward_task, forward_hooks, forward_pre_hooks, hook_counter
 from activation_extractor.layers._selections import Target
 
@@ -69,20 +70,25 @@ class Owner:
             self.missed[layer] = RECOMPUTED
         return True
 
-    def reorder(self, called: nn.Module | None = None, layer: str = "") -> None:
-        """Put our hooks last, so that they see what others make of a value; in the call of a layer it may be too late.
+    def reorder(self, *ran: nn.Module) -> None:
+        """Put our hooks last, so that they see what others make of a value; for modules that ran it may be too late.
 
-        Warns where a hook was added to the module that is being called after its forward had begun.
+        Warns where a hook that may replace a value was added to one of these modules since ours were put last.
         """
         self.hooks_made = hook_counter.next_id
         overtaken = self.put_last()
-        if called is None or overtaken.isdisjoint({id(forward_hooks(called)), id(forward_pre_hooks(called)[0])}):
-            return
-        warnings.warn(
-            f"A hook was added to layer {layer!r} inside of the block, too late for this call of it: the value "
-            "from before that hook is recorded. Add hooks before the block, or between forwards of the model.",
-            stacklevel=2,
-        )
+        modules = {id(module) for module in ran if not overtaken.isdisjoint(_hook_ids(module))}
+        late = dict.fromkeys(target.layer for target in self.targets if id(target.module) in modules)
+        if late:
+            warnings.warn(
+                f"A hook was added to layer {examples(late)} inside of the block, too late for this call of it: the "
+                "value from before that hook is recorded. Add hooks before the block, or between forwards.",
+                stacklevel=3,
+            )
+
+
+def _hook_ids(module: nn.Module) -> set[int]:
+    return {id(forward_hooks(module)), id(forward_pre_hooks(module)[0])}
 
 
 T = TypeVar("T")

@@ -70,7 +70,7 @@ def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record |
         if is_transformed():
             raise TransformedCallError(target.layer)
         if hook_counter.next_id != owner.hooks_made:
-            owner.reorder(called, target.layer)
+            owner.reorder(called)
         # Backward runs on other threads, in other contexts: `record` is made here for whom the gradient is.
         tensor, record = pick_tensor(target, owner, output), expect(backward_task() not in owner.backwards)
         if tensor.requires_grad and record is not None:
@@ -98,7 +98,7 @@ def _output_hook(target: Target, owner: Owner, record: Record, pick: Pick) -> Ca
         if is_transformed():
             raise TransformedCallError(target.layer)
         if hook_counter.next_id != owner.hooks_made:
-            owner.reorder(called, target.layer)
+            owner.reorder(called)
         record(pick(output))
 
     return record_output
@@ -116,7 +116,7 @@ def _input_hook(target: Target, owner: Owner, record: Record, pick: Pick) -> Cal
         if is_transformed():
             raise TransformedCallError(target.layer)
         if hook_counter.next_id != owner.hooks_made:
-            owner.reorder(called, target.layer)
+            owner.reorder(called)
         record(pick(bind(signature, args, kwargs or {})))
 
     return record_input

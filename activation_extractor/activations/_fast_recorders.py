@@ -26,7 +26,7 @@ from activation_extractor._hooks._context import open_here, unrecorded
 from activation_extractor._hooks._copied_modules import ours
 from activation_extractor._hooks._forwards import current_cut, cuts
 from activation_extractor._hooks._taps import pick_tensor
-from activation_extractor._private_torch import backward_task, hook_counter, is_transformed, is_wrapped, version_of
+from activation_extractor._private_torch import backward_task, is_transformed, is_wrapped, version_of
 from activation_extractor._tensors import snapshot
 from activation_extractor.activations._recorded_values import Recorded, Slot
 from activation_extractor.activations._recorders import Shared, mask_source
@@ -98,12 +98,12 @@ def _bound_to_layer(record: Hook, shared: Shared, target: Target) -> Hook:
 
 
 def _copying_hook(shared: Shared) -> Hook:
-    state, usual, turns, counter = shared.state, Tensor, shared.recorded.turns, hook_counter
+    state, usual, turns = shared.state, Tensor, shared.recorded.turns
 
     @ours
     def record_copy(slot: _LayerSlot, called: nn.Module, args: Any, output: Any) -> None:
         stamp = state.stamp
-        is_usual = stamp > 0 and called is slot.module and state in open_here() and counter.next_id == state.hooks_made
+        is_usual = state.is_settled and called is slot.module and state in open_here()
         if not is_usual and not state.admits(called, slot.module, slot.layer, slot.stamp):
             return
         if slot.tensor is None:
@@ -125,12 +125,12 @@ def _copying_hook(shared: Shared) -> Hook:
 
 def _referring_hook(shared: Shared) -> Hook:
     """A hook that keeps references; they hold their graphs until they are read or the block ends."""
-    state, usual, turns, counter = shared.state, Tensor, shared.recorded.turns, hook_counter
+    state, usual, turns = shared.state, Tensor, shared.recorded.turns
 
     @ours
     def record_reference(slot: _LayerSlot, called: nn.Module, args: Any, output: Any) -> None:
         stamp = state.stamp
-        is_usual = stamp > 0 and called is slot.module and state in open_here() and counter.next_id == state.hooks_made
+        is_usual = state.is_settled and called is slot.module and state in open_here()
         if not is_usual and not state.admits(called, slot.module, slot.layer, slot.stamp):
             return
         if slot.tensor is None:
@@ -154,7 +154,7 @@ def _referring_hook(shared: Shared) -> Hook:
 
 def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purpose, see above
     options, state, recorded, masks, _ = shared
-    usual, turns, counter, has_sink = Tensor, recorded.turns, hook_counter, options.has_sink
+    usual, turns, has_sink = Tensor, recorded.turns, options.has_sink
     mask_for = mask_source(options, masks)
 
     def begin(slot: Slot, own: _ReducedLayer, sequence: Tensor) -> None:
@@ -165,7 +165,7 @@ def _reducing_hook(shared: Shared) -> Hook:  # noqa: C901 - one function on purp
     @ours
     def record_reduced(own: _ReducedLayer, called: nn.Module, args: Any, output: Any) -> None:  # noqa: C901
         stamp, target = state.stamp, own.target
-        is_usual = stamp > 0 and called is own.module and state in open_here() and counter.next_id == state.hooks_made
+        is_usual = state.is_settled and called is own.module and state in open_here()
         if not is_usual and not state.admits(called, own.module, target.layer, own.stamp):
             return
         if backward_task() not in state.backwards and state.misses(target.layer):

@@ -24,6 +24,7 @@ class ForwardState(Owner):
     Attributes:
         call: what the model's own call was given; None outside of one.
         stamp: what marks a value that is recorded now.
+        is_settled: whether a forward is under way in which a layer has run, so that our hooks are known to be last.
         replaced: how many forwards' values were replaced before anybody read them.
         was_read: whether somebody has read the values of the last forward.
         inner: the latest call of a module in the model that is watched; None before any.
@@ -46,6 +47,7 @@ class ForwardState(Owner):
         "in_step",
         "inner",
         "is_reordered",
+        "is_settled",
         "is_unmasked",
         "is_watched",
         "replaced",
@@ -59,6 +61,7 @@ class ForwardState(Owner):
         self.call: CallArguments | None = None
         self.inner: CallArguments | None = None
         self.stamp = self.replaced = 0
+        self.is_settled = False
         self.is_watched: Callable[[], bool] = lambda: True
         self.is_unmasked: bool | None = None
         self.is_reordered = False
@@ -77,7 +80,7 @@ class ForwardState(Owner):
     def end(self, *, failed: bool) -> None:
         """The forward has ended; what a failed one has recorded need not be read."""
         self.call = self.inner = self.is_unmasked = None
-        self.stamp, self.was_read = -self._begun, self.was_read or failed
+        self.stamp, self.was_read, self.is_settled = -self._begun, self.was_read or failed, False
 
     def begin_inner(self, call: CallArguments, *, has_mask: bool) -> None:
         """A watched module is called."""
@@ -112,14 +115,15 @@ class ForwardState(Owner):
         self._keeps_step, self.is_reordered = keeps_all, False
 
     def admits(self, called: nn.Module, module: nn.Module | None, layer: str, last_stamp: int) -> bool:
-        """Whether a call that is no usual one counts, which is of a copy, elsewhere, by hand, or after a new hook."""
+        """Whether a call counts that is a forward's first, of a copy, elsewhere, or by hand; puts our hooks last."""
         if called is not module:
             return False
         if self not in open_here() or (self.call is None and not self.takes_call(last_stamp)):
             self.misses(layer)
             return False
         if hook_counter.next_id != self.hooks_made:
-            self.reorder(called, layer)
+            self.reorder(called)
+        self.is_settled = self.call is not None
         return True
 
     def takes_call(self, last_stamp: int) -> bool:

@@ -184,6 +184,8 @@ class OpenBlock:
                 with self.steps.step():
                     result = call(*args, **kwargs)
             failed = False
+            if hook_counter.next_id != state.hooks_made:
+                state.reorder(*(target.module for target in state.targets))
             if order is not None:
                 order.end(arguments)
         finally:

@@ -111,6 +111,18 @@ def test_a_call_that_it_is_too_late_for_is_said_to_be_so(options):
         assert same(acts["1"], expected, options)
 
 
+def test_a_hook_that_one_layer_adds_to_the_next_is_said_to_be_too_late_once():
+    model = net()
+    adding = model[1].register_forward_hook(lambda *call: model[2].register_forward_hook(double) and None)
+    with capture(model, ["0", "1", "2"]) as acts:
+        with pytest.warns(UserWarning, match="A hook was added to layer '2' inside of the block") as caught:
+            model(X)
+        assert len(caught) == 1
+        adding.remove()
+        assert len(acts["2"]) == 3
+        assert torch.equal(model(X), acts["2"])
+
+
 def test_input_hooks_that_come_too_late_are_said_to_be_so():
     model = net()
     with capture(model, inputs("1")):
