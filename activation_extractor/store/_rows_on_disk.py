@@ -88,6 +88,9 @@ class Parts:
         spans = list(self._spans(rows))
         if self.field.is_ragged:
             return [row for span in spans for row in self._ragged_rows(*span)]
+        if len(spans) == 1:  # memory of its own: filling a part of a tensor takes a tenth longer
+            number, start, stop = spans[0]
+            return self._values(number).rows(start, stop)
         for number in {number for number, _, _ in spans}:
             self._values(number)  # a damaged shard is an error before memory is taken
         out, place = torch.empty((len(rows), *self.field.row_shape), dtype=self.field.dtype), 0
