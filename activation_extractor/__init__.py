@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from activation_extractor.extractors.intermediateExtractorBase import IntermediateExtractorBase
     from activation_extractor.layers import blocks, gradients, inputs, outputs
     from activation_extractor.reducers import position
-    from activation_extractor.runs import extract, length_batches
+    from activation_extractor.runs import extract, length_batches, windows
     from activation_extractor.sinks import MemorySink, NpySink, NpzSink, SafetensorsSink, Sink
     from activation_extractor.store import Column, Statistics, Store, open_store, statistics
 
@@ -30,7 +30,7 @@ _ROOMS = {
     "extractors.intermediateExtractorBase": "IntermediateExtractorBase",
     "layers": "blocks gradients inputs outputs",
     "reducers": "position",
-    "runs": "extract length_batches",
+    "runs": "extract length_batches windows",
     "sinks": "MemorySink NpySink NpzSink SafetensorsSink Sink",
     "store": "Column Statistics Store open_store statistics",
 }
@@ -39,7 +39,7 @@ __all__ = [
     "ActivationError", "Activations", "Capture", "Column", "Comparison", "IntermediateExtractor",
     "IntermediateExtractorBase", "MemorySink", "NpySink", "NpzSink", "Preview", "SafetensorsSink", "Sink",
     "Statistics", "Store", "blocks", "capture", "compare", "extract", "gradients", "inputs", "length_batches",
-    "open_store", "outputs", "position", "preview", "statistics",
+    "open_store", "outputs", "position", "preview", "statistics", "windows",
 ]  # fmt: skip
 
 

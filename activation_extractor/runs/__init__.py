@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from activation_extractor.runs._extract import extract
 from activation_extractor.runs._length_batches import length_batches
+from activation_extractor.runs._windows import Window, windows
 
-__all__ = ["extract", "length_batches"]
+__all__ = ["Window", "extract", "length_batches", "windows"]

@@ -49,7 +49,7 @@ def length_batches(
     for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens), ("window_rows", window_rows)):
         if value is not None:
             check_size(name, value)
-    sizes = [_checked(length) for length in lengths]
+    sizes = [checked_length(length) for length in lengths]
     most_rows, most_tokens = batch_size or len(sizes), max_tokens or float("inf")
     batches: list[list[int]] = []
     for start in range(0, len(sizes), window_rows):
@@ -63,7 +63,8 @@ def length_batches(
     return batches
 
 
-def _checked(length: int) -> int:
+def checked_length(length: int) -> int:
+    """The length of a row as a Python integer; an ArgumentError where it cannot be one."""
     size = int(length)
     if size != length:
         raise ArgumentTypeError("a length", "be an integer", length)
