@@ -6,7 +6,7 @@ This is the hot path: a hook runs on every call of its module, by whoever, so it
 from __future__ import annotations
 
 import dis
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -175,6 +175,7 @@ class Attached:
         self._hooks: list[Hooks] = []
         self._ids: list[int] = []
         self._before: list[tuple[Hooks, Flags, RemovableHandle]] = []
+        self._aside: dict[int, Callable[..., Any]] = {}
 
     def add(self, module: nn.Module, hook: Callable[..., None]) -> None:
         """Attach a hook behind the forward; `hide` is to be called when all of them are."""
@@ -192,6 +193,19 @@ class Attached:
         for hooks, flags, _ in self._before:
             hide_ours([hooks])
             hide_flags(flags, hooks)
+
+    def set_aside(self, behind: Sequence[bool], before: Sequence[bool]) -> None:
+        """Take off each hook for which this is true, in the order of adding, and attach again those set aside before.
+
+        `behind` is for the hooks behind the forward, `before` for those that are given its arguments.
+        """
+        first = ((hooks, handle.id) for hooks, _, handle in self._before)
+        hooks_and_ids = (*zip(self._hooks, self._ids, strict=True), *first)
+        for (hooks, hook_id), is_off in zip(hooks_and_ids, (*behind, *before), strict=True):
+            if is_off and hook_id in hooks:
+                self._aside[hook_id] = hooks.pop(hook_id)
+            elif not is_off and hook_id in self._aside:
+                hooks[hook_id] = self._aside.pop(hook_id)
 
     def detach(self) -> None:
         """Take them off again; a second time nothing happens."""

@@ -147,6 +147,7 @@ class Capture:
         self._sink = open_sink(sink)  # last, so that a mistake above touches no folder
         self._known_metadata: dict[str, Any] | None = None
         self._entered: list[OpenBlock] = []
+        self._was_entered = False
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -243,7 +244,11 @@ class Capture:
     def _record(self, plan: Plan) -> OpenBlock:
         if self._sink is not None:
             self._sink.begin(self._metadata(plan.root, plan.targets))
-        return OpenBlock(plan, self._options, self._sink)
+        block = OpenBlock(plan, self._options, self._sink)
+        if self._was_entered:  # modules that were replaced between two entries have been counted by nobody
+            block.state.places_seen = -1
+        self._was_entered = self._root is not None  # else layers are resolved for each entry
+        return block
 
     def _metadata(self, root: nn.Module, targets: tuple[Target, ...]) -> dict[str, Any]:
         """What a sink stores about the run: what the values depend on, beside the weights and the data."""

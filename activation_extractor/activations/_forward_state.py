@@ -9,6 +9,7 @@ from collections.abc import Callable
 from torch import nn
 
 from activation_extractor._hooks._context import Owner, open_here
+from activation_extractor._hooks._module_registrations import module_registrations
 from activation_extractor._private_torch import active_tracer, backward_task, hook_counter
 from activation_extractor.errors import StepError, TransformedCallError
 from activation_extractor.layers._selections import Target
@@ -25,6 +26,9 @@ class ForwardState(Owner):
         call: what the model's own call was given; None outside of one.
         stamp: what marks a value that is recorded now.
         is_settled: whether a forward is under way in which a layer has run, so that our hooks are known to be last.
+        places_seen: the number of the latest registration of a module when it was last asked who has lost its place.
+        displaced: the layers whose places in the model other modules have taken by then.
+        find_displaced: finds these layers, and takes the hooks off them.
         replaced: how many forwards' values were replaced before anybody read them.
         was_read: whether somebody has read the values of the last forward.
         inner: the latest call of a module in the model that is watched; None before any.
@@ -41,15 +45,19 @@ class ForwardState(Owner):
         "_first_stamp",
         "_keeps_all",
         "_keeps_step",
+        "_lacking",
         "_thread",
         "_warns",
         "call",
+        "displaced",
+        "find_displaced",
         "in_step",
         "inner",
         "is_reordered",
         "is_settled",
         "is_unmasked",
         "is_watched",
+        "places_seen",
         "replaced",
         "spans_backward",
         "stamp",
@@ -68,11 +76,19 @@ class ForwardState(Owner):
         self.in_step = self.spans_backward = self.was_read = True
         self._keeps_all, self._keeps_step, self._warns = keeps_all, False, not keeps_all
         self._begun, self._first_stamp, self._thread = 0, 1, -1
+        self.places_seen = module_registrations.latest
+        self.displaced: frozenset[str] = frozenset()
+        self._lacking: frozenset[str] = frozenset()
+        self.find_displaced: Callable[[], frozenset[str]] = frozenset
 
     def begin(self, call: CallArguments) -> None:
         """A forward begins."""
         if not self.was_read and not call.is_cached:  # the next token of a generation replaces nothing
             self.replaced += 1
+        if module_registrations.latest != self.places_seen:
+            self._look_at_places()
+        if self.displaced:
+            self._lacking |= self.displaced
         self.call, self.is_unmasked, self._thread = call, None, threading.get_ident()
         self._begun += 1
         self.stamp, self.was_read = self._begun, False
@@ -113,12 +129,13 @@ class ForwardState(Owner):
         """A step begins: one forward, or, with `keeps_all`, what the user groups, which counts whole."""
         self._first_stamp = self._begun + (self.call is None)
         self._keeps_step, self.is_reordered = keeps_all, False
+        self._lacking = frozenset() if self.call is None else self.displaced
 
     def admits(self, called: nn.Module, module: nn.Module | None, layer: str, last_stamp: int) -> bool:
         """Whether a call counts that is a forward's first, of a copy, elsewhere, or by hand; puts our hooks last."""
         if called is not module:
             return False
-        if self not in open_here() or (self.call is None and not self.takes_call(last_stamp)):
+        if self not in open_here() or (self.call is None and not self.takes_call(layer, last_stamp)):
             self.misses(layer)
             return False
         if hook_counter.next_id != self.hooks_made:
@@ -126,7 +143,7 @@ class ForwardState(Owner):
         self.is_settled = self.call is not None
         return True
 
-    def takes_call(self, last_stamp: int) -> bool:
+    def takes_call(self, layer: str, last_stamp: int) -> bool:
         """Whether a call of a layer outside of the model's own counts, from the stamp of the layer's last value.
 
         It does where no forward of this step has run the layer: an encoder that is called alone, say. A call by hand
@@ -134,6 +151,10 @@ class ForwardState(Owner):
         """
         if tracer := active_tracer():
             raise TransformedCallError("", tracer)
+        if module_registrations.latest != self.places_seen:
+            self._look_at_places()
+        if layer in self.displaced:
+            return False
         if last_stamp >= self._first_stamp and not self.is_watched():
             advice = "Call model.compile() before the block."
             raise StepError("see each forward of the model", "one of a model compiled in place since", advice)
@@ -148,6 +169,14 @@ class ForwardState(Owner):
         if stamp > 0:
             return stamp == self._begun or self._keeps_all or self._keeps_step
         return -stamp < self._begun or self._begun < self._first_stamp
+
+    def lacks(self, layer: str) -> bool:
+        """Whether another module had the layer's place in a forward of those whose values are kept together."""
+        return (self._keeps_all or self._keeps_step) and layer in self._lacking
+
+    def _look_at_places(self) -> None:
+        self.places_seen = module_registrations.latest
+        self.displaced = self.find_displaced()
 
     def check_thread(self) -> None:
         """Raise StepError for a forward that begins while another one is under way in another thread."""

@@ -13,6 +13,7 @@ from torch import nn
 from activation_extractor._hooks import _context
 from activation_extractor._hooks._compiled_models import eager_stance
 from activation_extractor._hooks._forwards import is_watched, unwatch, watch
+from activation_extractor._hooks._module_registrations import module_registrations
 from activation_extractor._hooks._taps import Attached, Detach, detach_all, tap, tap_gradient
 from activation_extractor._hooks._watched_calls import watch_calls
 from activation_extractor._private_torch import hook_counter
@@ -25,6 +26,7 @@ from activation_extractor.activations._results import Results
 from activation_extractor.activations._row_order import RowOrder
 from activation_extractor.activations._steps import Steps
 from activation_extractor.errors import InferenceReferenceError, StopEarlyError
+from activation_extractor.layers._modules import ModuleTree
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers._calls import CallArguments
 from activation_extractor.reducers._masks import Masks, Watched
@@ -92,6 +94,8 @@ class OpenBlock:
         assert self._plan is not None
         root, watched = self._plan.root, self._plan.watched
         try:
+            undo.append(lambda: module_registrations.leave(state))
+            module_registrations.enter(state)
             for layer, (module, positions) in watched.items():
                 self._watch(layer, module, positions)
             self._attach_hooks()
@@ -133,7 +137,7 @@ class OpenBlock:
         finally:
             self._gradients.clear()
             state.targets, state.call, state.inner = (), None, None
-            state.put_last, state.is_watched = set, lambda: True
+            state.put_last, state.is_watched, state.find_displaced = set, lambda: True, frozenset
             self.steps.close(error)
 
     def _attach_hooks(self) -> None:
@@ -149,6 +153,21 @@ class OpenBlock:
                 tap(target, state, recorder(target, self._shared), attached)
         attached.hide()
         state.hooks_made, state.put_last = hook_counter.next_id, lambda: attached.put_last()
+        state.find_displaced = lambda: self._displaced(attached)
+
+    def _displaced(self, attached: Attached) -> frozenset[str]:
+        """The layers whose names mean other modules by now; their hooks are off until they have their places again.
+
+        A layer deeper in a module that was wrapped keeps its hooks: no other module has its name.
+        """
+        assert self._plan is not None
+        tree, targets = ModuleTree(self._plan.root), self._plan.targets
+        places = {target.layer: tree.find(target.layer) for target in targets}
+        is_off = [(place := places[it.layer]) is not None and place[1] is not it.module for it in targets]
+        sides = [target.side == "input" for target in targets]
+        before = [off for off, is_input in zip(is_off, sides, strict=True) if is_input]
+        attached.set_aside([off for off, is_input in zip(is_off, sides, strict=True) if not is_input], before)
+        return frozenset(target.layer for target, off in zip(targets, is_off, strict=True) if off)
 
     def _watch(self, layer: str, module: nn.Module, positions: Mapping[str, int]) -> None:
         """Note the calls of a module in the model that may say which positions are real."""

@@ -59,7 +59,7 @@ def recorder(target: Target, shared: Shared) -> Record:
 
     def record(value: Tensor) -> None:
         nonlocal stamp
-        if state.call is None and not state.takes_call(stamp):
+        if state.call is None and not state.takes_call(target.layer, stamp):
             return
         state.check_step(target)
         if stamp:
@@ -94,7 +94,7 @@ class GradientRecorder:
         if is_recomputed:
             return partial(self._record_recomputed, outermost_function())
         state, calls, index = self._state, self._calls, len(self._calls)
-        if state.call is None and not state.takes_call(self.last_stamp or 0):
+        if state.call is None and not state.takes_call(self._target.layer, self.last_stamp or 0):
             return None
         state.check_step(self._target)
         calls.append(Call(state.call_of(self._target.layer), state.stamp, index))

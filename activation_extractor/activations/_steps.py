@@ -116,11 +116,11 @@ class Steps:
         """
         if self._may_lack:
             return
-        names, gradients = set(self._results.names), self._gradients
-        outputs = [it.layer for it in self._state.targets if it.side != "gradient" and it.name not in names]
-        idle = [it.layer for it in self._state.targets if it.side == "gradient" and not gradients[it.name].has_run]
-        if outputs or idle:
-            layers = list(dict.fromkeys(outputs + idle))
+        gradients, lacks = self._gradients, self._state.lacks
+        names = {*self._results.names, *(name for name, recorder in gradients.items() if recorder.has_run)}
+        idle = [it.layer for it in self._state.targets if it.name not in names or lacks(it.layer)]
+        if idle:
+            layers = list(dict.fromkeys(idle))
             raise LayerNotRunError(layers, {**dict(self._reasons(layers)), **self._state.missed})
         lacking = [name for name, recorder in gradients.items() if recorder.lacks]
         if lacking:
@@ -141,7 +141,8 @@ class Steps:
             stamp = self._results.last_stamp(target.name) if gradients is None else gradients.last_stamp
             if target.layer not in layers:
                 continue
-            if (found := tree.find(target.layer)) is None or found[1] is not target.module:
+            is_displaced = target.layer in self._state.displaced or self._state.lacks(target.layer)
+            if is_displaced or (found := tree.find(target.layer)) is None or found[1] is not target.module:
                 yield target.layer, "another module took its place since the block began"
             elif stamp is not None and self._sink is None:
                 yield target.layer, _EARLIER if stamp > 0 else _BY_HAND

@@ -83,6 +83,24 @@ def test_adapters_that_are_added_in_the_block_are_part_of_what_the_layer_returns
     assert not torch.equal(acts[LAYER], plain(tiny_bert()))
 
 
+def test_a_layer_that_an_adapter_wraps_in_the_block_did_not_run_until_it_is_unloaded():
+    model, query = tiny_bert(), f"{LAYER}.attention.self.query"
+    expected, config = (
+        plain(tiny_bert(), query),
+        peft.LoraConfig(r=2, target_modules=["query"], init_lora_weights=False),
+    )
+    text = f"'{query}' .another module took its place since the block began"
+    with torch.no_grad(), pytest.raises(LayerNotRunError, match=text), capture(model, [LAYER, query]) as acts:
+        peft.get_peft_model(model, config)
+        model(TOKENS)
+        assert acts.names == [LAYER]
+    model = tiny_bert()
+    with torch.no_grad(), capture(model, query) as acts:
+        peft.get_peft_model(model, config).unload()
+        model(TOKENS)
+    assert torch.equal(acts[query], expected)
+
+
 @pytest.mark.parametrize("place", ["cpu", "disk"])
 def test_offloaded_weights_give_the_same_values(tmp_path, place):
     model, expected = tiny_bert(), plain(tiny_bert())
