@@ -49,7 +49,7 @@ def ordinary(tensor: Tensor) -> Tensor:
 
 def memory_of(tensor: Tensor) -> dict[int, int]:
     """The size in bytes of each piece of memory that keeping this tensor keeps alive, by an identity."""
-    parts = _parts_of(tensor)
+    parts = parts_of(tensor)
     if parts is not None:
         return {address: nbytes for part in parts for address, nbytes in memory_of(part).items()}
     try:
@@ -70,11 +70,11 @@ def kept_bytes(tensors: Iterable[Tensor]) -> int:
 
 def copied_bytes(tensor: Tensor) -> int:
     """How many bytes a copy of the tensor takes."""
-    parts = _parts_of(tensor)
+    parts = parts_of(tensor)
     return tensor.numel() * tensor.element_size() if parts is None else sum(map(copied_bytes, parts))
 
 
-def _parts_of(tensor: Tensor) -> list[Tensor] | None:
+def parts_of(tensor: Tensor) -> list[Tensor] | None:
     """The tensors that a sparse tensor or a wrapper is made of; None for one that has memory of its own."""
     if tensor.layout is torch.sparse_coo:
         return list(coo_parts(tensor))

@@ -153,7 +153,8 @@ def pick_tensor(target: Target, owner: Owner, value: Any) -> Tensor:
         return value
     part = value
     if callable(target.select):
-        part = unrecorded(select_part, value, target.select)
+        is_trusted = target.name in owner.picked_of  # it has left all as it was in the block's first call
+        part = unrecorded(partial(select_part, value, target.select, is_trusted=is_trusted))
     elif target.select is not None:
         part = select_part(value, target.select)
     tensors = tensors_in(part)

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from activation_extractor._display import examples
-from activation_extractor._private_torch import version_of
 from activation_extractor._tensors import ordinary, snapshot
 from activation_extractor.errors import ArgumentError
+from activation_extractor.layers._structure_state import StructureState
 
 
 def main_tensor(value: Any) -> Tensor | None:
@@ -27,14 +27,16 @@ def tensors_in(value: Any) -> list[Tensor]:
     return list(_tensors(value))
 
 
-def select_part(value: Any, select: int | str | Callable[[Any], Any]) -> Any:
+def select_part(value: Any, select: int | str | Callable[[Any], Any], *, is_trusted: bool = False) -> Any:
     """The part of a structured value that a user's ``select=`` means; None when there is no such part.
 
+    With `is_trusted` a callable is one that has written to no tensor through ``.data`` or numpy before.
+
     Raises:
-        ArgumentError: a callable wrote to a tensor of the value, which is the model's.
+        ArgumentError: a callable wrote to a tensor of the value, which is the model's, or to what holds it.
     """
     if callable(select):
-        return _selected(value, select)
+        return _selected(value, select, is_trusted=is_trusted)
     if isinstance(value, Mapping):
         members = list(value.values())
         if isinstance(select, int) and select not in value:
@@ -75,15 +77,14 @@ def copied(value: Any) -> Any:
     return _rebuilt(value, lambda tensor: ordinary(snapshot(tensor)))
 
 
-def _selected(value: Any, select: Callable[[Any], Any]) -> Any:
+def _selected(value: Any, select: Callable[[Any], Any], *, is_trusted: bool) -> Any:
     """What a callable returns for a structure of its own, with the value's tensors, or copies of those of inference.
 
-    Whether a tensor was written to is known by its version counter, which inference tensors lack.
+    Objects of other types in it, such as a cache, are the model's.
     """
-    tensors = [tensor for tensor in _tensors_within(value, set()) if not tensor.is_inference()]
-    versions = list(map(version_of, tensors))
+    state = StructureState(value, has_contents=not is_trusted)
     part = select(_rebuilt(value, lambda tensor: ordinary(snapshot(tensor)) if tensor.is_inference() else tensor))
-    if versions != list(map(version_of, tensors)):
+    if not state.is_kept():
         advice = "Let it work on a copy: value.clone()."
         raise ArgumentError("a callable for select=", "leave the model's tensors as they are", select, advice)
     return part
