@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from activation_extractor.cli._input_files import Rows, open_image
+from activation_extractor.cli.inputs import Kind, Source
+from activation_extractor.cli.inputs._images import open_image
 from activation_extractor.errors import ArgumentError
 from activation_extractor.layers._modules import unwrap
 from activation_extractor.layers._signatures import signature_of
@@ -41,18 +42,19 @@ class Feed:
 
     def __init__(
         self,
-        rows: Rows,
+        source: Source,
         make_plan: Callable[[int], list[list[int]]],
         encode: Encode,
         *,
         lengths: Sequence[int] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
-        taken = [name for name in (IDS, ORDER, POOLING_MASK) if name in rows.keep]
+        taken = [name for name in (IDS, ORDER, POOLING_MASK) if name in source.kept]
         if taken:
             raise ArgumentError("a kept column", "have another name than what batches hold", taken[0], "Rename it.")
         self.lengths, self.notes, self.window_rows = lengths, tuple(notes), WINDOW_ROWS
-        self._rows, self._make_plan, self._encode = rows, make_plan, encode
+        self._source, self._rows = source, list(source)
+        self._make_plan, self._encode = make_plan, encode
 
     @cached_property
     def _plan(self) -> list[list[int]]:
@@ -66,18 +68,18 @@ class Feed:
     @property
     def options(self) -> dict[str, Any]:
         """The arguments of `extract` that name entries of these batches."""
-        ids = {"ids": IDS} if self._rows.ids is not None else {}
+        ids = {"ids": IDS} if self._source.has_ids else {}
         order = {"order": ORDER} if self._is_sorted else {}
-        return {**ids, **order, "keep": list(self._rows.keep)}
+        return {**ids, **order, "keep": list(self._source.kept)}
 
     def __len__(self) -> int:
         return len(self._plan)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for numbers in self._plan:
-            entries = {name: [values[row] for row in numbers] for name, values in self._rows.keep.items()}
-            if self._rows.ids is not None:
-                entries[IDS] = [self._rows.ids[row] for row in numbers]
+            entries = self._source.entries([self._rows[row] for row in numbers])
+            if self._source.has_ids:
+                entries[IDS] = [self._rows[row].id for row in numbers]
             if self._is_sorted:
                 entries[ORDER] = numbers
             arguments = self._encode(numbers)
@@ -93,7 +95,7 @@ class Feed:
 
 
 def make_feed(
-    rows: Rows,
+    source: Source,
     model: nn.Module,
     prepare: Any,
     *,
@@ -119,18 +121,19 @@ def make_feed(
     make_batches = partial(length_batches, batch_size=batch_size, max_tokens=max_tokens)
     make_batches([])  # refuses wrong sizes before the model runs
     dtype = next((weight.dtype for weight in model.parameters() if weight.dtype.is_floating_point), None)
-    if rows.kind == "text" and _is_tokenizer(prepare):
-        texts = _Texts(rows, model, prepare, max_length, skip_special_tokens)
+    values = [row.value for row in source]
+    if source.kind == "text" and _is_tokenizer(prepare):
+        texts = _Texts(values, model, prepare, max_length, skip_special_tokens)
         plan, encode = partial(make_batches, texts.lengths), partial(_cast, dtype, texts.encode)
-        return Feed(rows, lambda rows: plan(window_rows=rows), encode, lengths=texts.counted, notes=texts.notes)
+        return Feed(source, lambda rows: plan(window_rows=rows), encode, lengths=texts.counted, notes=texts.notes)
     for name, value in (("max_tokens", max_tokens), ("max_length", max_length)):
         if value is not None:
             raise ArgumentError(name, "be left out where rows have no tokens", value, "Use batch_size=.")
     if skip_special_tokens:
         raise ArgumentError("skip_special_tokens", "be left out where rows have no tokens", True)
-    encode = partial(_cast, dtype, _encoder(rows, model, prepare))
-    in_order = length_batches([0] * len(rows), batch_size=batch_size, window_rows=max(1, len(rows)))
-    return Feed(rows, lambda window_rows: in_order, encode)
+    encode = partial(_cast, dtype, _encoder(source.kind, values, model, prepare))
+    in_order = length_batches([0] * len(values), batch_size=batch_size, window_rows=len(values))
+    return Feed(source, lambda window_rows: in_order, encode)
 
 
 def _is_tokenizer(prepare: Any) -> bool:
@@ -147,7 +150,7 @@ class _Texts:
     """Texts, tokenized once."""
 
     def __init__(
-        self, rows: Rows, model: nn.Module, tokenizer: Any, max_length: int | None, skip_special_tokens: bool
+        self, values: list[str], model: nn.Module, tokenizer: Any, max_length: int | None, skip_special_tokens: bool
     ) -> None:
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
@@ -157,14 +160,14 @@ class _Texts:
         self._tokens: list[np.ndarray[Any, Any]] = []
         self._special: list[np.ndarray[Any, Any]] = []
         limit, cut = _limit(model, tokenizer, max_length), 0
-        for start in range(0, len(rows), _TOKENIZED_AT_ONCE):
-            cut += self._add(list(rows.values[start : start + _TOKENIZED_AT_ONCE]), limit)
+        for start in range(0, len(values), _TOKENIZED_AT_ONCE):
+            cut += self._add(values[start : start + _TOKENIZED_AT_ONCE], limit)
         self.lengths = [len(tokens) for tokens in self._tokens]
         self.counted = [int((~special).sum()) for special in self._special] if skip_special_tokens else self.lengths
         empty = next((row for row, count in enumerate(self.counted) if not count), None)
         if empty is not None:
-            raise ArgumentError(f"row {empty}", "hold a token that counts", rows.values[empty], "Remove that row.")
-        self.notes = [f"{cut} of {len(rows)} rows have more than {limit} tokens and are cut."] if cut else []
+            raise ArgumentError(f"row {empty}", "hold a token that counts", values[empty], "Remove that row.")
+        self.notes = [f"{cut} of {len(values)} rows have more than {limit} tokens and are cut."] if cut else []
 
     def encode(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Padded tokens of these rows, with their masks; ``(batch, seq)``."""
@@ -203,24 +206,24 @@ def _limit(model: nn.Module, tokenizer: Any, max_length: int | None) -> int:
     return max_length or most
 
 
-def _encoder(rows: Rows, model: nn.Module, prepare: Any) -> Encode:
+def _encoder(kind: Kind, values: list[Any], model: nn.Module, prepare: Any) -> Encode:
     """What makes a batch of rows that have no tokens."""
-    if rows.kind == "text":
+    if kind == "text":
         if prepare is None or _is_processor(prepare):
             advice = "Let the factory return (model, tokenizer), or (model, callable)."
             raise ArgumentError("the model", "come with a tokenizer for text", type(unwrap(model)).__name__, advice)
-        return lambda numbers: _checked(prepare([rows.values[row] for row in numbers]), model)
+        return lambda numbers: _checked(prepare([values[row] for row in numbers]), model)
     options: dict[str, Any] = {"return_tensors": "pt"} if _is_processor(prepare) else {}
-    if rows.kind == "image":
+    if kind == "image":
         if prepare is None or _is_tokenizer(prepare):
             advice = "Let the factory return (model, image processor), or (model, callable)."
             raise ArgumentError("the model", "come with an image processor", type(unwrap(model)).__name__, advice)
-        return lambda numbers: _checked(prepare([_pixels(rows.values[row]) for row in numbers], **options), model)
+        return lambda numbers: _checked(prepare([_pixels(values[row]) for row in numbers], **options), model)
     if prepare is not None and not _is_tokenizer(prepare):
         if options and hasattr(prepare, "sampling_rate"):
             options |= {"padding": True, "sampling_rate": prepare.sampling_rate}
-        return lambda numbers: _checked(prepare([np.array(rows.values[row]) for row in numbers], **options), model)
-    return lambda numbers: {_first_argument(model): torch.from_numpy(np.array(rows.values[list(numbers)]))}
+        return lambda numbers: _checked(prepare([np.array(values[row]) for row in numbers], **options), model)
+    return lambda numbers: {_first_argument(model): torch.from_numpy(np.array([values[row] for row in numbers]))}
 
 
 def _pixels(path: Path) -> Any:

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sources import source_of
 from tiny import tiny_bert, tiny_tokenizer
 from torch import nn
 
 from activation_extractor import length_batches
 from activation_extractor.cli._feed import Feed, make_feed
-from activation_extractor.cli._input_files import Rows
 from activation_extractor.errors import ArgumentError
 
 TEXTS = ["MK", "MPTIKQL", "A", "ACDEF"]
 
 
 def text_feed(texts=TEXTS, ids=None, keep=None, model=None, tokenizer=None, **options):
-    rows = Rows("text", texts, ids, keep or {})
+    rows = source_of("text", texts, ids, keep or {})
     return make_feed(rows, model or tiny_bert(), tokenizer or tiny_tokenizer(), **options)
 
 
@@ -28,8 +28,8 @@ def test_text_is_batched_by_length_with_its_places_ids_and_columns():
     feed = text_feed(ids=["a", "b", "c", "d"], keep={"n": [1, 2, 3, 4]}, batch_size=2)
     first, second = feed
     assert len(feed) == 2
-    assert (first["row"], first["id"], first["n"]) == ([1, 3], ["b", "d"], [2, 4])
-    assert (second["row"], second["id"], second["n"]) == ([0, 2], ["a", "c"], [1, 3])
+    assert (first["row"], first["id"], first["n"].tolist()) == ([1, 3], ["b", "d"], [2, 4])
+    assert (second["row"], second["id"], second["n"].tolist()) == ([0, 2], ["a", "c"], [1, 3])
     assert first["attention_mask"].sum(1).tolist() == [9, 7]
     assert feed.lengths == [4, 9, 3, 7]
     assert feed.options == {"ids": "id", "order": "row", "keep": ["n"]}
@@ -58,7 +58,7 @@ def test_the_plan_of_batches_is_made_once_after_the_window_is_known():
         windows.append(window_rows)
         return [[1, 0], [2, 3]]
 
-    feed = Feed(Rows("text", TEXTS), make_plan, lambda numbers: {"rows": list(numbers)})
+    feed = Feed(source_of("text", TEXTS), make_plan, lambda numbers: {"rows": list(numbers)})
     assert feed.example() == {"rows": [0, 1]}  # before there is a plan
     feed.window_rows = 64
     assert [batch["rows"] for batch in feed] == [batch["row"] for batch in feed] == [[1, 0], [2, 3]]
@@ -111,7 +111,7 @@ def test_arrays_go_to_the_models_first_argument_in_its_dtype():
         def forward(self, signal):
             return self.layer(signal)
 
-    rows = Rows("array", np.arange(10.0).reshape(5, 2))
+    rows = source_of("array", np.arange(10.0).reshape(5, 2))
     first, second = make_feed(rows, Model().to(torch.bfloat16), None, batch_size=3)
     assert first["signal"].dtype == torch.bfloat16
     assert first["signal"].tolist() == [[0, 1], [2, 3], [4, 5]]
@@ -120,14 +120,15 @@ def test_arrays_go_to_the_models_first_argument_in_its_dtype():
 
 
 def test_a_callable_beside_the_model_makes_batches_of_rows():
-    feed = make_feed(Rows("text", TEXTS), nn.Linear(1, 1), lambda texts: torch.tensor([[len(one)] for one in texts]))
+    source = source_of("text", TEXTS)
+    feed = make_feed(source, nn.Linear(1, 1), lambda texts: torch.tensor([[len(one)] for one in texts]))
     assert next(iter(feed))["input"].tolist() == [[2], [7], [1], [5]]
-    named = make_feed(Rows("text", TEXTS), nn.Linear(1, 1), lambda texts: {"input": torch.ones(len(texts), 1)})
+    named = make_feed(source, nn.Linear(1, 1), lambda texts: {"input": torch.ones(len(texts), 1)})
     assert list(next(iter(named))) == ["input"]
     with pytest.raises(
         ArgumentError, match=r"what the callable beside the model returns must be a mapping or a tensor"
     ):
-        next(iter(make_feed(Rows("text", TEXTS), nn.Linear(1, 1), lambda texts: texts)))
+        next(iter(make_feed(source, nn.Linear(1, 1), lambda texts: texts)))
 
 
 def test_images_go_through_the_processor_in_colour(tmp_path):
@@ -139,7 +140,7 @@ def test_images_go_through_the_processor_in_colour(tmp_path):
         assert all(image.mode == "RGB" for image in images)
         return torch.stack([torch.from_numpy(np.asarray(image).copy()).float().mean((0, 1)) for image in images])
 
-    feed = make_feed(Rows("image", files, [path.name for path in files]), nn.Linear(3, 1), process, batch_size=2)
+    feed = make_feed(source_of("image", files, [path.name for path in files]), nn.Linear(3, 1), process, batch_size=2)
     assert [batch["id"] for batch in feed] == [["0.png", "1.png"], ["2.png"]]
 
 
@@ -147,7 +148,7 @@ def test_an_image_that_is_cut_short_is_named(tmp_path):
     Image.effect_noise((64, 64), 50).save(tmp_path / "x.png")
     data = (tmp_path / "x.png").read_bytes()
     (tmp_path / "x.png").write_bytes(data[: len(data) // 2])
-    feed = make_feed(Rows("image", [tmp_path / "x.png"]), nn.Linear(3, 1), lambda images: torch.ones(1, 3))
+    feed = make_feed(source_of("image", [tmp_path / "x.png"]), nn.Linear(3, 1), lambda images: torch.ones(1, 3))
     with pytest.raises(ArgumentError, match=r"an image must be whole, got '.*x\.png'\."):
         next(iter(feed))
 
@@ -163,20 +164,20 @@ def test_an_image_that_is_cut_short_is_named(tmp_path):
 )
 def test_options_of_text_are_refused_for_other_rows(options, text):
     with pytest.raises(ArgumentError, match=text):
-        make_feed(Rows("array", np.zeros((2, 2))), nn.Linear(2, 2), None, **options)
+        make_feed(source_of("array", np.zeros((2, 2))), nn.Linear(2, 2), None, **options)
 
 
 @pytest.mark.parametrize(
     ("rows", "prepare", "text"),
     [
-        (Rows("text", ["a"]), None, r"the model must come with a tokenizer for text, got 'Linear'\."),
+        (source_of("text", ["a"]), None, r"the model must come with a tokenizer for text, got 'Linear'\."),
         (
-            Rows("text", ["a"]),
+            source_of("text", ["a"]),
             SimpleNamespace(model_input_names=["pixel_values"]),
             r"must come with a tokenizer for text",
         ),
-        (Rows("image", ["a.png"]), None, r"the model must come with an image processor, got 'Linear'\."),
-        (Rows("image", ["a.png"]), tiny_tokenizer(), r"the model must come with an image processor"),
+        (source_of("image", ["a.png"]), None, r"the model must come with an image processor, got 'Linear'\."),
+        (source_of("image", ["a.png"]), tiny_tokenizer(), r"the model must come with an image processor"),
     ],
 )
 def test_rows_that_the_model_cannot_be_given_are_an_error(rows, prepare, text):
@@ -191,7 +192,7 @@ def test_text_beyond_the_model_and_text_without_a_token_are_an_error():
         text_feed(max_length=65)
     with pytest.raises(ArgumentError, match=r"max_tokens must be a positive integer, got 0\."):
         text_feed(max_tokens=0)
-    with pytest.raises(ArgumentError, match=r"row 1 must hold a token that counts, got ''\."):
+    with pytest.raises(ArgumentError, match=r"the text of row 2 must hold text, got ''\."):
         text_feed(["A", ""], skip_special_tokens=True)
 
 

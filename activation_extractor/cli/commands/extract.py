@@ -75,18 +75,18 @@ def extract(
     """
     from activation_extractor.cli._estimate import check_out, check_room, estimate
     from activation_extractor.cli._feed import POOLING_MASK, make_feed
-    from activation_extractor.cli._input_files import read_rows
     from activation_extractor.cli._models import load_model
+    from activation_extractor.cli.inputs import open_source
     from activation_extractor.layers import blocks
     from activation_extractor.runs import extract as run
     from activation_extractor.store import open_store
 
     check_out(out, resume=resume)
-    rows = read_rows(input, text_column=text_column, id_column=id_column, keep=keep or ())
+    source = open_source(input, text_column=text_column, id_column=id_column, keep=keep or ())
     loaded = load_model(model, trust_remote_code=trust_remote_code, dtype=dtype, device=device)
     sizes = {"batch_size": batch_size, "max_tokens": max_tokens, "max_length": max_length}
-    feed = make_feed(rows, loaded.model, loaded.prepare, skip_special_tokens=skip_special_tokens, **sizes)
-    for note in (*loaded.notes, *rows.notes, *feed.notes):
+    feed = make_feed(source, loaded.model, loaded.prepare, skip_special_tokens=skip_special_tokens, **sizes)
+    for note in (*loaded.notes, *source.notes, *feed.notes):
         warn(note)
     selection = layers or blocks(loaded.model)
     options: dict[str, Any] = {"reduce": reduce or ["mean"], "stop_early": stop_early}
@@ -94,7 +94,7 @@ def extract(
         options["sequence_axis"] = tuple(sequence_axis)
     if skip_special_tokens:
         options["pooling_mask"] = POOLING_MASK
-    expected = estimate(loaded.model, feed, selection, len(rows), format=format, **options)
+    expected = estimate(loaded.model, feed, selection, source.rows, format=format, **options)
     warn(str(expected))
     check_room(out, expected.nbytes, resume=resume)
     feed.window_rows = options["rows_per_unit"] = rows_per_unit or expected.unit_rows

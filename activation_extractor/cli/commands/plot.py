@@ -101,7 +101,7 @@ def _labels(store: Store, name: str, ids_name: str | None) -> list[Any]:
     records = _read(path)
     labels = _column(records, column_name, "--labels", path)
     if path.suffix == ".csv":
-        from activation_extractor.cli._input_files import as_numbers
+        from activation_extractor.cli.inputs._columns import as_numbers
 
         labels = as_numbers(labels)
     if ids_name is not None:

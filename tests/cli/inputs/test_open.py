@@ -9,9 +9,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from sources import read
 
-from activation_extractor.cli import _input_files as _inputs
-from activation_extractor.cli._input_files import read_rows
+from activation_extractor.cli.inputs import _images, _texts, open_source
 from activation_extractor.errors import ArgumentError, MissingExtraError
 
 FASTA = ">a|1 first protein\nMPTI\nKQL\n\n>b\nMK*\n"
@@ -23,27 +23,26 @@ def written(folder, name, content) -> str:
 
 
 def test_lines_of_text_are_rows(tmp_path):
-    rows = read_rows(written(tmp_path, "x.txt", "eins\r\nzwei ß\ndrei"))
-    assert (rows.kind, list(rows.values), rows.ids) == ("text", ["eins", "zwei ß", "drei"], None)
-    assert len(rows) == 3
+    rows = read(written(tmp_path, "x.txt", "eins\r\nzwei ß\ndrei"))
+    assert (rows.values, rows.ids) == (["eins", "zwei ß", "drei"], None)
 
 
 def test_a_dash_is_standard_input(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("eins\nzwei\n"))
-    assert read_rows("-").values == ["eins", "zwei"]
+    assert read("-").values == ["eins", "zwei"]
 
 
 def test_objects_have_text_ids_and_further_columns(tmp_path):
     lines = [{"text": "a", "name": "x", "book": "Genesis", "n": 1}, {"text": "b", "name": "y", "book": "", "n": 2}]
     source = written(tmp_path, "x.jsonl", "\n".join(map(json.dumps, lines)))
-    rows = read_rows(source, id_column="name", keep=["book", "n"])
+    rows = read(source, id_column="name", keep=["book", "n"])
     assert (rows.values, rows.ids) == (["a", "b"], ["x", "y"])
     assert rows.keep == {"book": ["Genesis", ""], "n": [1, 2]}
 
 
 def test_a_table_tells_its_columns_and_numbers_are_numbers(tmp_path):
     source = written(tmp_path, "x.csv", 'id,body,score,place\n1,"a, b",0.5,3\n2,"c\nd",1,4\n')
-    rows = read_rows(source, text_column="body", id_column="id", keep=["score", "place", "body"])
+    rows = read(source, text_column="body", id_column="id", keep=["score", "place", "body"])
     assert rows.values == ["a, b", "c\nd"]
     assert rows.ids == ["1", "2"]
     assert rows.keep == {"score": [0.5, 1.0], "place": [3, 4], "body": ["a, b", "c\nd"]}
@@ -51,7 +50,7 @@ def test_a_table_tells_its_columns_and_numbers_are_numbers(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".fasta", ".fa", ".faa", ".fna"])
 def test_sequences_have_the_ids_of_their_headers(tmp_path, suffix):
-    rows = read_rows(written(tmp_path, f"x{suffix}", FASTA), keep=["description"])
+    rows = read(written(tmp_path, f"x{suffix}", FASTA), keep=["description"])
     assert rows.values == ["MPTIKQL", "MK"]
     assert rows.ids == ["a|1", "b"]
     assert rows.keep == {"description": ["first protein", ""]}
@@ -59,7 +58,7 @@ def test_sequences_have_the_ids_of_their_headers(tmp_path, suffix):
 
 def test_text_may_be_compressed(tmp_path):
     (tmp_path / "x.fasta.gz").write_bytes(gzip.compress(FASTA.encode()))
-    assert read_rows(str(tmp_path / "x.fasta.gz")).ids == ["a|1", "b"]
+    assert read(str(tmp_path / "x.fasta.gz")).ids == ["a|1", "b"]
 
 
 def test_parquet_is_a_table(tmp_path):
@@ -67,15 +66,15 @@ def test_parquet_is_a_table(tmp_path):
     from pyarrow import parquet
 
     parquet.write_table(pa.table({"sequence": ["MK", "AA"], "id": [7, 8]}), tmp_path / "x.parquet")
-    rows = read_rows(str(tmp_path / "x.parquet"), id_column="id")
+    rows = read(str(tmp_path / "x.parquet"), id_column="id")
     assert (rows.values, rows.ids) == (["MK", "AA"], [7, 8])
 
 
 def test_arrays_are_mapped(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(6.0).reshape(3, 2))
-    rows = read_rows(str(tmp_path / "x.npy"))
-    assert (rows.kind, len(rows), rows.ids) == ("array", 3, None)
-    assert isinstance(rows.values, np.memmap)
+    rows = read(tmp_path / "x.npy")
+    assert (len(rows.values), rows.ids) == (3, None)
+    assert isinstance(rows.values[0], np.memmap)
 
 
 def test_images_are_files_with_their_paths_as_ids(tmp_path):
@@ -84,8 +83,7 @@ def test_images_are_files_with_their_paths_as_ids(tmp_path):
         Image.new("RGB", (4, 3)).save(tmp_path / name)
     for name in ("notes.txt", "labels.h5", "paper.pdf"):  # Pillow registers the last two, and cannot decode them
         (tmp_path / name).write_text("mine")
-    rows = read_rows(str(tmp_path))
-    assert rows.kind == "image"
+    rows = read(str(tmp_path))
     assert rows.ids == sorted(rows.ids)
     assert set(rows.ids) == {"cats/b.png", "a.JPG", "c.webp", "d.ppm"}
     assert rows.notes == (f"3 other files in {str(tmp_path)!r} left out.",)
@@ -95,7 +93,7 @@ def test_images_are_files_with_their_paths_as_ids(tmp_path):
     ("name", "content", "options", "text"),
     [
         ("x.txt", "", {}, r"input must hold at least one row, got '.*x\.txt'\."),
-        ("x.txt", "a\n\nb", {}, r"'text' of row 1 \(counted from 0\) must hold text, got ''\. Remove that row\."),
+        ("x.txt", "a\n\nb", {}, r"the text of row 2 must hold text, got ''\. Remove that row\."),
         (
             "x.doc",
             "a",
@@ -104,7 +102,7 @@ def test_images_are_files_with_their_paths_as_ids(tmp_path):
         ),
         ("x.jsonl", '{"text": "a"}\n{"text"', {}, r"line 2 must hold a JSON object, got '\{\"text\"'\."),
         ("x.jsonl", "[1]", {}, r"line 1 must hold a JSON object, got \[1\]\."),
-        ("x.jsonl", '{"text": 3}', {}, r"'text' of row 0 \(counted from 0\) must be text, got 3\."),
+        ("x.jsonl", '{"text": 3}', {}, r"the text of row 1 must be text, got 3\."),
         (
             "x.jsonl",
             '{"body": "a", "n": 1}',
@@ -122,13 +120,13 @@ def test_images_are_files_with_their_paths_as_ids(tmp_path):
             "x.jsonl",
             '{"text": "a", "id": null}',
             {"id_column": "id"},
-            r"the id of row 0 \(counted from 0\) must be text or an integer",
+            r"the id of row 1 must be text or an integer",
         ),
         (
             "x.csv",
             "id,text\n1,a\n1,b\n",
             {"id_column": "id"},
-            r"the id of row 1 \(counted from 0\) must be its own, got '1'\.",
+            r"the id of row 2 must be its own, got '1'\.",
         ),
         ("x.csv", "id,text\n1\n", {}, r"line 2 must have a cell for each of the 2 columns, got"),
         ("x.csv", 'id,text\n1,"a', {}, r"input must be a file that can be read, got '.*x\.csv'\."),
@@ -139,7 +137,7 @@ def test_images_are_files_with_their_paths_as_ids(tmp_path):
             "x.fasta",
             ">a\nM\n>a\nK",
             {},
-            r"the id of row 1 \(counted from 0\) must be its own, got 'a'\. An earlier row has it\.",
+            r"the id of row 2 must be its own, got 'a'\. An earlier row has it\.",
         ),
         ("x.npy", "text", {}, r"input must be a \.npy file of numbers, got"),
         ("x.txt.gz", "not compressed", {}, r"input must be a file that can be read, got '.*'\. Not a gzipped file"),
@@ -150,43 +148,44 @@ def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, name, content, opt
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow", reason="reads and writes .parquet")
     with pytest.raises(ArgumentError, match=text):
-        read_rows(written(tmp_path, name, content), **options)
+        open_source(written(tmp_path, name, content), **options)
 
 
 def test_text_in_another_encoding_is_one_sentence(tmp_path):
     (tmp_path / "x.txt").write_bytes("Größe".encode("latin-1"))
     with pytest.raises(ArgumentError, match=r"input must be text in UTF-8, got '.*'\. Byte 2 is not\."):
-        read_rows(str(tmp_path / "x.txt"))
+        open_source(str(tmp_path / "x.txt"))
 
 
 def test_what_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(ArgumentError, match=r"input must be an existing file or folder, got '.*nowhere'\."):
-        read_rows(str(tmp_path / "nowhere"))
+        open_source(str(tmp_path / "nowhere"))
 
 
 def test_an_array_that_is_pickled_or_a_single_number_is_refused(tmp_path):
     np.save(tmp_path / "o.npy", np.array([{}], dtype=object))
     with pytest.raises(ArgumentError, match="must be a .npy file of numbers"):
-        read_rows(str(tmp_path / "o.npy"))
+        open_source(str(tmp_path / "o.npy"))
     np.save(tmp_path / "s.npy", np.float32(1))
     with pytest.raises(ArgumentError, match="must hold an array with a row for each sample"):
-        read_rows(str(tmp_path / "s.npy"))
+        open_source(str(tmp_path / "s.npy"))
     np.save(tmp_path / "x.npy", np.zeros((2, 2)))
     with pytest.raises(ArgumentError, match=r"a column must be of a file that has columns, got 'label'\."):
-        read_rows(str(tmp_path / "x.npy"), keep=["label"])
+        open_source(str(tmp_path / "x.npy"), keep=["label"])
 
 
 def test_a_folder_without_images_and_an_unreadable_image_are_named(tmp_path):
     with pytest.raises(ArgumentError, match="input must be a folder of images"):
-        read_rows(str(tmp_path))
+        open_source(str(tmp_path))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(ArgumentError, match=r"an image must be a file that can be read, got '.*broken\.png'\. Remove"):
-        read_rows(str(tmp_path))
+        open_source(str(tmp_path))
 
 
 @pytest.mark.parametrize(("missing", "name", "extra"), [("pyarrow", "x.parquet", "parquet"), ("PIL", "", "images")])
 def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch, missing, name, extra):
-    monkeypatch.setattr(_inputs, "find_spec", lambda module: None)
+    for module in (_images, _texts):
+        monkeypatch.setattr(module, "find_spec", lambda module: None)
     (tmp_path / "x.parquet").write_bytes(b"")
     with pytest.raises(MissingExtraError, match=f"pip install 'activation_extractor\\[{extra}\\]'"):
-        read_rows(str(tmp_path / name))
+        open_source(str(tmp_path / name))

@@ -1,0 +1,151 @@
+"""A data set that can be gone through row by row, as often as one likes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from activation_extractor.cli.inputs._bad_rows import BadRows
+from activation_extractor.cli.inputs._columns import ColumnKind, Survey
+from activation_extractor.errors import ArgumentError, ArgumentTypeError
+
+Kind = Literal["text", "array", "image", "audio"]
+
+
+class Row(NamedTuple):
+    """A row as it was read.
+
+    Attributes:
+        value: text, an array, or the path of a picture or a sound.
+        id: what it is called; None where rows are numbered.
+        kept: its cells of the kept columns, in their order.
+        place: where it stands, for people: "line 17", "record 'P1' at line 33", "cats/1.png".
+    """
+
+    value: Any
+    id: str | int | None
+    kept: tuple[Any, ...]
+    place: str
+
+
+class Reader(ABC):
+    """Reads rows of one kind of input; a class for each.
+
+    Attributes:
+        kind: of the rows' values.
+        kept: the names of kept columns.
+        has_ids: whether rows have ids.
+        cells_are_text: whether kept cells are written numbers, as in a .csv file, or have types of their own.
+    """
+
+    kind: Kind = "text"
+    kept: tuple[str, ...] = ()
+    has_ids = False
+    cells_are_text = False
+
+    @abstractmethod
+    def rows(self, bad_rows: BadRows) -> Iterator[Row]:
+        """All rows, read anew each time; one that cannot be read is reported and left out.
+
+        Values that are no text, empty texts and ids are checked by `Source`.
+        """
+
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of what was read, a sentence each; asked for after the rows."""
+        return ()
+
+
+class Source:
+    """The rows of a data set; iterating reads them anew, and holds a bounded piece of them.
+
+    All rows are gone through once when it is made: they are counted, ids are compared, and the kinds of kept columns
+    are decided.
+
+    Attributes:
+        name: the file, folder or pipe.
+        kind: of the rows' values.
+        rows: how many there are.
+        has_ids: whether rows have ids.
+        kept: the names of kept columns.
+        longest: the two longest rows, by characters; the first two where the rows are no text.
+        characters: of all rows; None where they are no text.
+        notes: what a user should know, a sentence each.
+
+    Raises:
+        ArgumentError: there is no row, or a row cannot be used and `bad_rows` skips none.
+    """
+
+    def __init__(self, name: str, reader: Reader, bad_rows: BadRows | None = None) -> None:
+        self.name, self.kind, self.kept, self.has_ids = name, reader.kind, tuple(reader.kept), reader.has_ids
+        self._reader, self._bad_rows = reader, bad_rows or BadRows()
+        self.rows, self.characters, self.longest = 0, 0 if self.kind == "text" else None, list[Row]()
+        survey = Survey(self.kept, cells_are_text=reader.cells_are_text)
+        earlier: set[Any] = set()
+        for row in self._usable():
+            self._measure(row)
+            survey.add(row.kept, row.place)
+            if row.id is not None:
+                if row.id in earlier:
+                    raise ArgumentError(f"the id of {row.place}", "be its own", row.id, "An earlier row has it.")
+                earlier.add(row.id)
+        if not self.rows:
+            raise ArgumentError("input", "hold at least one row", name)
+        self._kinds: list[ColumnKind] = survey.kinds()
+        self.longest = [self._converted(row) for row in self.longest]
+        self.notes = (*reader.notes(), *survey.notes)
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(self._converted, self._usable())
+
+    def entries(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The kept columns of some rows, as batches of `extract` hold them: arrays of their dtypes, or texts."""
+        return {
+            name: cells if kind.dtype is None else np.array(cells, dtype=kind.dtype)
+            for index, (name, kind) in enumerate(zip(self.kept, self._kinds, strict=True))
+            for cells in [[row.kept[index] for row in rows]]
+        }
+
+    def _converted(self, row: Row) -> Row:
+        if not self._kinds:
+            return row
+        return row._replace(kept=tuple(kind.convert(cell) for kind, cell in zip(self._kinds, row.kept, strict=True)))
+
+    def _usable(self) -> Iterator[Row]:
+        """The rows without those that cannot be used, which are reported."""
+        for row in self._reader.rows(self._bad_rows):
+            try:
+                if self.kind == "text":
+                    _check_text(row)
+                if self.has_ids:
+                    _check_id(row)
+            except ArgumentError as error:
+                self._bad_rows.report(row.place, row.id, error)
+            else:
+                yield row
+
+    def _measure(self, row: Row) -> None:
+        self.rows += 1
+        if self.characters is None:
+            if len(self.longest) < 2:
+                self.longest.append(row)
+            return
+        self.characters += len(row.value)
+        if len(self.longest) < 2 or len(row.value) > len(self.longest[1].value):
+            self.longest = sorted([*self.longest, row], key=lambda row: -len(row.value))[:2]
+
+
+def _check_text(row: Row) -> None:
+    if not isinstance(row.value, str):
+        raise ArgumentTypeError(f"the text of {row.place}", "be text", row.value)
+    if not row.value.strip():
+        raise ArgumentError(f"the text of {row.place}", "hold text", row.value, "Remove that row.")
+
+
+def _check_id(row: Row) -> None:
+    if not isinstance(row.id, str | int) or isinstance(row.id, bool):
+        raise ArgumentTypeError(f"the id of {row.place}", "be text or an integer", row.id)
+    if row.id == "":
+        raise ArgumentError(f"the id of {row.place}", "hold text", row.id, "Give that row an id.")
