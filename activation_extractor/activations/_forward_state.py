@@ -11,6 +11,7 @@ from torch import nn
 from activation_extractor._hooks._context import Owner, open_here
 from activation_extractor._hooks._module_registrations import module_registrations
 from activation_extractor._private_torch import active_tracer, backward_task, hook_counter
+from activation_extractor.activations._row_order import Break, RowOrder
 from activation_extractor.errors import StepError, TransformedCallError
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers._calls import CallArguments
@@ -32,7 +33,8 @@ class ForwardState(Owner):
         replaced: how many forwards' values were replaced before anybody read them.
         was_read: whether somebody has read the values of the last forward.
         inner: the latest call of a module in the model that is watched; None before any.
-        is_reordered: whether the rows of a forward of this step do not go on from those of the forward before it.
+        order: compares the caches of forwards whose values are joined; None where none are.
+        broken: why a forward of this step does not go on from the one before it.
         is_unmasked: whether no layer has a mask in this forward; None until a layer asks, since the model may make a
             mask of its own before.
         is_watched: whether forwards of the model are still seen.
@@ -48,15 +50,16 @@ class ForwardState(Owner):
         "_lacking",
         "_thread",
         "_warns",
+        "broken",
         "call",
         "displaced",
         "find_displaced",
         "in_step",
         "inner",
-        "is_reordered",
         "is_settled",
         "is_unmasked",
         "is_watched",
+        "order",
         "places_seen",
         "replaced",
         "spans_backward",
@@ -64,7 +67,9 @@ class ForwardState(Owner):
         "was_read",
     )
 
-    def __init__(self, targets: tuple[Target, ...], *, stops_early: bool, keeps_all: bool) -> None:
+    def __init__(
+        self, targets: tuple[Target, ...], *, stops_early: bool, keeps_all: bool, order: RowOrder | None = None
+    ) -> None:
         super().__init__(targets, stops_early=stops_early)
         self.call: CallArguments | None = None
         self.inner: CallArguments | None = None
@@ -72,7 +77,8 @@ class ForwardState(Owner):
         self.is_settled = False
         self.is_watched: Callable[[], bool] = lambda: True
         self.is_unmasked: bool | None = None
-        self.is_reordered = False
+        self.order = order
+        self.broken: Break | None = None
         self.in_step = self.spans_backward = self.was_read = True
         self._keeps_all, self._keeps_step, self._warns = keeps_all, False, not keeps_all
         self._begun, self._first_stamp, self._thread = 0, 1, -1
@@ -128,7 +134,9 @@ class ForwardState(Owner):
     def begin_step(self, *, keeps_all: bool) -> None:
         """A step begins: one forward, or, with `keeps_all`, what the user groups, which counts whole."""
         self._first_stamp = self._begun + (self.call is None)
-        self._keeps_step, self.is_reordered = keeps_all, False
+        self._keeps_step, self.broken = keeps_all, None
+        if self.order is not None:
+            self.order.forget()
         self._lacking = frozenset() if self.call is None else self.displaced
 
     def admits(self, called: nn.Module, module: nn.Module | None, layer: str, last_stamp: int) -> bool:
@@ -199,15 +207,22 @@ class ForwardState(Owner):
             raise StepError("hold forward and backward when gradients go to a sink", got, advice)
 
     def check_order(self, layer: str) -> None:
-        """Refuse a further call of a layer whose calls are joined, when the rows were reordered meanwhile.
+        """Refuse several calls of a layer that are joined, when rows were reordered or positions dropped meanwhile.
 
         Raises:
             StepError: they were.
         """
-        if self.is_reordered and self._keeps_all:
-            got = f"rows of {layer!r} that beam search reordered"
-            advice = "Generate with num_beams=1, or pass calls='all' and join what belongs together."
-            raise StepError("keep its rows in order when calls are joined", got, advice)
+        if self.order is None:
+            return
+        self.broken = self.broken or self.order.broken_since()
+        if self.broken is not None:
+            condition, got, advice = self.broken
+            raise StepError(condition, got.format(layer), advice)
+
+    def close_order(self) -> None:
+        """The block ends: let go of the cache that the last forward left."""
+        if self.order is not None:
+            self.broken, self.order = self.broken or self.order.broken_since(), RowOrder()
 
     def ran_again(self, target: Target) -> None:
         """Warn, once, that only the last call of several in one forward is recorded.

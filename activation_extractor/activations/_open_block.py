@@ -68,7 +68,12 @@ class OpenBlock:
 
     def __init__(self, plan: Plan, options: Options, sink: Sink | None) -> None:
         root, targets, masks, layouts, _ = plan
-        self.state = ForwardState(targets, stops_early=options.stop_early, keeps_all=options.calls != "last")
+        self.state = ForwardState(
+            targets,
+            stops_early=options.stop_early,
+            keeps_all=options.calls != "last",
+            order=RowOrder() if options.calls == "join" else None,
+        )
         recorded = Recorded(options.calls, options.max_bytes, self.state, detach=options.detach)
         self.results = Results(targets, options, recorded, self.state, layouts)
         self._shared = Shared(options, self.state, recorded, masks, layouts)
@@ -82,7 +87,6 @@ class OpenBlock:
             may_lack=options.missing == "skip",
             is_time_first=bool(layouts) and any(0 in (layout.of_three, layout.axis) for layout in layouts.values()),
         )
-        self._row_order = RowOrder() if options.calls == "join" else None
         self._plan: Plan | None = plan
         self._undo: list[Detach] = []
 
@@ -125,6 +129,7 @@ class OpenBlock:
         detach_all(self._undo)
         self._plan = None  # what is recorded outlives the block, and must not keep the model
         recorded.close()
+        state.close_order()
         try:
             if error is None and options.has_sink:
                 self.steps.check_any()
@@ -189,9 +194,9 @@ class OpenBlock:
             return call(*args, **kwargs)
         if hook_counter.next_id != state.hooks_made:
             state.reorder()
-        arguments, order = CallArguments(self._shared.masks.positions, args, kwargs, self.steps.checks), self._row_order
+        arguments, order = CallArguments(self._shared.masks.positions, args, kwargs, self.steps.checks), state.order
         if order is not None:
-            state.is_reordered |= not order.is_kept(arguments)
+            state.broken = state.broken or order.broken(arguments)
         state.begin(arguments)
         failed = True
         try:

@@ -85,6 +85,8 @@ class Results:
         if key[1] not in self._options.reducers:
             raise KeyError(key)
         known, joined = self._joined.get(key, ([], None))
+        if len(parts) > 1:
+            self._state.check_order(self._layers[key[0]])
         if joined is None or len(known) != len(parts) or any(map(is_not, known, parts)):
             layer, layout = self._layers[key[0]], self._layouts.get(key[0], USUAL)
             joined = self._concatenated(key[0], parts, layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
@@ -173,6 +174,35 @@ def test_a_layer_that_runs_once_beside_a_beam_search_is_joined():
     with torch.no_grad(), capture(model, "model.encoder.layers.0", calls="join", reduce="mean") as acts:
         model.generate(IDS, **options)
     assert acts["model.encoder.layers.0"].shape == (2, 16)
+
+
+@pytest.mark.parametrize("tokens", [6, 2])  # guesses are rejected between forwards, and in the last one alone
+def test_positions_that_speculative_decoding_rejects_are_not_joined(gpt2, tokens):
+    ids = torch.tensor([[5, 6, 7, 5, 6, 7, 5, 6]])
+    options = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": 0, "prompt_lookup_num_tokens": 3}
+    with torch.no_grad(), pytest.raises(StepError, match="must keep all positions.*'transformer.h.0' that the cache"):
+        with capture(gpt2, "transformer.h.0", calls="join", reduce="mean") as acts:
+            gpt2.generate(ids, **options)
+        acts["transformer.h.0"]
+    sink = MemorySink()
+    with torch.no_grad(), pytest.raises(StepError, match="must keep all positions"):
+        with capture(gpt2, "transformer.h.0", calls="join", sink=sink) as acts, acts.step():
+            gpt2.generate(ids, **options)
+    assert not sink.steps
+
+
+def test_a_cache_that_goes_on_or_is_cropped_after_the_sequence_is_joined(gpt2):
+    takes = inspect.signature(gpt2.forward).parameters
+    name = "cache" if "cache" in takes else "past_key_values"  # renamed in transformers 5.24
+    with torch.no_grad(), capture(gpt2, "transformer.h.0", calls="join") as acts:
+        first = gpt2(IDS[:, :2])
+        cache = first.get("cache", first.get("past_key_values"))
+        gpt2(IDS[:, 2:3], **{name: cache})
+        gpt2(IDS[:, 3:4], **{name: cache})
+        cache.crop(-3)  # to use the first position again, later
+    with torch.no_grad(), capture(gpt2, "transformer.h.0") as whole:
+        gpt2(IDS[:, :4])
+    torch.testing.assert_close(acts["transformer.h.0"], whole["transformer.h.0"])
 
 
 def test_an_encoder_has_the_rows_of_its_own_call_beside_a_beam_search():
