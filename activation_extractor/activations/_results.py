@@ -25,6 +25,7 @@ class Results:
 
     Attributes:
         only_reducer: the name of the reducer, or "" where there are several.
+        cleared: by recorded name, the stamp of the last value that was let go in this step.
         picked_of: by recorded name, of how many tensors of a structure the recorded one is the first.
     """
 
@@ -40,6 +41,7 @@ class Results:
         self._options, self._recorded, self._state = options, recorded, state
         self._joined: dict[Key, tuple[list[Tensor], Tensor]] = {}
         self.picked_of = state.picked_of
+        self.cleared: dict[str, int] = {}
         self.only_reducer = next(iter(options.reducers)) if len(options.reducers) == 1 else ""
 
     @property
@@ -82,7 +84,7 @@ class Results:
                 raise KeyError(key)
             return values
         parts = self._recorded.read((key[0], "full"))
-        if key[1] not in self._options.reducers:
+        if not parts or key[1] not in self._options.reducers:
             raise KeyError(key)
         known, joined = self._joined.get(key, ([], None))
         if len(parts) > 1:
@@ -129,6 +131,7 @@ class Results:
 
     def clear(self) -> None:
         """Let go of everything."""
+        self.cleared.update((name, self.last_stamp(name) or 0) for name in self.names)
         self._state.was_read = True
         self._recorded.clear()
         self._joined.clear()

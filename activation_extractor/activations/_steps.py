@@ -23,6 +23,8 @@ from activation_extractor.sinks._step import make_step
 _EARLIER = "run in an earlier forward of the block, not in the last one: read it in between, or pass calls='all'"
 _BY_HAND = "called by hand, outside of the model's own forward, which counts in blocks without such a forward"
 
+_CLEARED = "its value was let go with acts.clear() before the step ended"
+
 
 class Steps:
     """The steps of a block; without a sink the whole block is one.
@@ -83,6 +85,7 @@ class Steps:
             LayerNotRunError, GradientNotFoundError: see `check_complete`.
         """
         self._results.clear()
+        self._results.cleared.clear()
         if self.checks:
             self.checks.clear()
         self._rows = set()
@@ -117,7 +120,10 @@ class Steps:
         if self._may_lack:
             return
         gradients, lacks = self._gradients, self._state.lacks
-        names = {*self._results.names, *(name for name, recorder in gradients.items() if recorder.has_run)}
+        held = set(self._results.names)
+        ran = held.union(name for name, recorder in gradients.items() if recorder.has_run)
+        cleared = {name for name, stamp in self._results.cleared.items() if self._state.counts(stamp)} - held
+        names = ran | cleared if self._sink is None else ran - cleared  # which cannot be stored
         idle = [it.layer for it in self._state.targets if it.name not in names or lacks(it.layer)]
         if idle:
             layers = list(dict.fromkeys(idle))
@@ -144,6 +150,8 @@ class Steps:
             is_displaced = target.layer in self._state.displaced or self._state.lacks(target.layer)
             if is_displaced or (found := tree.find(target.layer)) is None or found[1] is not target.module:
                 yield target.layer, "another module took its place since the block began"
+            elif target.name in self._results.cleared and self._sink is not None:
+                yield target.layer, _CLEARED
             elif stamp is not None and self._sink is None:
                 yield target.layer, _EARLIER if stamp > 0 else _BY_HAND
 
