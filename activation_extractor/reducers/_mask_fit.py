@@ -67,7 +67,9 @@ def fit(
     if activation.is_nested:
         fitted = mask[:, :seq]
     if tuple(fitted.shape) != (batch, seq):
-        advice = "For layers that change the sequence length pass mask=callable(layer, activation, mask) or mask=None."
+        advice = (
+            "Pass mask=None if every position is real, or mask=callable(layer, activation, mask) that makes it fit."
+        )
         raise MaskError(f"have shape {(batch, seq)}", f"shape {tuple(fitted.shape)}", advice, layer)
     is_real: Tensor = fitted != 0
     if batch and not mask.is_meta:
@@ -99,10 +101,12 @@ def _check_shape(mask: Any, layer: str | None) -> None:
     if not isinstance(mask, Tensor):
         raise MaskError("be a tensor", type(mask).__name__, "Convert it, or pass mask=None.", layer)
     if mask.dim() != 2:
-        advice = "Pass the two-dimensional mask that the tokenizer made as mask=."
+        advice = (
+            "Pass mask=None if every position is real, or the two-dimensional mask that the tokenizer made as mask=."
+        )
         raise MaskError("have shape (batch, seq)", f"shape {tuple(mask.shape)}", advice, layer)
 
 
 def _refuse_additive(layer: str | None) -> None:
-    advice = "Pass the mask of zeros and ones that it was made from as mask=."
+    advice = "Pass mask=None if every position is real, or the mask of zeros and ones that it was made from as mask=."
     raise MaskError("hold zeros and ones", "an additive mask", advice, layer)

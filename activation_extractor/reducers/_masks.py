@@ -22,6 +22,7 @@ from activation_extractor.layers._signatures import positions_of, signature_of
 from activation_extractor.reducers._calls import CallArguments
 from activation_extractor.reducers._mask_fit import check_form, fit, fits, is_additive
 from activation_extractor.reducers._own_masks import ATTENDED, ATTENTION, DEFAULT_NAMES, Role, own_masks, role_of
+from activation_extractor.reducers._shortening import Shortening
 
 # From a target, its activation and the call in which it runs to the masks that it may have, the likeliest first; none
 # where every position is real.
@@ -77,6 +78,7 @@ class Masks:
         self._is_made_anew = callable(mask)
         self._names = _names_in(mask) if is_asked else frozenset()
         self._roles: dict[str, Role] = {}
+        self._shortening = Shortening(model)
         if isinstance(mask, Mapping):
             self._source = _by_pattern(mask, ModuleTree(model), signature, self._default)
         elif self._is_made_anew:
@@ -107,8 +109,12 @@ class Masks:
         key = (*map(id, masks), sequence_shape(activation), activation.device, current_stream(activation.device))
         fitted = call.outermost.fitted
         if key not in fitted:
-            is_cached = any(one.is_cached for one in call.chain)
-            mask = next((mask for mask in masks if fits(mask, activation, is_cached=is_cached)), masks[0])
+            mask = next((mask for mask in masks if fits(mask, activation, is_cached=False)), None)
+            if mask is None and (made := self._shortened(target, masks, activation, call)) is not None:
+                return fit(target.layer, made, activation)  # other layers of this shape may have another one
+            is_cached = any(one.is_cached for one in call.chain) and not self._role(target).is_encoded
+            if mask is None:
+                mask = next((mask for mask in masks if fits(mask, activation, is_cached=is_cached)), masks[0])
             made = fit(target.layer, mask, activation, is_cached=is_cached, checks=call.checks)
             fitted[key] = masks, made  # while the masks live, no other tensors have their ids
         return fitted[key][1]
@@ -137,15 +143,30 @@ class Masks:
                     found[layer] = _watch(tree.find(layer), names)
         return {layer: watch for layer, watch in found.items() if watch is not None}
 
+    def _role(self, target: Target) -> Role:
+        role = self._roles.get(target.name)
+        if role is None:
+            role = self._roles[target.name] = role_of(target)
+        return role
+
+    def _shortened(self, target: Target, masks: list[Any], activation: Tensor, call: CallArguments) -> Tensor | None:
+        """The first of these masks that can be shortened with the sequence as the model does before a layer."""
+        if activation.is_nested or not self._shortening.is_possible:
+            return None
+        for mask in masks:
+            of = (one.layer for one in call.chain if any(value is mask for _, value in one.named()))
+            made = self._shortening.mask(target.layer, mask, next(of, ""), sequence_shape(activation))
+            if made is not None:
+                return made
+        return None
+
     def _default(self, target: Target, _: Tensor, call: CallArguments | None) -> list[Any]:
         """The mask of the call itself."""
         if call is None and self._takes_none:
             return []
         if call is None:
             raise _outside_call(target.layer, ATTENTION)
-        role = self._roles.get(target.name)
-        if role is None:
-            role = self._roles[target.name] = role_of(target)
+        role = self._role(target)
         if role not in call.found:
             call.found[role] = own_masks(target, role, call)
         return call.found[role]

@@ -63,13 +63,16 @@ def test_without_a_cache_a_longer_mask_is_an_error(tokens, cache):
 
 # -- masks that do not fit --------------------------------------------------------------------------------------------
 
-FORM = "Pass the two-dimensional mask that the tokenizer made as mask=."
+FORM = "Pass mask=None if every position is real, or the two-dimensional mask that the tokenizer made as mask=."
 BROKEN = [
     (RIGHT[:1], "have shape (2, 5), got shape (1, 5)"),
     (RIGHT[:, :1], "have shape (2, 5), got shape (2, 1)"),
     (RIGHT[:, None, None], f"have shape (batch, seq), got shape (2, 1, 1, 5). {FORM}"),
     (RIGHT[0], f"have shape (batch, seq), got shape (5,). {FORM}"),
-    ((RIGHT - 1) * 1e4, "hold zeros and ones, got an additive mask. Pass the mask of zeros and ones that it was"),
+    (
+        (RIGHT - 1) * 1e4,
+        "hold zeros and ones, got an additive mask. Pass mask=None if every position is real, or the mask of zeros",
+    ),
     (RIGHT.tolist(), "be a tensor, got list. Convert it, or pass mask=None."),
     (RIGHT.numpy(), "be a tensor, got ndarray. Convert it, or pass mask=None."),
     (RIGHT * torch.tensor([[1], [0]]), "have a real position in every row, got none in row 1. Leave empty rows out"),

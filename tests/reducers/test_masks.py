@@ -185,7 +185,7 @@ def test_a_layer_that_changes_the_length_is_an_error_with_advice(tokens):
         mean_by(model, "pool", "attention_mask", tokens, RIGHT)
     assert str(caught.value) == (
         "The mask for layer 'pool' must have shape (2, 3), got shape (2, 5). "
-        "For layers that change the sequence length pass mask=callable(layer, activation, mask) or mask=None."
+        "Pass mask=None if every position is real, or mask=callable(layer, activation, mask) that makes it fit."
     )
     assert caught.value.layer == "pool"
     assert_mean_over(ALL[:, :3], mean_by(model, "pool", None, tokens, RIGHT))
