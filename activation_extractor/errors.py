@@ -19,6 +19,7 @@ Each error derives from `ActivationError` and from the built-in that a stranger 
     ├── SequenceAxisError        ValueError     which axis is the sequence is not known
     ├── PositionError            IndexError     a row is too short for `position(k)`
     ├── ReducerError             TypeError      a reducer returned something else than a tensor
+    ├── StoredDtypeError         OverflowError  a value is too large for the dtype that is to be stored
     ├── CapacityError            MemoryError    more is kept than `max_bytes`
     ├── StepError                RuntimeError   a step was begun, or left out, where it may not be
     ├── StopEarlyError           RuntimeError   an outer caller needed the output that `stop_early` left out
@@ -64,6 +65,7 @@ __all__ = [
     "StepError",
     "StopEarlyError",
     "StoreError",
+    "StoredDtypeError",
     "TensorKindError",
     "TransformedCallError",
     "UnhookableLayerError",
@@ -317,6 +319,24 @@ class ReducerError(ActivationError, TypeError):
         super().__init__(
             f"Reducer {reducer!r} must return a tensor with a row for each sample, got {got} for layer {layer!r}. "
             "A reducer is a callable (activation, mask) -> tensor."
+        )
+
+
+class StoredDtypeError(ActivationError, OverflowError):
+    """A finite value of an activation is too large for the dtype in which it is to be stored.
+
+    Attributes:
+        layer: the layer's name.
+        reducer: the reducer's name.
+        row: the row, by its number in its step, and by its id if it has one.
+        dtype: the dtype's name.
+    """
+
+    def __init__(self, layer: str, reducer: str, row: str, value: float, dtype: str, largest: float) -> None:
+        self.layer, self.reducer, self.row, self.dtype = layer, reducer, row, dtype
+        super().__init__(
+            f"What is stored of layer {layer!r} with {reducer!r} must fit {dtype}, whose largest number is "
+            f"{largest:.6g}, got {value:.6g} in {row}. Store it in a dtype of a wider range, or leave dtype= out."
         )
 
 

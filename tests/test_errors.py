@@ -40,6 +40,7 @@ EXAMPLES = {
     "SequenceAxisError": errors.SequenceAxisError("h.0", torch.Size([2, 3]), "have three axes", "Pass sequence_axis=."),
     "PositionError": errors.PositionError(-3, 1, 2),
     "ReducerError": errors.ReducerError("mine", "h.0", "a float"),
+    "StoredDtypeError": errors.StoredDtypeError("h.0", "mean", "row 3, id 'P1'", 7e4, "float16", 65504.0),
     "CapacityError": errors.CapacityError(100, 120, "h.0"),
     "StepError": errors.StepError(
         "begin inside the with-block", "one after it was left", "Begin it in the with-block."

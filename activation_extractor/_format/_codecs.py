@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from activation_extractor._display import dtype_name
 from activation_extractor._format._headers import Entries, Header
 from activation_extractor._format._numpy import (
     read_npy_shard,
@@ -17,6 +19,9 @@ from activation_extractor._format._numpy import (
 )
 from activation_extractor._format._safetensors import check_dtype, read_safetensors_shard, write_safetensors_shard
 from activation_extractor._tensors import IN_FILE, as_numpy_has, as_plain
+from activation_extractor.errors import ArgumentError, ArgumentTypeError
+
+_STORED_AS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,27 @@ class Codec:
     convert: Callable[..., Tensor]
     write: Callable[[Path, Entries, Mapping[str, str]], str]  # a shard at a free path, synced; returns its seal
     read: Callable[[Path], Header]
+    # In which floating point numbers of activations are stored; None for as they were computed.
+    dtype: torch.dtype | None = field(default=None, compare=False)
+
+    def storing(self, dtype: torch.dtype | None) -> Codec:
+        """The codec that stores floating point numbers of activations in a dtype.
+
+        Raises:
+            ArgumentTypeError: it is no dtype of torch.
+            ArgumentError: it is none that activations are stored in, or one that the format lacks.
+        """
+        if dtype is None:
+            return self
+        condition = f"be one of {', '.join(map(str, _STORED_AS))}, or None for as computed"
+        if not isinstance(dtype, torch.dtype):
+            raise ArgumentTypeError("dtype", condition, dtype)
+        if dtype not in _STORED_AS:
+            raise ArgumentError("dtype", condition, dtype)
+        if self.convert(torch.empty(0, dtype=dtype)).dtype != dtype:
+            advice = "Store safetensors, or take float16 or float32."
+            raise ArgumentError("dtype", f"be one that {self.name} has", dtype_name(dtype), advice)
+        return replace(self, dtype=dtype)
 
 
 def _as_safetensors_has(tensor: Tensor, layer: str | None = None, place: str = IN_FILE) -> Tensor:

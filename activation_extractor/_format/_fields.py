@@ -24,7 +24,7 @@ class Field:
     dtype: torch.dtype  # on disk
     row_shape: tuple[int, ...]  # of a row; of a position, where the column is ragged
     is_ragged: bool  # whether rows differ in their number of positions; each is ``(positions, *row_shape)``
-    converted_from: str | None = None  # the name of the dtype that was computed, where the format lacks it
+    converted_from: str | None = None  # the name of the dtype that was computed, where another is stored
 
     @property
     def entry(self) -> str:

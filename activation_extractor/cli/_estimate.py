@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from activation_extractor._display import human_bytes
-from activation_extractor._format._codecs import CODECS
+from activation_extractor._format._codecs import CODECS, Codec
 from activation_extractor._tensors import as_dense, rows_of
 from activation_extractor.activations import capture
 from activation_extractor.cli._feed import POOLING_MASK, Feed
@@ -59,6 +60,7 @@ def estimate(
     *,
     reduce: Any,
     format: str,
+    dtype: torch.dtype | None = None,
     stop_early: bool = False,
     pooling_mask: str | None = None,
     sequence_axis: tuple[int, ...] | None = None,
@@ -83,7 +85,7 @@ def estimate(
         raise ArgumentError("the model", "run on rows of the input", f"{one_line(error):.90}", advice) from error
     pairs = [key if isinstance(key, tuple) else (key, str(reduce[0])) for key in acts]
     sizes = [
-        _column_bytes(value, format, rows, feed.lengths if reducer == "full" else None)
+        _column_bytes(value, CODECS[format].storing(dtype), rows, feed.lengths if reducer == "full" else None)
         for value, (_, reducer) in zip(acts.values(), pairs, strict=True)
     ]
     names, reducers = (list(dict.fromkeys(column)) for column in zip(*pairs, strict=True))
@@ -115,7 +117,7 @@ def check_room(out: Path, nbytes: int, *, resume: bool = True) -> None:
         raise StoreError(out, f"have room for {human_bytes(missing)}", f"{human_bytes(free)} free", advice)
 
 
-def _column_bytes(value: Tensor, format: str, rows: int, lengths: Sequence[int] | None) -> int:
+def _column_bytes(value: Tensor, codec: Codec, rows: int, lengths: Sequence[int] | None) -> int:
     """The size in bytes of a column of so many rows in a format, from its values for a few rows.
 
     Values are ``(batch, *features)``, or ``(batch, seq, *features)`` where all positions are stored; lengths are then
@@ -123,7 +125,8 @@ def _column_bytes(value: Tensor, format: str, rows: int, lengths: Sequence[int] 
     """
     value = as_dense(value)
     some = rows_of(value)[0] if value.is_nested else value
-    itemsize = CODECS[format].convert(some.new_zeros(1)).element_size()
+    item = codec.convert(some.new_zeros(1))
+    itemsize = codec.dtype.itemsize if codec.dtype and item.is_floating_point() else item.element_size()
     if value.is_nested:
         return value.numel() * itemsize * rows // value.size(0)
     if lengths is not None and value.dim() >= 3:

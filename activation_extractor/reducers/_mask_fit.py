@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from activation_extractor._tensors import sequence_shape
 from activation_extractor.errors import MaskError
+
+
+class Check(Protocol):
+    """A check whose verdict is computed on a device, and is read when that need not wait for it."""
+
+    verdict: Tensor  # int64
+
+    def settle(self, verdict: Tensor) -> None:
+        """Raise the error that a verdict stands for; `verdict` may be a copy on the CPU."""
 
 
 class MaskCheck:

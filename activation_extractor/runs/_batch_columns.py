@@ -74,8 +74,8 @@ def find_difference(reference: BatchColumns, values: BatchColumns, *, is_exact: 
 
 def computed_columns(step: Step, codec: Codec) -> BatchColumns:
     """The columns that a step would be stored as."""
-    step.check_masks()
     schema, columns = Schema(codec).fit(step)
+    step.check_masks()
     fields = {entry: field for entry, field in schema.fields.items() if isinstance(field.key, tuple)}
     return {entry: BatchColumn(_rows_on_host(columns[entry]), field) for entry, field in fields.items()}
 
@@ -113,8 +113,8 @@ def _has_same_bits(before: BatchColumn, now: BatchColumn) -> bool:
 
 
 def _difference(entry: str, before: BatchColumn, now: BatchColumn, is_exact: bool) -> Difference | None:
-    converted = getattr(torch, now.field.converted_from or "", None)
-    tolerance = Tolerance(0.0, 0.0) if is_exact else Tolerance(default_rtol(converted or now.field.dtype))
+    computed = getattr(torch, now.field.converted_from or "", now.field.dtype)
+    tolerance = Tolerance(0.0, 0.0) if is_exact else Tolerance(default_rtol(computed, now.field.dtype))
     whole, sizes = Closeness(tolerance), []
     for row, (reference, values) in enumerate(zip(before.rows, now.rows, strict=True)):
         if reference.shape != values.shape:

@@ -9,10 +9,12 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from activation_extractor._arguments import check_flag, check_path, check_size
+from activation_extractor._display import dtype_name
 from activation_extractor._format._codecs import CODECS
 from activation_extractor._format._fingerprints import structure_digest, weights_digest
 from activation_extractor.activations import capture
@@ -49,6 +51,7 @@ def extract(
     progress: bool | None = None,
     rows_per_unit: int | None = None,
     format: Format = "safetensors",  # noqa: A002 - what everybody calls it
+    dtype: torch.dtype | None = None,
     queue_bytes: int = QUEUE_BYTES,
     resume: bool = True,
     mask: Any = "attention_mask",
@@ -95,6 +98,8 @@ def extract(
         rows_per_unit: how many rows a unit has, rounded up to whole batches as large as the first one; by default
             about 64 MiB of them, and at most 4,096.
         format: of the shards; ``npz`` and ``npy`` hold bfloat16 and float8 as float32.
+        dtype: store floating point numbers of activations as ``torch.float16``, ``torch.bfloat16`` or
+            ``torch.float32``; None stores them as they were computed. See `StoreSink`.
         queue_bytes: how many bytes units may hold, those that wait to be written and the current one; the model waits
             while there are more.
         resume: resume the store in the folder, if there is one; with False the folder must be new or empty.
@@ -108,6 +113,7 @@ def extract(
         The store, opened.
 
     Raises:
+        StoredDtypeError: a finite value is too large for `dtype`.
         ArgumentError: a batch lacks a field, or is none of the above; a random sampler without ids; or see `capture`.
         OtherRunError: the folder holds a store of other arguments or other data, or the model computes other values.
         StoreError: the folder holds something else, an id comes twice, or the disk refuses.
@@ -131,12 +137,13 @@ def extract(
         plain = unwrap(model)
         with _visiting(plain):
             weights = {"weights": weights_digest(plain), "structure": structure_digest(plain)}
-        return {**weights, **fields.fingerprint, "rows_per_unit": rows_per_unit}
+        stored_as = {"dtype": dtype_name(dtype)} if dtype else {}
+        return {**weights, **fields.fingerprint, **stored_as, "rows_per_unit": rows_per_unit}
 
     check_weights(model)
     policy = OrderPolicy(rows_per_unit) if order else BatchPolicy(rows_per_unit)
     folder = check_path("out", out)
-    run = Run(folder, CODECS[format], model, fingerprint, policy, queue_bytes=queue_bytes, resume=resume)
+    run = Run(folder, CODECS[format].storing(dtype), model, fingerprint, policy, queue_bytes=queue_bytes, resume=resume)
     counted = BatchMask(pooling_mask or "")
     recorded = capture(
         model,

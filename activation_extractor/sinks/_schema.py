@@ -14,6 +14,7 @@ from activation_extractor._format._manifest import Manifest
 from activation_extractor._format._stored_rows import Ragged, as_bytes
 from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.sinks._step import Step
+from activation_extractor.sinks._stored_dtype import OverflowCheck
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Schema:
     has_rows: bool = False  # whether a step had rows, so that `ids` is fixed
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Schema:
-        """The schema of the store that a manifest describes."""
+    def of(cls, manifest: Manifest, codec: Codec | None = None) -> Schema:
+        """The schema of the store that a manifest describes; `codec` may say in which dtype more is stored."""
         fields = {field.entry: field for field in (*manifest.columns, *manifest.keep)}
-        return cls(manifest.codec, fields, manifest.ids, has_rows=True)
+        return cls(codec or manifest.codec, fields, manifest.ids, has_rows=True)
 
     @property
     def columns(self) -> list[Field]:
@@ -44,7 +45,10 @@ class Schema:
     def fit(self, step: Step) -> tuple[Schema, dict[str, Tensor | Ragged]]:
         """The schema with the columns that a step adds; and the step's columns as they are stored, on their devices.
 
+        What is still to be checked of values on an accelerator is added to the step's checks.
+
         Raises:
+            StoredDtypeError: a finite value is too large for the dtype that is stored.
             StoreError: a column changed its dtype or row shape, or the ids their type.
             ArgumentError: a dtype that the format lacks, or a name that is not UTF-8 text.
         """
@@ -53,7 +57,7 @@ class Schema:
         columns: dict[str, Tensor | Ragged] = {}
         fields = dict(self.fields)
         for key, value in values:
-            column, field = _stored(self.codec, key, value)
+            column, field = _stored(self.codec, key, value, step)
             columns[_add(fields, field)] = column
         if not step.rows:
             return Schema(self.codec, fields, self.ids, self.has_rows), columns
@@ -76,10 +80,15 @@ class Schema:
             raise StoreError("ids", "be of one type in a store", f"{ids} after {self.ids}", "Convert one of them.")
 
 
-def _stored(codec: Codec, key: tuple[str, str] | str, value: Tensor | Ragged) -> tuple[Tensor | Ragged, Field]:
+def _stored(
+    codec: Codec, key: tuple[str, str] | str, value: Tensor | Ragged, step: Step
+) -> tuple[Tensor | Ragged, Field]:
     """A column's rows as they are stored, and its field."""
     computed = value.values if isinstance(value, Ragged) else value
     stored = codec.convert(computed, key[0] if isinstance(key, tuple) else None, "in a store")
+    if codec.dtype is not None and isinstance(key, tuple) and stored.is_floating_point():
+        plain, stored = stored, stored.to(codec.dtype)
+        OverflowCheck.add(key, plain, stored, value.lengths if isinstance(value, Ragged) else None, step)
     is_converted = stored.dtype != computed.dtype
     converted_from = dtype_name(computed.dtype) if is_converted else None
     field = Field(key, stored.dtype, tuple(stored.shape[1:]), isinstance(value, Ragged), converted_from)

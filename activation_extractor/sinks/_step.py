@@ -14,7 +14,7 @@ from torch import Tensor
 from activation_extractor._format._stored_rows import KeptColumn, Ragged, RowId
 from activation_extractor._tensors import as_plain
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
-from activation_extractor.reducers._mask_fit import MaskCheck
+from activation_extractor.reducers._mask_fit import Check
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Step:
     values: Mapping[tuple[str, str], Tensor | Ragged]
     ids: Sequence[RowId] | None = None
     keep: Mapping[str, KeptColumn] = field(default_factory=dict)
-    _checks: list[MaskCheck] = field(default_factory=list, repr=False)
+    _checks: list[Check] = field(default_factory=list, repr=False)
 
     def check_masks(self) -> None:
         """Wait for the masks that the values were reduced with, where these are on an accelerator, and check them.
@@ -119,7 +119,7 @@ def make_step(
     values: Mapping[tuple[str, str], Tensor | Ragged],
     ids: list[RowId] | None,
     keep: Mapping[str, KeptColumn],
-    checks: Sequence[MaskCheck] = (),
+    checks: Sequence[Check] = (),
 ) -> Step:
     """A step whose columns all have the same rows.
 

@@ -7,7 +7,10 @@ import threading
 from collections.abc import Mapping
 from typing import Any, ClassVar, final
 
+import torch
+
 from activation_extractor._arguments import check_flag, check_path, check_size
+from activation_extractor._display import dtype_name
 from activation_extractor._format._codecs import NPY, NPZ, SAFETENSORS, Codec
 from activation_extractor._format._manifest import has_manifest, read_manifest, store_name
 from activation_extractor._format._reader import Reader
@@ -40,10 +43,13 @@ class StoreSink(Sink):
         queue_bytes: how many bytes units may hold, those that wait to be written and the current one. The next step
             waits while there are more, but for one unit that is written while the next one is gathered.
         append: add to the store in the folder, if it is of the same model, layers and reducers.
+        dtype: store floating point numbers of activations as ``torch.float16``, ``torch.bfloat16`` or
+            ``torch.float32``, rounded on their device; None stores them as they were computed. A finite value that
+            becomes infinite is an error. Integers, bools, complex numbers and kept columns stay as they are.
 
     Raises:
         StoreError: the folder is not empty, or with ``append=True`` holds something else than a store of this format.
-        ArgumentError: a size that is not positive.
+        ArgumentError: a size that is not positive, or a dtype that is not one of these, or that the format lacks.
     """
 
     codec: ClassVar[Codec]
@@ -57,6 +63,7 @@ class StoreSink(Sink):
         rows_per_unit: int | None = None,
         queue_bytes: int = QUEUE_BYTES,
         append: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         check_size("unit_bytes", unit_bytes)
         check_size("queue_bytes", queue_bytes)
@@ -64,13 +71,15 @@ class StoreSink(Sink):
             check_size("rows_per_unit", rows_per_unit)
         self.path = check_path("path", path)
         check_flag("append", append)
+        codec = self.codec.storing(dtype)
         self._appends = append and has_manifest(self.path)
         if not self._appends:
             check_free(self.path)
         policy = SizePolicy(unit_bytes, rows_per_unit)
-        self._writer = StoreWriter(self.path, self.codec, policy, queue_bytes=queue_bytes, shares_store=append)
+        self._writer = StoreWriter(self.path, codec, policy, queue_bytes=queue_bytes, shares_store=append)
         self._units = 0
         self._about: Mapping[str, Any] | None = None
+        self._stored_as = {"dtype": dtype_name(dtype)} if dtype else {}  # a part of the fingerprint
         self._lock = threading.RLock()
 
     @property
@@ -90,6 +99,7 @@ class StoreSink(Sink):
             OtherRunError: the store that is added to holds something else.
             StoreError: two captures that differ write to this sink, or `extract` wrote the store that is added to.
         """
+        about = {**about, **self._stored_as}
         with self._lock:
             if self._about is None:
                 self._writer.begin(about)
@@ -98,7 +108,7 @@ class StoreSink(Sink):
             elif self._about != about:
                 advice = "Give each capture a sink and a folder of its own."
                 raise StoreError(self.path, "be written by captures of the same layers and options", "others", advice)
-            self._about = dict(about)
+            self._about = about
 
     def write(self, step: Step) -> None:
         """Add the step to the current unit; hand the unit over to be written when it is full.
@@ -107,6 +117,7 @@ class StoreSink(Sink):
             StoreError: the folder cannot be made, an id was seen before, a column changed its dtype or row shape, or
                 the disk refused an earlier unit.
             ArgumentError: a dtype that the format lacks.
+            StoredDtypeError: a finite value is too large for the dtype that is stored.
         """
         with self._lock:
             if self._about is None:

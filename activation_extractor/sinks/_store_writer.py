@@ -85,7 +85,7 @@ class StoreWriter:
     def resume(self) -> None:
         """Resume the store in the folder: columns must stay what they are in it; raises what `check_run` raises."""
         self._manifest = self._published = manifest = self.check_run()
-        self._schema = Schema.of(manifest)
+        self._schema = Schema.of(manifest, self.codec)
 
     def remember_ids(self, ids: Iterable[RowId] | None) -> None:
         """Remember ids of stored rows, so that none is added again; raises a StoreError where an id comes twice."""

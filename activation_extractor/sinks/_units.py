@@ -9,8 +9,8 @@ from torch import Tensor
 
 from activation_extractor._format._entry_names import IDS, OFFSETS, ROWS
 from activation_extractor._format._stored_rows import Ragged, RowId, as_bytes, offsets
-from activation_extractor.errors import MaskError, add_note
-from activation_extractor.reducers._mask_fit import MaskCheck
+from activation_extractor.errors import MaskError, StoredDtypeError, add_note
+from activation_extractor.reducers._mask_fit import Check
 from activation_extractor.sinks._host_memory import HostMemory
 from activation_extractor.sinks._step import Step
 from activation_extractor.sinks._transfer import Arrival, Transfer
@@ -30,7 +30,7 @@ class Unit:
         self._memory = HostMemory()
         self._columns: dict[str, _Column] = {}
         self._ids: list[RowId] = []
-        self._checks: list[tuple[int, MaskCheck, Tensor]] = []
+        self._checks: list[tuple[int, Check, Tensor]] = []
 
     def add(self, columns: Mapping[str, Tensor | Ragged], step: Step) -> int:
         """Add the columns of a step, without waiting for their device; returns their size in bytes."""
@@ -56,12 +56,13 @@ class Unit:
 
         Raises:
             MaskError: a step's values were reduced with an invalid mask.
+            StoredDtypeError: a value is too large for the dtype that is stored.
         """
         self._arrival.wait()
         for step, check, verdict in self._checks:
             try:
                 check.settle(verdict)
-            except MaskError as error:
+            except (MaskError, StoredDtypeError) as error:
                 add_note(error, f"found when the values of step {step} had arrived on the CPU")
                 raise
         ids = self._ids if order is None or not self._ids else [self._ids[row] for row in order]

@@ -35,6 +35,10 @@ def extract(
     id_column: Annotated[str | None, typer.Option(help="The column with the row ids.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="A column to store as well; repeatable.")] = None,
     format: Annotated[Literal["safetensors", "npz", "npy"], typer.Option(help="Of the shards.")] = "safetensors",
+    store_dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"] | None,
+        typer.Option(help="Of what is stored; by default as computed."),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows in a batch; by default 32.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens in a batch, padding counted.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Cut texts that have more tokens.")] = None,
@@ -75,7 +79,7 @@ def extract(
     """
     from activation_extractor.cli._estimate import check_out, check_room, estimate
     from activation_extractor.cli._feed import POOLING_MASK, make_feed
-    from activation_extractor.cli._models import load_model
+    from activation_extractor.cli._models import DTYPES, load_model
     from activation_extractor.cli.inputs import open_source
     from activation_extractor.layers import blocks
     from activation_extractor.runs import extract as run
@@ -94,6 +98,8 @@ def extract(
         options["sequence_axis"] = tuple(sequence_axis)
     if skip_special_tokens:
         options["pooling_mask"] = POOLING_MASK
+    if store_dtype is not None:
+        options["dtype"] = DTYPES[store_dtype]
     expected = estimate(loaded.model, feed, selection, source.rows, format=format, **options)
     warn(str(expected))
     check_room(out, expected.nbytes, resume=resume)
