@@ -15,7 +15,7 @@ from activation_extractor._format._stored_rows import KeptColumn, Ragged, RowId
 from activation_extractor._streams import hold
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError, StepError, add_note
 from activation_extractor.reducers import Reducer, full
-from activation_extractor.reducers._mask_fit import MaskCheck
+from activation_extractor.reducers._mask_fit import Check
 from activation_extractor.reducers._merges import merge_of
 from activation_extractor.runs._windows import Window
 from activation_extractor.sinks import Step
@@ -84,7 +84,7 @@ class Grouped:
         self._full = {name for name, reducer in reducers.items() if reducer is full}
         self._open: dict[int, _OpenRow] = {}
         self._ragged: set[Key] = set()
-        self._checks: list[MaskCheck] = []
+        self._checks: list[Check] = []
 
     def check_merges(self, parts: Iterable[Part]) -> None:
         """Raise an ArgumentError where rows have several windows, and a reducer does not say how they are merged."""
@@ -141,7 +141,7 @@ class Grouped:
             advice = f"{len(self._open)} rows lack windows." if len(self._open) > 1 else ""
             raise ArgumentError("group", condition, sorted(row.counts), advice)
 
-    def _take_checks(self) -> list[MaskCheck]:
+    def _take_checks(self) -> list[Check]:
         checks, self._checks = self._checks, []
         return checks
 
