@@ -94,12 +94,11 @@ def extract(
         warn(note)
     selection = layers or blocks(loaded.model)
     options: dict[str, Any] = {"reduce": reduce or ["mean"], "stop_early": stop_early}
+    options["dtype"] = DTYPES.get(store_dtype or "")
     if sequence_axis:
         options["sequence_axis"] = tuple(sequence_axis)
     if skip_special_tokens:
         options["pooling_mask"] = POOLING_MASK
-    if store_dtype is not None:
-        options["dtype"] = DTYPES[store_dtype]
     expected = estimate(loaded.model, feed, selection, source.rows, format=format, **options)
     warn(str(expected))
     check_room(out, expected.nbytes, resume=resume)
