@@ -36,9 +36,8 @@ def extract(
     keep: Annotated[list[str] | None, typer.Option(help="A column to store as well; repeatable.")] = None,
     format: Annotated[Literal["safetensors", "npz", "npy"], typer.Option(help="Of the shards.")] = "safetensors",
     store_dtype: Annotated[
-        Literal["float16", "bfloat16", "float32"] | None,
-        typer.Option(help="Of what is stored; by default as computed."),
-    ] = None,
+        Literal["computed", "float16", "bfloat16", "float32"], typer.Option(help="Of what is stored.")
+    ] = "computed",
     batch_size: Annotated[int | None, typer.Option(help="Rows in a batch; by default 32.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens in a batch, padding counted.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Cut texts that have more tokens.")] = None,
@@ -93,8 +92,7 @@ def extract(
     for note in (*loaded.notes, *source.notes, *feed.notes):
         warn(note)
     selection = layers or blocks(loaded.model)
-    options: dict[str, Any] = {"reduce": reduce or ["mean"], "stop_early": stop_early}
-    options["dtype"] = DTYPES.get(store_dtype or "")
+    options: dict[str, Any] = {"reduce": reduce or ["mean"], "stop_early": stop_early, "dtype": DTYPES.get(store_dtype)}
     if sequence_axis:
         options["sequence_axis"] = tuple(sequence_axis)
     if skip_special_tokens:
