@@ -37,11 +37,12 @@ class Window:
         """How many positions it has."""
         return self.stop - self.start
 
-    def owns(self, *, before: int = 0, after: int = 0) -> slice:
+    def owns(self, *, before: int = 0, after: int = 0, counts_special: bool = True) -> slice:
         """Which positions of the model's input count.
 
         The input is the window with `before` special tokens in front of it and `after` behind it. Those in front count
-        in the first window of a row alone, those behind in the last one, as if the row had been run as a whole.
+        in the first window of a row alone, those behind in the last one, as if the row had been run as a whole; or they
+        count nowhere, without `counts_special`.
 
         Raises:
             ArgumentError: a number of special tokens is negative, or no integer.
@@ -50,7 +51,8 @@ class Window:
             if type(tokens) is not int or tokens < 0:
                 raise ArgumentError(name, "be a number of tokens, 0 or more", tokens)
         start, stop = before + self.own_start - self.start, before + self.own_stop - self.start
-        return slice(start if self.number else 0, stop if self.number < self.count - 1 else stop + after)
+        begins, ends = counts_special and self.number == 0, counts_special and self.number == self.count - 1
+        return slice(0 if begins else start, stop + after if ends else stop)
 
 
 def windows(lengths: Iterable[int], *, size: int, stride: int | None = None) -> list[Window]:

@@ -63,11 +63,13 @@ def test_windows_of_a_long_row_are_all_of_the_full_size_and_none_owns_nothing(le
 @given(length=st.integers(0, 60), options=SIZES, before=st.integers(0, 2), after=st.integers(0, 2))
 def test_what_counts_of_the_inputs_of_all_windows_is_the_row_with_its_special_tokens(length, options, before, after):
     row = list(range(length))
-    seen = []
+    seen, without = [], []
     for window in windows([length], size=options[0], stride=options[1]):
         tokens = ["CLS"] * before + row[window.start : window.stop] + ["SEP"] * after
         seen += tokens[window.owns(before=before, after=after)]
+        without += tokens[window.owns(before=before, after=after, counts_special=False)]
     assert seen == ["CLS"] * before + row + ["SEP"] * after
+    assert without == row
 
 
 def test_the_windows_of_a_row_of_ten():
