@@ -38,6 +38,7 @@ class ForwardState(Owner):
         is_unmasked: whether no layer has a mask in this forward; None until a layer asks, since the model may make a
             mask of its own before.
         is_watched: whether forwards of the model are still seen.
+        left_out: by layer, how many forwards had begun before calls of it that were not taken, see `takes_call`.
         in_step: whether what is recorded now belongs to a step; always, where there is no sink.
         spans_backward: whether the step will still be open in backward, so that gradients belong to it.
     """
@@ -59,6 +60,7 @@ class ForwardState(Owner):
         "is_settled",
         "is_unmasked",
         "is_watched",
+        "left_out",
         "order",
         "places_seen",
         "replaced",
@@ -85,6 +87,7 @@ class ForwardState(Owner):
         self.places_seen = module_registrations.latest
         self.displaced: frozenset[str] = frozenset()
         self._lacking: frozenset[str] = frozenset()
+        self.left_out: dict[str, set[int]] = {}
         self.find_displaced: Callable[[], frozenset[str]] = frozenset
 
     def begin(self, call: CallArguments) -> None:
@@ -138,6 +141,7 @@ class ForwardState(Owner):
         if self.order is not None:
             self.order.forget()
         self._lacking = frozenset() if self.call is None else self.displaced
+        self.left_out.clear()
 
     def admits(self, called: nn.Module, module: nn.Module | None, layer: str, last_stamp: int) -> bool:
         """Whether a call counts that is a forward's first, of a copy, elsewhere, or by hand; puts our hooks last."""
@@ -166,7 +170,11 @@ class ForwardState(Owner):
         if last_stamp >= self._first_stamp and not self.is_watched():
             advice = "Call model.compile() before the block."
             raise StepError("see each forward of the model", "one of a model compiled in place since", advice)
-        return last_stamp < self._first_stamp and backward_task() in self.backwards
+        if backward_task() not in self.backwards:
+            return False
+        if last_stamp >= self._first_stamp:
+            self.left_out.setdefault(layer, set()).add(self._begun)
+        return last_stamp < self._first_stamp
 
     def counts(self, stamp: int) -> bool:
         """Whether a value of this stamp is one of the last forward's, or of a step's or all that are kept together.
@@ -178,9 +186,24 @@ class ForwardState(Owner):
             return stamp == self._begun or self._keeps_all or self._keeps_step
         return -stamp < self._begun or self._begun < self._first_stamp
 
+    @property
+    def keeps_together(self) -> bool:
+        """Whether the values of several forwards are kept: those of all, or those of a step."""
+        return self._keeps_all or self._keeps_step
+
+    def has_left_out(self, layer: str, stamps: set[int]) -> bool:
+        """Whether a call was left out for whose result the next forward did not run the layer, as with an encoder.
+
+        `stamps` are those of the layer's values; of the last one, unless all are kept.
+        """
+        numbers = (number for number in self.left_out.get(layer, ()) if number < self._begun)
+        if self._keeps_all:
+            return any(number + 1 not in stamps for number in numbers)
+        return any(number >= max(stamps, default=0) for number in numbers)
+
     def lacks(self, layer: str) -> bool:
         """Whether another module had the layer's place in a forward of those whose values are kept together."""
-        return (self._keeps_all or self._keeps_step) and layer in self._lacking
+        return self.keeps_together and layer in self._lacking
 
     def _look_at_places(self) -> None:
         self.places_seen = module_registrations.latest

@@ -137,6 +137,7 @@ class OpenBlock:
                 recorded.check()
                 self.steps.check_complete()
                 state.warn_of_replaced()
+                self.steps.warn_of_left_out(stacklevel=4)
             if state.was_cut and isinstance(error, AttributeError | TypeError) and "NoneType" in str(error):
                 raise StopEarlyError from error
         finally:

@@ -113,6 +113,12 @@ class Recorded:
         calls = [slots[name][-1] for slots in self._calls.values() if name in slots]
         return next((slot.stamp for slot in last + calls if slot.turn >= 0), None)
 
+    def stamps(self, name: str) -> set[int]:
+        """The stamps of all values of a name; with ``calls="last"`` that of the last one."""
+        slots = [slots[name] for slots in self._last.values() if name in slots]
+        slots += [slot for calls in self._calls.values() for slot in calls.get(name, ())]
+        return {slot.stamp for slot in slots if slot.turn >= 0}
+
     def put(self, key: Key, tensor: Tensor, stamp: int, version: int | None = None, index: int | None = None) -> Slot:
         """Store the value of call `index`, or of the next one; `version` is that of a reference, None for a copy.
 

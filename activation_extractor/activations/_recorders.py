@@ -118,6 +118,11 @@ class GradientRecorder:
         return self._calls[-1].stamp if self._calls else None
 
     @property
+    def stamps(self) -> set[int]:
+        """The stamps of all calls."""
+        return {call.stamp for call in self._calls}
+
+    @property
     def has_run(self) -> bool:
         """Whether the layer has run in a call that counts."""
         return any(self._state.counts(call.stamp) for call in self._calls)

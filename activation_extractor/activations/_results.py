@@ -53,6 +53,10 @@ class Results:
         """The stamp of the last value that a layer has had, whether or not it counts; None where it has had none."""
         return self._recorded.last_stamp(name)
 
+    def stamps(self, name: str) -> set[int]:
+        """The stamps of all values of a name; with ``calls="last"`` that of the last one."""
+        return self._recorded.stamps(name)
+
     @property
     def reducers(self) -> list[str]:
         """The reducers' names."""
@@ -133,6 +137,7 @@ class Results:
         """Let go of everything."""
         self.cleared.update((name, self.last_stamp(name) or 0) for name in self.names)
         self._state.was_read = True
+        self._state.left_out.clear()
         self._recorded.clear()
         self._joined.clear()
 

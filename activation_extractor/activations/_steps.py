@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import nn
 
+from activation_extractor._display import examples
 from activation_extractor._format._stored_rows import KeptColumn, RowId
 from activation_extractor._hooks._forwards import StopForward
 from activation_extractor.activations._forward_state import ForwardState
@@ -15,6 +17,7 @@ from activation_extractor.activations._recorders import GradientRecorder
 from activation_extractor.activations._results import Results
 from activation_extractor.errors import GradientNotFoundError, LayerNotRunError, StepError, add_note
 from activation_extractor.layers._modules import ModuleTree
+from activation_extractor.layers._selections import Target
 from activation_extractor.reducers._calls import CallArguments
 from activation_extractor.reducers._mask_fit import MaskCheck
 from activation_extractor.sinks import Sink
@@ -23,6 +26,10 @@ from activation_extractor.sinks._step import make_step
 _EARLIER = "run in an earlier forward of the block, not in the last one: read it in between, or pass calls='all'"
 _BY_HAND = "called by hand, outside of the model's own forward, which counts in blocks without such a forward"
 
+_ALONE = (
+    "run in an earlier forward of the block and called alone after it, as generate() calls an encoder: enter a block "
+    "of its own for each"
+)
 _CLEARED = "its value was let go with acts.clear() before the step ended"
 
 
@@ -153,7 +160,25 @@ class Steps:
             elif target.name in self._results.cleared and self._sink is not None:
                 yield target.layer, _CLEARED
             elif stamp is not None and self._sink is None:
-                yield target.layer, _EARLIER if stamp > 0 else _BY_HAND
+                is_alone = self._has_left_out(target)
+                yield target.layer, _ALONE if is_alone else _EARLIER if stamp > 0 else _BY_HAND
+
+    def _has_left_out(self, target: Target) -> bool:
+        gradients = self._gradients.get(target.name)
+        stamps = self._results.stamps(target.name) if gradients is None else gradients.stamps
+        return self._state.has_left_out(target.layer, stamps)
+
+    def warn_of_left_out(self, stacklevel: int) -> None:
+        """Warn of calls of layers alone that are not among the values which are kept together."""
+        state = self._state
+        layers = dict.fromkeys(target.layer for target in state.targets if self._has_left_out(target))
+        if layers and state.keeps_together:
+            warnings.warn(
+                f"Layer {examples(layers)} was called alone, outside of the model's own forward, as generate() calls "
+                "an encoder, and that call is left out since an earlier forward has run the layer. Enter a block of "
+                "its own for each, or make each a step of its own.",
+                stacklevel=stacklevel,
+            )
 
     def close(self, error: BaseException | None) -> None:
         """Close the sink; when that fails although the block has failed already, `error` gets a note of it."""
@@ -170,6 +195,7 @@ class Steps:
 
     def _end(self, ids: list[RowId] | None, keep: Mapping[str, KeptColumn]) -> None:
         self.check_complete()
+        self.warn_of_left_out(stacklevel=7)
         columns = self._results.columns()
         if self._sink is not None and (columns or ids is not None or keep):
             step = make_step(self._count, columns, ids, keep, self.checks or ())
