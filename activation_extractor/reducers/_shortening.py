@@ -9,6 +9,7 @@ that of the activation, and must not be contradicted by its like.
 from __future__ import annotations
 
 import re
+import weakref
 from functools import cached_property
 from typing import Any
 
@@ -27,8 +28,14 @@ class Shortening:
     """How one model shortens its sequence."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._tree = ModuleTree(model)
+        self._model = weakref.ref(model)  # what is recorded outlives a block, and must not keep the model
         self._ways: dict[tuple[str, str], list[list[Way]]] = {}
+
+    @cached_property
+    def _tree(self) -> ModuleTree:
+        model = self._model()
+        assert model is not None  # it runs
+        return ModuleTree(model)
 
     @cached_property
     def is_possible(self) -> bool:
