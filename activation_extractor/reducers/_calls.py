@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from activation_extractor.reducers._mask_fit import MaskCheck
+from activation_extractor.reducers._mask_fit import LAST, MaskCheck
 
 # Names under which models take what they keep between decoding steps.
 _CACHE_ARGUMENTS = frozenset(
@@ -49,6 +49,7 @@ class CallArguments:
         outer: the call in which this one is.
 
     Attributes:
+        filled: how many positions a cache of fixed size held when the call began; None where it has no such cache.
         fitted: masks that were made to fit in this call, with what they were made from.
         found: the masks that layers may have in this call, by what decides on them.
         has_ended: whether the call is over.
@@ -70,6 +71,7 @@ class CallArguments:
         self._positions, self._args, self._kwargs = positions, args, kwargs
         self._values: dict[str, Any] = {}
         self._masks: dict[str, Any] = {}
+        self.filled = _filled(self.cache)
 
     def get(self, name: str) -> Any:
         """The argument of this name, or what a dict among the arguments has under it; else None."""
@@ -108,11 +110,11 @@ class CallArguments:
         """Whether the call carries a cache of earlier positions."""
         return self.cache is not None
 
-    @property
+    @cached_property
     def cache(self) -> Any:
         """What the model keeps between decoding steps; None where the call has none."""
-        caches = (self._argument(name) for name in _CACHE_ARGUMENTS)
-        return next((cache for cache in caches if cache is not None), None)
+        names = _CACHE_ARGUMENTS & (self._kwargs.keys() | self._positions.keys() if self._args else self._kwargs.keys())
+        return next((cache for cache in map(self._argument, names) if cache is not None), None)
 
     @property
     def chain(self) -> Iterator[CallArguments]:
@@ -121,6 +123,22 @@ class CallArguments:
         while call is not None:
             yield call
             call = call.outer
+
+    def begins_at(self, mask: Any) -> int | None:
+        """The column of a longer mask at which the positions of the call begin, where they go on from a cache.
+
+        Negative where the last columns are theirs; None where they go on from none: a cache that the model makes in
+        the call that is given the mask holds nothing yet.
+        """
+        calls = [*self.chain]
+        given = max((index for index, call in enumerate(calls) if call._has_found(mask)), default=len(calls) - 1)
+        cached = next((call for call in reversed(calls[given:]) if call.is_cached), None)
+        if cached is None:
+            return None
+        return LAST if cached.filled is None else int(cached.filled)
+
+    def _has_found(self, mask: Any) -> bool:
+        return any(mask is found for found in self._masks.values())
 
     @property
     def outermost(self) -> CallArguments:
@@ -164,6 +182,21 @@ class CallArguments:
             return self._kwargs[name]
         index = self._positions.get(name, len(self._args))
         return self._args[index] if index < len(self._args) else None
+
+
+def _filled(cache: Any) -> int | Tensor | None:
+    """How many positions a cache of fixed size holds, of transformers; None for one that grows, and for others.
+
+    A tensor is a copy, since the cache counts in place; to read it at once would make an accelerator wait.
+    """
+    if cache is None:
+        return None
+    cache = getattr(cache, "self_attention_cache", cache)
+    layers = getattr(cache, "layers", None)
+    if not hasattr(layers[0] if isinstance(layers, list) and layers else cache, "max_cache_len"):
+        return None
+    length: int | Tensor = cache.get_seq_length()
+    return length.clone() if isinstance(length, Tensor) else length
 
 
 def _real(padding: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ from torch import Tensor
 from activation_extractor._tensors import sequence_shape
 from activation_extractor.errors import MaskError
 
+# Where a call goes on from a cache of unknown length: the last columns of a longer mask are its own.
+LAST = -1
+
 
 class Check(Protocol):
     """A check whose verdict is computed on a device, and is read when that need not wait for it."""
@@ -59,12 +62,13 @@ def check_form(mask: Any) -> None:
 
 
 def fit(
-    layer: str, mask: Any, activation: Tensor, *, is_cached: bool = False, checks: list[MaskCheck] | None = None
+    layer: str, mask: Any, activation: Tensor, *, begins_at: int | None = None, checks: list[MaskCheck] | None = None
 ) -> Tensor:
     """A mask as ``(batch, seq)`` bool on the device of the activation ``(batch, seq, *features)``.
 
-    With `is_cached` the activation may be of the last positions alone; a nested one is of the first in each row. What
-    is still to be checked of a mask on an accelerator is added to `checks`; None checks it at once.
+    The activation may have fewer positions than the mask, those from column `begins_at` on (see
+    `CallArguments.begins_at`); a nested one has the first in each row. What is still to be checked of a mask on an
+    accelerator is added to `checks`; None checks it at once.
 
     Raises:
         MaskError: it does not fit; or, unless that is left to `checks`, is additive or has a row without a real
@@ -72,7 +76,9 @@ def fit(
     """
     _check_shape(mask, layer)
     batch, seq = sequence_shape(activation)
-    fitted = mask[:, -seq:] if is_cached and mask.shape[1] > seq else mask
+    fitted = mask
+    if begins_at is not None and mask.shape[1] > seq:
+        fitted = mask[:, begins_at : begins_at + seq] if 0 <= begins_at <= mask.shape[1] - seq else mask[:, -seq:]
     if activation.is_nested:
         fitted = mask[:, :seq]
     if tuple(fitted.shape) != (batch, seq):
@@ -90,12 +96,12 @@ def fit(
     return is_real.to(activation.device)
 
 
-def fits(mask: Any, activation: Tensor, *, is_cached: bool) -> bool:
+def fits(mask: Any, activation: Tensor, *, begins_at: int | None = None) -> bool:
     """Whether a mask has the shape for an activation ``(batch, seq, *features)``."""
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return False
     batch, seq = sequence_shape(activation)
-    may_be_longer = is_cached or activation.is_nested
+    may_be_longer = begins_at is not None or activation.is_nested
     return mask.shape[0] == batch and (mask.shape[1] == seq or (may_be_longer and mask.shape[1] > seq))
 
 

@@ -21,7 +21,15 @@ from activation_extractor.layers._selections import Target
 from activation_extractor.layers._signatures import positions_of, signature_of
 from activation_extractor.reducers._calls import CallArguments
 from activation_extractor.reducers._mask_fit import check_form, fit, fits, is_additive
-from activation_extractor.reducers._own_masks import ATTENDED, ATTENTION, DEFAULT_NAMES, Role, own_masks, role_of
+from activation_extractor.reducers._own_masks import (
+    ATTENDED,
+    ATTENTION,
+    DEFAULT_NAMES,
+    Role,
+    is_encoders,
+    own_masks,
+    role_of,
+)
 from activation_extractor.reducers._shortening import Shortening
 
 # From a target, its activation and the call in which it runs to the masks that it may have, the likeliest first; none
@@ -109,15 +117,23 @@ class Masks:
         key = (*map(id, masks), sequence_shape(activation), activation.device, current_stream(activation.device))
         fitted = call.outermost.fitted
         if key not in fitted:
-            mask = next((mask for mask in masks if fits(mask, activation, is_cached=False)), None)
+            mask = next((mask for mask in masks if fits(mask, activation)), None)
             if mask is None and (made := self._shortened(target, masks, activation, call)) is not None:
                 return fit(target.layer, made, activation)  # other layers of this shape may have another one
-            is_cached = any(one.is_cached for one in call.chain) and not self._role(target).is_encoded
-            if mask is None:
-                mask = next((mask for mask in masks if fits(mask, activation, is_cached=is_cached)), masks[0])
-            made = fit(target.layer, mask, activation, is_cached=is_cached, checks=call.checks)
+            mask, begins_at = (mask, None) if mask is not None else self._likeliest(target, masks, activation, call)
+            made = fit(target.layer, mask, activation, begins_at=begins_at, checks=call.checks)
             fitted[key] = masks, made  # while the masks live, no other tensors have their ids
         return fitted[key][1]
+
+    def _likeliest(
+        self, target: Target, masks: list[Any], activation: Tensor, call: CallArguments
+    ) -> tuple[Any, int | None]:
+        """The first mask that fits, else the first one; and where the activation begins in it, if it goes on."""
+        may_go_on = not is_encoders(self._role(target), call.outermost)
+        begins = [call.begins_at(mask) if may_go_on else None for mask in masks]
+        several = zip(masks, begins, strict=True)
+        found = (each for each in several if fits(each[0], activation, begins_at=each[1]))
+        return next(found, (masks[0], begins[0]))
 
     def is_given(self, call: CallArguments) -> bool:
         """Whether a module in the model is called with what may be a mask."""
@@ -257,9 +273,8 @@ def _from_function(
     if call is not None:
         with suppress(MaskError):  # of another part of the model: for this one the function is asked
             masks = default(target, activation, call)
-    is_cached = call is not None and any(one.is_cached for one in call.chain)
-    likeliest = next(iter(masks), None)
-    mask = next((mask for mask in masks if fits(mask, activation, is_cached=is_cached)), likeliest)
+    found = (it for it in masks if fits(it, activation, begins_at=None if call is None else call.begins_at(it)))
+    mask = next(found, next(iter(masks), None))
     if isinstance(mask, Tensor):
         mask = mask != 0 if mask.dim() == 2 and not bool(is_additive(mask)) else mask.clone()
     return [function(target.layer, activation.clone(), mask)]  # it may write to what it is given

@@ -68,6 +68,12 @@ def role_of(target: Target) -> Role:
     return Role(is_encoded, projects, is_keys, is_encoders, tuple(sides))
 
 
+def is_encoders(role: Role, call: CallArguments) -> bool:
+    """Whether a layer has the positions of an encoder, which never go on from a cache, in the model's call."""
+    side = next((side for _, side in role.sides), None)
+    return role.is_encoded or role.is_encoders or (side in _ENCODER_WORDS and call.takes(_DECODER))
+
+
 def own_masks(target: Target, role: Role, call: CallArguments) -> list[Any]:
     """The masks that a layer may have in a call, the likeliest first; none where every position is real.
 
