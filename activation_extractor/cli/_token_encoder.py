@@ -1,0 +1,135 @@
+"""What makes batches of texts: rows of similar length, as a tokenizer's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from itertools import groupby
+from typing import Any
+
+from activation_extractor._display import plural
+from activation_extractor.cli._encoder import Encoder
+from activation_extractor.cli._texts import Texts, TokenRow
+from activation_extractor.cli.inputs import Row
+from activation_extractor.errors import ActivationError, ArgumentError
+from activation_extractor.runs import length_batches
+
+_EXAMPLES = 20  # texts that are tried in upper case
+
+
+@dataclass
+class Tally:
+    """What was seen of texts.
+
+    Attributes:
+        rows: how many there were.
+        characters: of all of them.
+        positions: tokens that count, of all of them.
+        cut: rows that were too long.
+        unknown: characters that the tokenizer does not know.
+        unknown_rows: rows that hold some.
+        lost: rows that hold nothing else.
+        examples: some texts that hold unknown characters.
+    """
+
+    rows: int = 0
+    characters: int = 0
+    positions: int = 0
+    cut: int = 0
+    unknown: int = 0
+    unknown_rows: int = 0
+    lost: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Count what another one counted."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+        del self.examples[_EXAMPLES:]
+
+
+class TokenEncoder(Encoder):
+    """Tokenizes texts, and batches rows of similar length; on ``long="error"`` a row that is too long is refused.
+
+    Raises:
+        ArgumentError: a size is not positive.
+    """
+
+    has_tokens = True
+    rows_at_once = 1024
+
+    def __init__(self, texts: Texts, batch_size: int | None, max_tokens: int | None, long: str = "cut") -> None:
+        length_batches([], batch_size=batch_size, max_tokens=max_tokens)  # refuses wrong sizes before the model runs
+        self._texts, self._batch_size, self._max_tokens, self._long = texts, batch_size, max_tokens, long
+        self.makes_pooling_mask = texts.makes_pooling_mask
+        self.batch_rows = batch_size or self.rows_at_once
+
+    def prepare(self, rows: Sequence[Row]) -> list[list[Any] | ActivationError]:
+        """For each row its tokens, or why it has none."""
+        try:
+            tokenized = self._texts.tokenize([row.value for row in rows], [row.place for row in rows])
+        except ArgumentError as error:
+            if len(rows) > 1:
+                return [made for row in rows for made in self.prepare([row])]
+            return [error]
+        return [self._check(row, tokens) or [tokens] for row, tokens in zip(rows, tokenized, strict=True)]
+
+    def batch(self, pieces: Sequence[TokenRow]) -> dict[str, Any]:
+        """What the model is called with."""
+        return self._texts.batch(pieces)
+
+    def length(self, piece: TokenRow) -> int:
+        """How many tokens a piece has, special ones too."""
+        return piece.length
+
+    def plan(self, pieces: Sequence[TokenRow]) -> list[list[int]]:
+        """Which pieces are batched together: those of similar length, longest first."""
+        lengths = [piece.length for piece in pieces]
+        sizes = {"batch_size": self._batch_size, "max_tokens": self._max_tokens, "window_rows": max(1, len(lengths))}
+        batches = length_batches(lengths, **sizes)
+        if not self._texts.why_equal_lengths:
+            return batches
+        return [list(equal) for batch in batches for _, equal in groupby(batch, key=lengths.__getitem__)]
+
+    def count(self, texts: Sequence[str], pieces: Sequence[Sequence[TokenRow]]) -> Tally:
+        """What is seen of some rows."""
+        tally = Tally(len(texts))
+        for text, row_pieces in zip(texts, pieces, strict=True):
+            unknown = row_pieces[0].unknown
+            tally.characters += len(text)
+            tally.positions += sum(map(self._counted, row_pieces))
+            tally.cut += row_pieces[0].is_cut
+            if unknown:
+                tally.unknown += unknown
+                tally.unknown_rows += 1
+                tally.lost += row_pieces[0].is_lost
+                if len(tally.examples) < _EXAMPLES:
+                    tally.examples.append(text)
+        return tally
+
+    def notes(self, tally: Tally, first: str) -> list[str]:
+        """Sentences for a user; `first` is what comes before the number of rows that were counted."""
+        notes, of = [], f"of {first}{plural(tally.rows, 'row')}"
+        if self._texts.why_equal_lengths:
+            notes.append(f"Only rows of one length share a batch: {self._texts.why_equal_lengths}.")
+        if tally.cut:
+            notes.append(f"{tally.cut:,} {of} have more than {self._texts.limit} tokens and are cut.")
+        if tally.unknown:
+            what = f"{plural(tally.unknown, 'character')} in {tally.unknown_rows:,} {of}"
+            lost = f" {plural(tally.lost, 'row')} of them hold nothing else." if tally.lost else ""
+            offer = " --upper reads them in upper case." if self._texts.known_in_upper_case(tally.examples) else ""
+            notes.append(f"The tokenizer does not know {what}: {self._texts.stand_in} stands for them.{lost}{offer}")
+        return notes
+
+    def _check(self, row: Row, tokens: TokenRow) -> ArgumentError | None:
+        """Why a row cannot be used, if so."""
+        what = f"the text of {row.place}"
+        if not self._counted(tokens):
+            return ArgumentError(what, "hold a token that counts", row.value, "Remove that row.")
+        if tokens.is_cut and self._long == "error":
+            condition = f"have at most {self._texts.limit} tokens"
+            return ArgumentError(what, condition, row.value, "Shorten it, or pass --long cut.")
+        return None
+
+    def _counted(self, tokens: TokenRow) -> int:
+        return tokens.text_length if self._texts.skips_special_tokens else tokens.length
