@@ -4,10 +4,44 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from activation_extractor.cli.inputs import Row
 from activation_extractor.errors import ActivationError
+
+EXAMPLES = 20  # texts that are tried in upper case
+
+
+@dataclass
+class Tally:
+    """What was seen of texts.
+
+    Attributes:
+        rows: how many there were.
+        characters: of all of them.
+        positions: tokens that count, of all of them.
+        cut: rows that were too long.
+        unknown: characters that the tokenizer does not know.
+        unknown_rows: rows that hold some.
+        lost: rows that hold nothing else.
+        examples: some texts that hold unknown characters.
+    """
+
+    rows: int = 0
+    characters: int = 0
+    positions: int = 0
+    cut: int = 0
+    unknown: int = 0
+    unknown_rows: int = 0
+    lost: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Count what another one counted."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+        del self.examples[EXAMPLES:]
 
 
 class Encoder(ABC):
@@ -40,3 +74,11 @@ class Encoder(ABC):
     def plan(self, pieces: Sequence[Any]) -> list[list[int]]:
         """Which pieces are batched together."""
         return [list(range(len(pieces)))]
+
+    def count(self, values: Sequence[Any], pieces: Sequence[Sequence[Any]]) -> Tally:  # noqa: ARG002
+        """What is seen of some rows, by their values and their pieces."""
+        return Tally(len(values))
+
+    def notes(self, tally: Tally, first: str) -> list[str]:  # noqa: ARG002
+        """Sentences for a user; `first` is what comes before the number of rows that were counted."""
+        return []

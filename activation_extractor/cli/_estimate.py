@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from activation_extractor._display import human_bytes
 from activation_extractor._format._codecs import CODECS, Codec
 from activation_extractor._tensors import as_dense, rows_of
 from activation_extractor.activations import capture
-from activation_extractor.cli._feed import POOLING_MASK, Feed
+from activation_extractor.cli._feed import Feed
 from activation_extractor.cli._terminal import one_line
+from activation_extractor.cli._texts import POOLING_MASK
 from activation_extractor.errors import ActivationError, ArgumentError, StoreError
 from activation_extractor.layers._modules import evaluating
 from activation_extractor.runs._batches import call_model
@@ -72,24 +74,39 @@ def estimate(
     Raises:
         ArgumentError: the model cannot be run on these rows, or the format lacks the dtype of what is kept.
     """
-    try:
-        example = feed.example()
+
+    def run(example: dict[str, Any]) -> Any:
         mask = example.pop(POOLING_MASK) if pooling_mask else "attention_mask"
         recorded = capture(model, layers, mask=mask, reduce=reduce, stop_early=stop_early, sequence_axis=sequence_axis)
         with evaluating(model), without_gradients(model), recorded as acts:
             call_model(model, example, move(model, None))
+        return acts
+
+    try:
+        acts = run(feed.example())
     except ActivationError:
         raise
-    except Exception as error:  # most often the rows are not such as the model takes
-        advice = "Check that --input and --model belong together."
-        raise ArgumentError("the model", "run on rows of the input", f"{one_line(error):.90}", advice) from error
+    except Exception as error:
+        raise _refusal(feed, run, error) from error
     pairs = [key if isinstance(key, tuple) else (key, str(reduce[0])) for key in acts]
     sizes = [
-        _column_bytes(value, CODECS[format].storing(dtype), rows, feed.lengths if reducer == "full" else None)
+        _column_bytes(value, CODECS[format].storing(dtype), rows, feed.positions if reducer == "full" else None)
         for value, (_, reducer) in zip(acts.values(), pairs, strict=True)
     ]
     names, reducers = (list(dict.fromkeys(column)) for column in zip(*pairs, strict=True))
     return Expected(names, reducers, rows, sum(sizes))
+
+
+def _refusal(feed: Feed, run: Callable[[dict[str, Any]], Any], error: Exception) -> ArgumentError:
+    """Why a model could not be run on its longest rows: their length, if it can be run on the shortest."""
+    advice = "Check that --input and --model belong together."
+    shortest, longest = feed.lengths
+    if shortest < longest:
+        with suppress(Exception):
+            run(feed.shortest())
+            advice = f"It runs on a row of {shortest} tokens: pass a --max-length below {longest}."
+            return ArgumentError("the model", f"run on rows of {longest} tokens", f"{one_line(error):.90}", advice)
+    return ArgumentError("the model", "run on rows of the input", f"{one_line(error):.90}", advice)
 
 
 def check_out(out: Path, *, resume: bool = True) -> None:
@@ -117,11 +134,11 @@ def check_room(out: Path, nbytes: int, *, resume: bool = True) -> None:
         raise StoreError(out, f"have room for {human_bytes(missing)}", f"{human_bytes(free)} free", advice)
 
 
-def _column_bytes(value: Tensor, codec: Codec, rows: int, lengths: Sequence[int] | None) -> int:
+def _column_bytes(value: Tensor, codec: Codec, rows: int, positions: int | None) -> int:
     """The size in bytes of a column of so many rows in a format, from its values for a few rows.
 
-    Values are ``(batch, *features)``, or ``(batch, seq, *features)`` where all positions are stored; lengths are then
-    the positions of each row, where they are known.
+    Values are ``(batch, *features)``, or ``(batch, seq, *features)`` where all positions are stored; `positions` is
+    then how many all rows have, where that is known.
     """
     value = as_dense(value)
     some = rows_of(value)[0] if value.is_nested else value
@@ -129,6 +146,6 @@ def _column_bytes(value: Tensor, codec: Codec, rows: int, lengths: Sequence[int]
     itemsize = codec.dtype.itemsize if codec.dtype and item.is_floating_point() else item.element_size()
     if value.is_nested:
         return value.numel() * itemsize * rows // value.size(0)
-    if lengths is not None and value.dim() >= 3:
-        return value.numel() * itemsize * sum(lengths) // max(1, value.shape[0] * value.shape[1])
+    if positions is not None and value.dim() >= 3:
+        return value.numel() * itemsize * positions // max(1, value.shape[0] * value.shape[1])
     return value.numel() * itemsize * rows // max(1, value.shape[0])

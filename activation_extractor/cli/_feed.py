@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from activation_extractor.cli._encoders import Encoder, make_encoder
-from activation_extractor.cli._texts import POOLING_MASK
-from activation_extractor.cli._token_encoder import Tally
+from activation_extractor._arguments import check_size
+from activation_extractor.cli._encoder import Encoder, Tally
+from activation_extractor.cli._texts import POOLING_MASK, Texts
+from activation_extractor.cli._token_encoder import TokenEncoder
+from activation_extractor.cli._value_encoder import is_tokenizer, value_encoder
 from activation_extractor.cli.inputs import BadRows, Row, Source
 from activation_extractor.errors import ArgumentError
 from activation_extractor.runs._length_batches import WINDOW_ROWS
@@ -95,15 +97,23 @@ class Feed:
 
     def example(self) -> dict[str, Any]:
         """The two longest rows that are known, or the first two, as what the model is called with."""
-        longest = list(self._prepare(self._source.longest)) if self._encoder.has_tokens else []
-        rows = {prepared.row.place: prepared for prepared in [*longest, *self._sample]}
-        pieces = [piece for prepared in rows.values() for piece in prepared.pieces]
-        return self._cast(self._encoder.batch(nlargest(2, pieces, key=self._encoder.length)))
+        return self._cast(self._encoder.batch(nlargest(2, self._known(), key=self._encoder.length)))
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """The tokens of the shortest and of the longest row that is known; 0 where rows have none."""
+        lengths = [self._encoder.length(piece) for piece in self._known()]
+        return min(lengths), max(lengths)
 
     def shortest(self) -> dict[str, Any]:
         """The shortest row that is known, alone."""
-        pieces = [piece for prepared in self._sample for piece in prepared.pieces]
-        return self._cast(self._encoder.batch([min(pieces, key=self._encoder.length)]))
+        return self._cast(self._encoder.batch([min(self._known(), key=self._encoder.length)]))
+
+    def _known(self) -> list[Any]:
+        """The pieces of the first rows and, of texts, of the longest ones."""
+        longest = list(self._prepare(self._source.longest)) if self._encoder.has_tokens else []
+        rows = {prepared.row.place: prepared for prepared in [*longest, *self._sample]}
+        return [piece for prepared in rows.values() for piece in prepared.pieces]
 
     def _prepare(self, rows: Iterable[Row]) -> Iterator[Prepared]:
         """The rows that the encoder takes; others are reported."""
@@ -135,8 +145,6 @@ class Feed:
         }
 
     def _counted(self, prepared: list[Prepared]) -> Tally:
-        if not self._encoder.has_tokens:
-            return Tally()
         return self._encoder.count([row.value for row, _ in prepared], [pieces for _, pieces in prepared])
 
     @property
@@ -171,10 +179,25 @@ def make_feed(
         ArgumentError: the rows are not of a kind that the model can be given, or an option is not for them; or one of
             the first rows, or of the longest, cannot be used.
     """
-    of_text = {"max_tokens": max_tokens, "max_length": max_length, "skip_special_tokens": skip_special_tokens or None}
-    of_text |= {"upper": upper or None, "long": None if long == "cut" else long}
+    for_tokens = {
+        "max_tokens": max_tokens,
+        "max_length": max_length,
+        "skip_special_tokens": skip_special_tokens or None,
+        "upper": upper or None,
+        "long": None if long == "cut" else long,
+    }
     if batch_size is None and max_tokens is None:
         batch_size = 32
-    encoder = make_encoder(source.kind, model, prepare, batch_size, of_text)
+    encoder: Encoder
+    if source.kind == "text" and is_tokenizer(prepare):
+        texts = Texts(model, prepare, max_length=max_length, skip_special_tokens=skip_special_tokens, upper=upper)
+        encoder = TokenEncoder(texts, batch_size, max_tokens, long)
+    else:
+        for name, value in for_tokens.items():
+            if value is not None:
+                advice = "Use batch_size=." if name == "max_tokens" else ""
+                raise ArgumentError(name, "be left out where rows have no tokens", value, advice)
+        check_size("batch_size", batch_size)
+        encoder = value_encoder(source.kind, model, prepare, batch_size or 1)
     dtype = next((weight.dtype for weight in model.parameters() if weight.dtype.is_floating_point), None)
     return Feed(source, encoder, dtype=dtype, bad_rows=bad_rows)

@@ -3,49 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
 from itertools import groupby
 from typing import Any
 
 from activation_extractor._display import plural
-from activation_extractor.cli._encoder import Encoder
+from activation_extractor.cli._encoder import EXAMPLES, Encoder, Tally
 from activation_extractor.cli._texts import Texts, TokenRow
 from activation_extractor.cli.inputs import Row
 from activation_extractor.errors import ActivationError, ArgumentError
 from activation_extractor.runs import length_batches
-
-_EXAMPLES = 20  # texts that are tried in upper case
-
-
-@dataclass
-class Tally:
-    """What was seen of texts.
-
-    Attributes:
-        rows: how many there were.
-        characters: of all of them.
-        positions: tokens that count, of all of them.
-        cut: rows that were too long.
-        unknown: characters that the tokenizer does not know.
-        unknown_rows: rows that hold some.
-        lost: rows that hold nothing else.
-        examples: some texts that hold unknown characters.
-    """
-
-    rows: int = 0
-    characters: int = 0
-    positions: int = 0
-    cut: int = 0
-    unknown: int = 0
-    unknown_rows: int = 0
-    lost: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, other: Tally) -> None:
-        """Count what another one counted."""
-        for each in fields(self):
-            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
-        del self.examples[_EXAMPLES:]
 
 
 class TokenEncoder(Encoder):
@@ -85,8 +51,10 @@ class TokenEncoder(Encoder):
     def plan(self, pieces: Sequence[TokenRow]) -> list[list[int]]:
         """Which pieces are batched together: those of similar length, longest first."""
         lengths = [piece.length for piece in pieces]
-        sizes = {"batch_size": self._batch_size, "max_tokens": self._max_tokens, "window_rows": max(1, len(lengths))}
-        batches = length_batches(lengths, **sizes)
+        window_rows = max(1, len(lengths))
+        batches = length_batches(
+            lengths, batch_size=self._batch_size, max_tokens=self._max_tokens, window_rows=window_rows
+        )
         if not self._texts.why_equal_lengths:
             return batches
         return [list(equal) for batch in batches for _, equal in groupby(batch, key=lengths.__getitem__)]
@@ -103,7 +71,7 @@ class TokenEncoder(Encoder):
                 tally.unknown += unknown
                 tally.unknown_rows += 1
                 tally.lost += row_pieces[0].is_lost
-                if len(tally.examples) < _EXAMPLES:
+                if len(tally.examples) < EXAMPLES:
                     tally.examples.append(text)
         return tally
 

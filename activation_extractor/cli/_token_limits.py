@@ -30,10 +30,12 @@ def token_limit(model: nn.Module, tokenizer: Any, max_length: int | None = None)
     configured = [_number(config, name) for name in _CONFIGURED]
     most = min((_room(name, table, configured[0]) for name, table in position_tables(model)), default=NO_LIMIT)
     special = getattr(tokenizer, "num_special_tokens_to_add", int)()
-    if max_length is not None and not special < max_length <= most:
-        end = f"to the {most} tokens that the model takes" if most < NO_LIMIT else "tokens up"
-        advice = f"{special} of them are special." if special else ""
-        raise ArgumentError("max_length", f"be from {special + 1} {end}", max_length, advice)
+    if max_length is not None and not 0 < max_length <= most:
+        condition = f"be from 1 to the {most} tokens that the model takes" if most < NO_LIMIT else "be positive"
+        raise ArgumentError("max_length", condition, max_length)
+    if max_length is not None and max_length <= special:
+        advice = f"The tokenizer adds {special} of its own to each text."
+        raise ArgumentError("max_length", "have room for a token of the text", max_length, advice)
     return max_length or min(most, _number(tokenizer, "model_max_length"), *configured)
 
 

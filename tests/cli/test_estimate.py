@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*")  # of torch: most of these 
 class Feed:
     """Rows of three positions."""
 
-    lengths = None
+    positions = None
 
     def example(self) -> dict[str, Any]:
         return {"input": torch.ones(2, 3, 4)}

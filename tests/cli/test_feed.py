@@ -11,9 +11,10 @@ from PIL import Image
 from sources import source_of
 from tiny import tiny_bert, tiny_tokenizer
 from torch import nn
+from transformers import LlamaConfig, LlamaModel
 
 from activation_extractor import length_batches
-from activation_extractor.cli._feed import Feed, make_feed
+from activation_extractor.cli._feed import make_feed
 from activation_extractor.errors import ArgumentError
 
 TEXTS = ["MK", "MPTIKQL", "A", "ACDEF"]
@@ -27,11 +28,11 @@ def text_feed(texts=TEXTS, ids=None, keep=None, model=None, tokenizer=None, **op
 def test_text_is_batched_by_length_with_its_places_ids_and_columns():
     feed = text_feed(ids=["a", "b", "c", "d"], keep={"n": [1, 2, 3, 4]}, batch_size=2)
     first, second = feed
-    assert len(feed) == 2
+    assert feed.total_rows == 4
     assert (first["row"], first["id"], first["n"].tolist()) == ([1, 3], ["b", "d"], [2, 4])
     assert (second["row"], second["id"], second["n"].tolist()) == ([0, 2], ["a", "c"], [1, 3])
     assert first["attention_mask"].sum(1).tolist() == [9, 7]
-    assert feed.lengths == [4, 9, 3, 7]
+    assert (feed.lengths, feed.positions) == ((3, 9), 23)
     assert feed.options == {"ids": "id", "order": "row", "keep": ["n"]}
 
 
@@ -51,34 +52,32 @@ def test_going_through_it_again_gives_the_same():
         assert all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(other[name])) for name in one)
 
 
-def test_the_plan_of_batches_is_made_once_after_the_window_is_known():
-    windows = []
-
-    def make_plan(window_rows):
-        windows.append(window_rows)
-        return [[1, 0], [2, 3]]
-
-    feed = Feed(source_of("text", TEXTS), make_plan, lambda numbers: {"rows": list(numbers)})
-    assert feed.example() == {"rows": [0, 1]}  # before there is a plan
-    feed.window_rows = 64
-    assert [batch["rows"] for batch in feed] == [batch["row"] for batch in feed] == [[1, 0], [2, 3]]
-    assert (len(feed), feed.options["order"], windows) == (2, "row", [64])
+def test_rows_are_sorted_within_windows_and_numbered_over_all_of_them():
+    feed = text_feed(batch_size=1)
+    feed.window_rows = 2
+    assert [batch["row"] for batch in feed] == [[1], [0], [3], [2]]
 
 
 def test_the_example_is_the_longest_rows_of_all():
     assert text_feed(batch_size=1).example()["attention_mask"].sum(1).tolist() == [9, 7]
     assert len(text_feed(["MK"]).example()["input_ids"]) == 1
+    assert text_feed(batch_size=1).shortest()["attention_mask"].sum(1).tolist() == [3]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_special_tokens_are_left_out_of_the_pooling_mask_alone(side):
     tokenizer = tiny_tokenizer()
     tokenizer.padding_side = side
-    (batch,) = text_feed(["ACD", "M"], tokenizer=tokenizer, batch_size=2, skip_special_tokens=True)
+    model = (
+        LlamaModel(LlamaConfig(vocab_size=24, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+        if side == "left"
+        else None
+    )
+    (batch,) = text_feed(["ACD", "M"], model=model, tokenizer=tokenizer, batch_size=2, skip_special_tokens=True)
     letters = batch["input_ids"] > 3
     assert torch.equal(batch["pooling_mask"], letters.to(batch["attention_mask"].dtype))
     assert batch["attention_mask"].sum(1).tolist() == [5, 3]
-    assert text_feed(["ACD", "M"], batch_size=2, skip_special_tokens=True).lengths == [3, 1]
+    assert text_feed(["ACD", "M"], batch_size=2, skip_special_tokens=True).positions == 4
 
 
 def test_long_text_is_cut_with_its_end_token_and_that_is_told():
@@ -86,20 +85,10 @@ def test_long_text_is_cut_with_its_end_token_and_that_is_told():
     first, second = feed
     assert first["input_ids"].shape == (1, 64)
     assert first["input_ids"][0, -1] == 3
-    assert feed.notes == ("1 of 2 rows have more than 64 tokens and are cut.",)
-    assert text_feed(["A" * 62], batch_size=1).notes == ()
+    assert feed.notes == ["1 of 2 rows have more than 64 tokens and are cut."]
+    assert text_feed(["A" * 62], batch_size=1).notes == []
     assert next(iter(text_feed(batch_size=4, max_length=5)))["input_ids"].shape == (4, 5)
     assert second["input_ids"].shape == (1, 4)
-
-
-def test_a_tokenizer_without_a_token_for_padding_pads_with_its_last_one():
-    tokenizer = tiny_tokenizer()
-    tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
-    (batch,) = text_feed(["ACD", "M"], tokenizer=tokenizer, batch_size=2)
-    assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
-    tokenizer.pad_token = tokenizer.eos_token = None
-    with pytest.raises(ArgumentError, match="the tokenizer must have a token for padding"):
-        text_feed(tokenizer=tokenizer)
 
 
 def test_arrays_go_to_the_models_first_argument_in_its_dtype():
@@ -148,9 +137,8 @@ def test_an_image_that_is_cut_short_is_named(tmp_path):
     Image.effect_noise((64, 64), 50).save(tmp_path / "x.png")
     data = (tmp_path / "x.png").read_bytes()
     (tmp_path / "x.png").write_bytes(data[: len(data) // 2])
-    feed = make_feed(source_of("image", [tmp_path / "x.png"]), nn.Linear(3, 1), lambda images: torch.ones(1, 3))
     with pytest.raises(ArgumentError, match=r"an image must be whole, got '.*x\.png'\."):
-        next(iter(feed))
+        make_feed(source_of("image", [tmp_path / "x.png"]), nn.Linear(3, 1), lambda images: torch.ones(1, 3))
 
 
 @pytest.mark.parametrize(
@@ -192,8 +180,8 @@ def test_text_beyond_the_model_and_text_without_a_token_are_an_error():
         text_feed(max_length=65)
     with pytest.raises(ArgumentError, match=r"max_tokens must be a positive integer, got 0\."):
         text_feed(max_tokens=0)
-    with pytest.raises(ArgumentError, match=r"the text of row 2 must hold text, got ''\."):
-        text_feed(["A", ""], skip_special_tokens=True)
+    with pytest.raises(ArgumentError, match=r"the text of row 2 must hold a token that counts, got '\[SEP\]'\."):
+        text_feed(["A", "[SEP]"], skip_special_tokens=True)
 
 
 def test_a_kept_column_may_not_stand_for_what_the_model_is_given():

@@ -104,7 +104,15 @@ def test_a_table_within_a_model_of_ones_own_counts_and_one_of_pictures_does_not(
 
 
 def test_a_length_without_room_for_text_is_refused():
-    for length in (0, 1, 2):
-        with pytest.raises(ArgumentError, match=rf"from 3 to the 64 .*, got {length}\. 2 of them are special\."):
+    for length in (1, 2):
+        with pytest.raises(
+            ArgumentError, match=rf"have room for a token of the text, got {length}\. The tokenizer adds 2"
+        ):
             token_limit(tiny_bert(), tiny_tokenizer(), length)
+    with pytest.raises(
+        ArgumentError, match=r"max_length must be from 1 to the 64 tokens that the model takes, got 0\."
+    ):
+        token_limit(tiny_bert(), tiny_tokenizer(), 0)
+    with pytest.raises(ArgumentError, match=r"max_length must be positive, got -3\."):
+        token_limit(nn.Linear(1, 1), tiny_tokenizer(), -3)
     assert token_limit(tiny_bert(), tiny_tokenizer(), 3) == 3

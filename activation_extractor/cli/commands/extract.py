@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from activation_extractor._display import dtype_name
-from activation_extractor.cli._terminal import how_to_read, say, say_json, warn
-from activation_extractor.errors import StoreError
+from activation_extractor.cli._terminal import how_to_read, say, say_json
 
 
 def extract(
@@ -40,7 +38,16 @@ def extract(
     ] = "computed",
     batch_size: Annotated[int | None, typer.Option(help="Rows in a batch; by default 32.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens in a batch, padding counted.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Cut texts that have more tokens.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of a text at most; by default as many as the model takes.")
+    ] = None,
+    long: Annotated[Literal["cut", "error"], typer.Option(help="What becomes of texts with more tokens.")] = "cut",
+    upper: Annotated[
+        bool, typer.Option("--upper", help="Read text in upper case, as of soft-masked sequences.")
+    ] = False,
+    skip_bad_rows: Annotated[
+        Path | None, typer.Option(help="List rows that cannot be read or run in this file, and go on without them.")
+    ] = None,
     rows_per_unit: Annotated[
         int | None,
         typer.Option(
@@ -76,44 +83,43 @@ def extract(
         activation-extractor extract --model ./esm --input proteins.fasta --skip-special-tokens --out out
         activation-extractor extract --model my.models:build --input x.npy --reduce full --layers 'stages.*' --out out
     """
-    from activation_extractor.cli._estimate import check_out, check_room, estimate
-    from activation_extractor.cli._feed import POOLING_MASK, make_feed
-    from activation_extractor.cli._models import DTYPES, load_model
-    from activation_extractor.cli.inputs import open_source
-    from activation_extractor.layers import blocks
-    from activation_extractor.runs import extract as run
-    from activation_extractor.store import open_store
+    from activation_extractor.cli._extraction import Extraction
 
-    check_out(out, resume=resume)
-    source = open_source(input, text_column=text_column, id_column=id_column, keep=keep or ())
-    loaded = load_model(model, trust_remote_code=trust_remote_code, dtype=dtype, device=device)
-    sizes = {"batch_size": batch_size, "max_tokens": max_tokens, "max_length": max_length}
-    feed = make_feed(source, loaded.model, loaded.prepare, skip_special_tokens=skip_special_tokens, **sizes)
-    for note in (*loaded.notes, *source.notes, *feed.notes):
-        warn(note)
-    selection = layers or blocks(loaded.model)
-    options: dict[str, Any] = {"reduce": reduce or ["mean"], "stop_early": stop_early, "dtype": DTYPES.get(store_dtype)}
-    if sequence_axis:
-        options["sequence_axis"] = tuple(sequence_axis)
-    if skip_special_tokens:
-        options["pooling_mask"] = POOLING_MASK
-    expected = estimate(loaded.model, feed, selection, source.rows, format=format, **options)
-    warn(str(expected))
-    check_room(out, expected.nbytes, resume=resume)
-    feed.window_rows = options["rows_per_unit"] = rows_per_unit or expected.unit_rows
-    try:
-        store = run(loaded.model, feed, selection, out=out, format=format, resume=resume, **options, **feed.options)
-    except KeyboardInterrupt:
-        done = 0
-        with suppress(StoreError):  # a run that ended before its first unit left no store
-            done = open_store(out).rows
-        warn(f"Stopped. {done:,} rows are in {str(out)!r}; the same command goes on from there.")
-        raise  # typer ends with the code of an interrupt
-    if not as_json:
+    job = Extraction(out, resume=resume)
+    job.read(
+        input,
+        text_column=text_column,
+        id_column=id_column,
+        keep=keep or (),
+        skip_bad_rows=skip_bad_rows,
+    )
+    job.load(model, trust_remote_code=trust_remote_code, dtype=dtype, device=device)
+    job.prepare(
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        max_length=max_length,
+        skip_special_tokens=skip_special_tokens,
+        upper=upper,
+        long=long,
+    )
+    store = job.run(
+        layers,
+        reduce=reduce or ["mean"],
+        sequence_axis=tuple(sequence_axis) if sequence_axis else None,
+        stop_early=stop_early,
+        format=format,
+        store_dtype=store_dtype,
+        rows_per_unit=rows_per_unit,
+    )
+    if as_json:
+        say_json(_summary(store))
+    else:
         say(f"{store!r}\n{how_to_read(out, next(iter(store)))}")
-        return
+
+
+def _summary(store: Any) -> dict[str, Any]:
     columns = [
         {"layer": layer, "reducer": reducer, "shape": column.shape, "dtype": dtype_name(column.dtype)}
         for (layer, reducer), column in ((pair, store[pair]) for pair in store.pairs)
     ]
-    say_json({"path": str(store.path), "rows": store.rows, "bytes": store.nbytes, "columns": columns})
+    return {"path": str(store.path), "rows": store.rows, "bytes": store.nbytes, "columns": columns}

@@ -1,0 +1,74 @@
+"""What ``activation-extractor extract`` does, step by step."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from activation_extractor._display import plural
+from activation_extractor.cli._estimate import check_out, check_room, estimate
+from activation_extractor.cli._feed import Feed, make_feed
+from activation_extractor.cli._models import DTYPES, Loaded, load_model
+from activation_extractor.cli._terminal import warn
+from activation_extractor.cli.inputs import BadRows, Source, open_source
+from activation_extractor.errors import StoreError
+from activation_extractor.layers import blocks
+from activation_extractor.runs import extract
+from activation_extractor.store import Store, open_store
+
+
+class Extraction:
+    """A run over a data set, into a folder; its methods are called in their order, and raise what their parts raise."""
+
+    def __init__(self, out: Path, *, resume: bool) -> None:
+        check_out(out, resume=resume)
+        self._out, self._resume = out, resume
+        self._source: Source
+        self._loaded: Loaded
+        self._feed: Feed
+
+    def read(self, name: str, *, skip_bad_rows: Path | None, **options: Any) -> None:
+        """Look through the rows of an input; options are those of `open_source`."""
+        self._bad_rows, self._bad_file = BadRows(skip_bad_rows), str(skip_bad_rows)
+        self._source = open_source(name, bad_rows=self._bad_rows, **options)
+
+    def load(self, model: str, **options: Any) -> None:
+        """Load the model; options are those of `load_model`."""
+        self._loaded = load_model(model, **options)
+
+    def prepare(self, **options: Any) -> None:
+        """Make batches of the rows, and say what a user should know of them; options are those of `make_feed`."""
+        loaded = self._loaded
+        self._feed = make_feed(self._source, loaded.model, loaded.prepare, bad_rows=self._bad_rows, **options)
+        for note in (*loaded.notes, *self._source.notes, *self._feed.notes):
+            warn(note)
+
+    def run(self, layers: Any, *, format: str, rows_per_unit: int | None, **options: Any) -> Store:
+        """Say what is going to be stored, and store it; options are those of `extract`."""
+        model, feed, entries = self._loaded.model, self._feed, self._feed.options
+        selection = layers or blocks(model)
+        pooling_mask = entries.get("pooling_mask")
+        rows = self._source.rows
+        options["dtype"] = DTYPES.get(store_dtype)
+        expected = estimate(model, feed, selection, rows, pooling_mask=pooling_mask, **options)
+        warn(str(expected))
+        check_room(self._out, expected.nbytes, resume=self._resume)
+        feed.window_rows = options["rows_per_unit"] = rows_per_unit or expected.unit_rows
+        options |= {"out": self._out, "resume": self._resume, **entries}
+        try:
+            store = extract(model, feed, selection, **options)
+        except KeyboardInterrupt:
+            self._say_stopped()
+            raise  # typer ends with the code of an interrupt
+        for note in feed.last_notes:
+            warn(note)
+        if self._bad_rows.count:
+            warn(f"{plural(self._bad_rows.count, 'row')} left out; {self._bad_file!r} lists them.")
+        return store
+
+    def _say_stopped(self) -> None:
+        done = 0
+        with suppress(StoreError):  # a run that ended before its first unit left no store
+            done = open_store(self._out).rows
+        warn(f"Stopped. {done:,} rows are in {str(self._out)!r}; the same command goes on from there.")
