@@ -44,7 +44,7 @@ class Extraction:
         for note in (*loaded.notes, *self._source.notes, *self._feed.notes):
             warn(note)
 
-    def run(self, layers: Any, *, format: str, rows_per_unit: int | None, **options: Any) -> Store:
+    def run(self, layers: Any, *, rows_per_unit: int | None, store_dtype: str, **options: Any) -> Store:
         """Say what is going to be stored, and store it; options are those of `extract`."""
         model, feed, entries = self._loaded.model, self._feed, self._feed.options
         selection = layers or blocks(model)
