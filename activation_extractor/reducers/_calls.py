@@ -103,7 +103,9 @@ class CallArguments:
 
     def has_any(self, names: frozenset[str]) -> bool:
         """Whether an argument of one of these names is given and is not None."""
-        return any(self.may_have(name) and self.get(name) is not None for name in names)
+        if not self._nested:
+            names = (names & self._kwargs.keys()) | (names & self._positions.keys() if self._args else frozenset())
+        return any(self.get(name) is not None for name in names)
 
     @property
     def is_cached(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,9 +27,12 @@ from activation_extractor.reducers._own_masks import (
     ATTENTION,
     DEFAULT_NAMES,
     Role,
+    doubt,
+    doubtful_names,
     is_encoders,
     own_masks,
     role_of,
+    takes_no_mask,
 )
 from activation_extractor.reducers._shortening import Shortening
 
@@ -82,7 +86,9 @@ class Masks:
         names_argument = isinstance(mask, Mapping) or (isinstance(mask, str) and not self._is_default)
         signature = signature_of(model) if is_asked or names_argument else None
         self.positions = positions_of(signature)
-        self._takes_none = _takes_none(signature)
+        self._takes_none = takes_no_mask(signature)
+        self._doubtful = doubtful_names(self.positions) if self._is_default else frozenset()
+        self._asked = DEFAULT_NAMES | self._doubtful
         self._is_made_anew = callable(mask)
         self._names = _names_in(mask) if is_asked else frozenset()
         self._roles: dict[str, Role] = {}
@@ -96,7 +102,7 @@ class Masks:
 
     def has_none(self, call: CallArguments) -> bool:
         """Whether no layer has a mask in this call of the model, so that `for_layer` need not be called."""
-        return self._is_none or (self._is_default and not call.has_any(DEFAULT_NAMES))
+        return self._is_none or (self._is_default and not call.has_any(self._asked))
 
     def for_layer(self, target: Target, activation: Tensor, call: CallArguments | None) -> Tensor | None:
         """The mask for an activation ``(batch, seq, *features)``: ``(batch, seq)`` bool on its device, or None.
@@ -109,6 +115,8 @@ class Masks:
                 additive or has a row without a real position.
         """
         masks = self._source(target, activation, call)
+        if not masks and self._doubtful and call is not None:
+            self._doubt(target.layer, activation, call.outermost)
         if not masks or masks[0] is None or (activation.is_nested and self._is_default):
             return None  # a nested tensor holds no padding
         if call is None or self._is_made_anew:
@@ -124,6 +132,12 @@ class Masks:
             made = fit(target.layer, mask, activation, begins_at=begins_at, checks=call.checks)
             fitted[key] = masks, made  # while the masks live, no other tensors have their ids
         return fitted[key][1]
+
+    def _doubt(self, layer: str, activation: Tensor, call: CallArguments) -> None:
+        """Ask for the sense of a mask that the call may have; what may be none is warned of once."""
+        if warning := doubt(layer, self._doubtful, activation, call):
+            self._doubtful = frozenset()
+            warnings.warn(warning, stacklevel=2)
 
     def _likeliest(
         self, target: Target, masks: list[Any], activation: Tensor, call: CallArguments
@@ -225,15 +239,6 @@ def _source(mask: str | Tensor | BatchMask | None, signature: inspect.Signature 
     if mask != ATTENTION and mask not in parameters and not takes_any and len(parameters) != 1:
         raise ArgumentError("mask", f"name an argument of the model ({', '.join(sorted(parameters))})", mask)
     return partial(_argument, mask, mask in parameters)
-
-
-def _takes_none(signature: inspect.Signature | None) -> bool:
-    """Whether a model is known to be given no masks: a lone argument may be a dict that has one."""
-    parameters = {} if signature is None else signature.parameters
-    is_open = any(
-        parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) for parameter in parameters.values()
-    )
-    return len(parameters) > 1 and not is_open and not any("mask" in name for name in parameters)
 
 
 def _by_pattern(

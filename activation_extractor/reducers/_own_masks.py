@@ -7,16 +7,19 @@ several kinds of input it is only for layers in modules that are called with it.
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from activation_extractor._tensors import sequence_shape
 from activation_extractor.errors import MaskError
 from activation_extractor.layers._selections import Target
-from activation_extractor.reducers._calls import CallArguments
-from activation_extractor.reducers._mask_fit import is_additive
+from activation_extractor.reducers._calls import PADDING, CallArguments
+from activation_extractor.reducers._mask_fit import fits, is_additive
 
 ATTENTION = "attention_mask"
 _DECODER, _ENCODER = "decoder_attention_mask", "encoder_attention_mask"
@@ -33,6 +36,9 @@ _KEY_OR_VALUE = re.compile(
 # Arguments under which cross-attention is given the states of an encoder.
 _ENCODED = frozenset({"key_value_states", "encoder_hidden_states", "memory", "context"})
 ATTENDED = _ENCODED | {"key"}
+# Names of masks of padding whose sense is not known, and of what may be one or hide positions from the model.
+_OF_PADDING = re.compile(r"(^|_)pad(ding)?_masks?$")
+_OF_SOMETHING = re.compile(r"((inputs?|tokens?|valid|seq|sequence)_)?masks?")
 # Masks that belong to what a module attends to, and not to its own positions.
 _OTHERS = ("inputs_", "encoder_", "memory_", "cross_", "head_")
 
@@ -72,6 +78,48 @@ def is_encoders(role: Role, call: CallArguments) -> bool:
     """Whether a layer has the positions of an encoder, which never go on from a cache, in the model's call."""
     side = next((side for _, side in role.sides), None)
     return role.is_encoded or role.is_encoders or (side in _ENCODER_WORDS and call.takes(_DECODER))
+
+
+def takes_no_mask(signature: inspect.Signature | None) -> bool:
+    """Whether a model is known to be given no masks: a lone argument may be a dict that has one."""
+    parameters = {} if signature is None else signature.parameters
+    is_open = any(
+        parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) for parameter in parameters.values()
+    )
+    return len(parameters) > 1 and not is_open and not any("mask" in name for name in parameters)
+
+
+def doubtful_names(names: Iterable[str]) -> frozenset[str]:
+    """Those of a model's arguments that may say what is padding, in a sense that is not known."""
+    found = {name for name in names if _OF_PADDING.search(name) or _OF_SOMETHING.fullmatch(name)}
+    return frozenset(found - DEFAULT_NAMES)
+
+
+def doubt(layer: str, names: frozenset[str], activation: Tensor, call: CallArguments) -> str | None:
+    """What to warn of where a layer has no mask, but the call has an argument that may be one.
+
+    Raises:
+        MaskError: its name says that it is about padding.
+    """
+    for name in sorted(names):
+        mask = call.get(name)
+        if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[0] != sequence_shape(activation)[0]:
+            continue
+        if _OF_PADDING.search(name):
+            got, is_real = f"{name!r} of the model's call, in which ones may be padding or real", "ones are real"
+            advice = f"Pass mask={name!r} if {is_real}, mask={name} == 0 if they are padding, or mask=None."
+            if name.endswith(PADDING):
+                got, advice = (
+                    f"{name!r} of the model's call",
+                    f"Pass mask={name!r} if it is this layer's, or mask=None.",
+                )
+            raise MaskError("be one whose sense is known", got, advice, layer)
+        if fits(mask, activation) and not mask.is_floating_point():
+            return (
+                f"The model is called with {name!r}, which may say what is padding, and layer {layer!r} is reduced "
+                f"over all positions. Pass mask={name!r} if what is not 0 in it is real, or mask=None."
+            )
+    return None
 
 
 def own_masks(target: Target, role: Role, call: CallArguments) -> list[Any]:
