@@ -32,7 +32,7 @@ def small_model(seed: int = 0, eps: float = 1e-5) -> BlockStack:
 
 
 def run(out, batches=BATCHES, *, model=None, **options):
-    options = {"layers": "h.*", "reduce": ["mean", "full"], "ids": "id", "keep": "label", "rows_per_unit": 5} | options
+    options = {"layers": "h.*", "reduce": ["mean", "full"], "ids": "id", "keep": "label", "rows_per_unit": 6} | options
     return extract(model or small_model(), batches, options.pop("layers"), out=out, progress=False, **options)
 
 

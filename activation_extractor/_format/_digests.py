@@ -42,7 +42,12 @@ def _row_sums(words: Tensor) -> Tensor:
 
 @functools.lru_cache
 def _multipliers(device: torch.device) -> Tensor:
-    """Odd 64-bit numbers without a pattern (SplitMix64), the same on every device and in every version."""
+    return torch.from_numpy(multipliers().view(np.int64)).to(device)
+
+
+@functools.lru_cache
+def multipliers() -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Odd 64-bit numbers without a pattern (SplitMix64), ``(65539,)``, the same in every version."""
     mask = 2**64 - 1
     numbers = []
     for place in range(_ROW_WORDS + 3):  # up to three bytes are no word
@@ -50,7 +55,7 @@ def _multipliers(device: torch.device) -> Tensor:
         mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 & mask
         mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB & mask
         numbers.append((mixed ^ (mixed >> 31)) | 1)
-    return torch.from_numpy(np.array(numbers, dtype=np.uint64).view(np.int64)).to(device)
+    return np.array(numbers, dtype=np.uint64)
 
 
 def parts_of(tensor: Tensor) -> list[Tensor]:

@@ -24,7 +24,11 @@ from activation_extractor.errors import StoreError
 FORMAT = "activation_extractor store"
 VERSION = 1
 MANIFEST = "manifest.json"
-LEAST_ROWS = "least_rows_per_unit"  # of a run whose batches come in another order than their rows
+ROWS_PER_UNIT, BATCHES_PER_UNIT = (
+    "rows_per_unit",
+    "batches_per_unit",
+)  # how large all units are, in a store of `extract`
+_LEAST_ROWS = "least_rows_per_unit"  # the name of the first in stores that were made before 0.2
 _ID_TYPES = {"str": "str", "int": "int", None: None}
 
 
@@ -34,8 +38,8 @@ class Manifest:
 
     codec: Codec
     fingerprint: Mapping[str, Any]  # what the values depend on, by part
-    batches_per_unit: int | None  # of a data set; None where that differs, and in a store of with-blocks
-    least_rows_per_unit: int | None  # of a data set whose units differ in their number of batches
+    rows_per_unit: int | None  # of a data set whose rows can be told apart; None in a store of with-blocks
+    batches_per_unit: int | None  # of any other data set
     columns: tuple[Field, ...]
     keep: tuple[Field, ...]
     ids: str | None  # the type of the row ids, ``"str"`` or ``"int"``; None where rows have none
@@ -51,13 +55,13 @@ class Manifest:
         parsers: dict[str, Callable[[Any], Any]] = {
             "codec": CODECS.__getitem__,
             "fingerprint": dict.copy,  # a TypeError unless it is a dict
-            "batches_per_unit": _size,
-            LEAST_ROWS: _size,
+            ROWS_PER_UNIT: _size,
+            BATCHES_PER_UNIT: _size,
             "columns": partial(_fields, is_kept=False),
             "keep": partial(_fields, is_kept=True),
             "ids": _ID_TYPES.__getitem__,
         }
-        members = {LEAST_ROWS: None, **content}
+        members = {ROWS_PER_UNIT: content.get(_LEAST_ROWS), **content}
         parsed: dict[str, Any] = {}
         for name, parse in parsers.items():
             try:
@@ -68,8 +72,8 @@ class Manifest:
 
     @property
     def unit_size(self) -> int | None:
-        """How many batches a unit of a data set has, or at least how many rows; None in a store of with-blocks."""
-        return self.batches_per_unit if self.least_rows_per_unit is None else self.least_rows_per_unit
+        """How many rows or batches a unit of a data set has; None in a store of with-blocks."""
+        return self.rows_per_unit or self.batches_per_unit
 
     @property
     def entries(self) -> frozenset[str]:
@@ -82,7 +86,7 @@ def make_manifest(
 ) -> Manifest:
     """The manifest of a new store.
 
-    `run` holds ``fingerprint``, ``batches_per_unit``, `LEAST_ROWS` where batches are ordered, and further members.
+    `run` holds ``fingerprint``, in a store of `extract` the size of its units, and further members.
     """
     versions = {
         "python": platform.python_version(),

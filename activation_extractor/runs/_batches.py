@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from activation_extractor._display import examples
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.layers._modules import unwrap
+from activation_extractor.runs._batch_rows import count_rows, take_rows
 from activation_extractor.sinks._step import check_ids
 
 Name = str | int  # of a field of a batch: its key in a mapping, its position in a tuple
@@ -29,6 +31,26 @@ class Batch:
     places: Any  # of its rows in the data set, or None
     pooling_mask: Any  # which positions count, ``(batch, seq)``, or None
     keep: Mapping[str, Any]  # the columns to store as they are
+
+    @cached_property
+    def rows(self) -> int | None:
+        """How many rows it has; None where that cannot be told."""
+        named = next((it for it in (self.ids, self.places, self.pooling_mask) if it is not None), None)
+        return count_rows(self.arguments) if named is None else len(named)
+
+    @property
+    def elements(self) -> int:
+        """How many elements its largest tensor has; how many rows there are, where it has none."""
+        members = self.arguments.values() if isinstance(self.arguments, Mapping) else self.arguments
+        members = [members] if isinstance(members, Tensor) else members
+        return max((member.numel() for member in members if isinstance(member, Tensor)), default=self.rows or 1)
+
+    def part(self, rows: Sequence[int]) -> Batch:
+        """Some of its rows, for a model that takes each by itself; raises what `take_rows` raises."""
+        take = partial(take_rows, rows=self.rows or 0, chosen=rows)
+        arguments = self.arguments
+        taken = tuple(map(take, arguments)) if isinstance(arguments, tuple | list) else take(arguments)
+        return Batch(taken, *map(take, (self.ids, self.places, self.pooling_mask, self.keep)))
 
     @property
     def inputs(self) -> tuple[Any, ...]:

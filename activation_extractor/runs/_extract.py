@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -23,12 +22,12 @@ from activation_extractor.activations._recorded_values import Calls
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.layers._modules import evaluating, unwrap
 from activation_extractor.reducers._masks import BatchMask
+from activation_extractor.reducers._own_masks import ATTENTION
 from activation_extractor.reducers._sequence_axis import SequenceAxes
 from activation_extractor.runs._batches import Batch, BatchFields, Ids, Keep, call_model
 from activation_extractor.runs._devices import check_weights, move, without_gradients
 from activation_extractor.runs._progress import Progress
 from activation_extractor.runs._run import Run
-from activation_extractor.runs._run_policies import BatchPolicy, OrderPolicy
 from activation_extractor.sinks._store_writer import QUEUE_BYTES
 from activation_extractor.store import Store, open_store
 
@@ -62,17 +61,22 @@ def extract(
 ) -> Store:
     """Run a model over a data set and store what its layers compute.
 
-    The model runs in ``eval()`` and under ``inference_mode``; its training flags are restored. Batches are gathered
-    into units of whole batches, and each unit appears on disk complete or not at all, while the model goes on. When
-    the run fails or is killed, the complete units stay and the current one is lost.
+    The model runs in ``eval()`` and under ``inference_mode``; its training flags are restored. Rows are gathered into
+    units, and each unit appears on disk complete or not at all, while the model goes on. When the run fails or is
+    killed, the complete units stay and the current one is lost. A batch that does not fit into memory is halved until
+    it does; that is said once, and later batches begin at the size that worked.
 
-    Called again with the same arguments, it resumes where it ended: batches whose unit is stored are compared, not
-    computed, by their ids and by a checksum over what the model would be called with (tensors of more than 1 MiB are
-    sampled). The first of them is run again and compared with what is stored, before anything is written: that finds
-    what no digest sees, such as an adapter that is switched off. Another model, other weights, layers, reducers, values
-    or data are an error, and the store stays as it is. A model that draws random numbers cannot be resumed. On one
-    machine, with one device and the same versions, a run that was interrupted ends in the same bytes as one that was
-    not. Several processes may share a store; each computes the units that the others have not.
+    Called again with the same arguments, it resumes where it ended: rows whose unit is stored are compared, not
+    computed, by their ids and by a checksum over what the model would be called with (large rows are sampled). The
+    first batch of them is run again and compared with what is stored, before anything is written: that finds what no
+    digest sees, such as an adapter that is switched off. Another model, other weights, layers, reducers, values or data
+    are an error, and the store stays as it is. A model that draws random numbers cannot be resumed. On one machine,
+    with one device and the same versions, a run that was interrupted ends in the same bytes as one that was not, if its
+    batches are the same; batches of another size give the same rows within rounding, and a warning says so. Several
+    processes may share a store; each computes the units that the others have not.
+
+    Where rows cannot be counted before the model runs (several lengths among a batch's arguments, or rows on another
+    axis than the first, and no `ids`), a unit is a number of batches: these stay the same, and are not halved.
 
     Args:
         model: the model.
@@ -95,8 +99,8 @@ def extract(
         device: move the model there first; without it the model stays where it is. A model whose weights are all
             offloaded stays, and its batches go there, unless hooks of accelerate say where it runs.
         progress: a progress bar, which needs tqdm; by default one is shown if tqdm is installed.
-        rows_per_unit: how many rows a unit has, rounded up to whole batches as large as the first one; by default
-            about 64 MiB of them, and at most 4,096.
+        rows_per_unit: how many rows a unit has, the last one fewer; by default about 64 MiB of them, in whole batches
+            as large as the first one, and at most 4,096.
         format: of the shards; ``npz`` and ``npy`` hold bfloat16 and float8 as float32.
         dtype: store floating point numbers of activations as ``torch.float16``, ``torch.bfloat16`` or
             ``torch.float32``; None stores them as they were computed. See `StoreSink`.
@@ -141,9 +145,17 @@ def extract(
         return {**weights, **fields.fingerprint, **stored_as, "rows_per_unit": rows_per_unit}
 
     check_weights(model)
-    policy = OrderPolicy(rows_per_unit) if order else BatchPolicy(rows_per_unit)
-    folder = check_path("out", out)
-    run = Run(folder, CODECS[format].storing(dtype), model, fingerprint, policy, queue_bytes=queue_bytes, resume=resume)
+    run = Run(
+        check_path("out", out),
+        CODECS[format].storing(dtype),
+        model,
+        fingerprint,
+        rows_per_unit=rows_per_unit,
+        has_rows=missing == "error" or ids is not None or order is not None,
+        mask=mask if isinstance(mask, str) else ATTENTION,
+        queue_bytes=queue_bytes,
+        resume=resume,
+    )
     counted = BatchMask(pooling_mask or "")
     recorded = capture(
         model,
@@ -168,7 +180,7 @@ def extract(
     with evaluating(model), without_gradients(model), recorded as acts:
         for item in bar:
             batch = fields.split(item)
-            run.add(batch, partial(forward, batch))
+            run.add(batch, forward)
             bar.show(run.stored_rows, run.rows, run.nbytes)
         run.end()
     if not run.rows + run.stored_rows:

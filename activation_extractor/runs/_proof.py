@@ -29,11 +29,13 @@ from activation_extractor.runs._batch_columns import (
 from activation_extractor.runs._devices import devices
 from activation_extractor.runs._stored_unit import StoredUnit
 from activation_extractor.sinks import Step
+from activation_extractor.sinks._step import join
 from activation_extractor.store._verify import altered
 
 _AGAIN = "A batch that is stored was run again, to prove that the run is the one that is stored."
 _UNSTABLE = "two runs of the batch give other bits"
 _RANDOM = "two runs of the batch give other values, as with random numbers in the model or a reducer"
+_OTHER_BATCH = "its rows were in a batch with others"
 _DRAWS = "it draws random numbers, and would go on with others than a run that was not interrupted"
 
 
@@ -51,42 +53,57 @@ class Proof:
     def __init__(self, folder: Path, codec: Codec, model: nn.Module) -> None:
         self.computed_with, self.is_open = computed_with(model), True
         self._folder, self._codec, self._devices = folder, codec, devices(model)
-        self._step: Step | None = None
+        self._steps: list[Step] = []  # of the batch that is run again, one for each of its pieces
         self._rows = 0  # of the current unit, in the batches that were run again
         self._difference = self._note = ""
         self._is_random = False
 
     def take(self, step: Step) -> None:
-        """Take the step that a forward gave."""
-        self._step = step
+        """Take a step that a forward gave."""
+        self._steps.append(step)
 
-    def run(self, unit: StoredUnit, rows: Sequence[int] | None, forward: Callable[[], None]) -> None:
+    def run(
+        self,
+        unit: StoredUnit,
+        rows: Sequence[int] | None,
+        indices: Sequence[int] | None,
+        forward: Callable[[], None],
+        *,
+        is_same_batch: bool,
+    ) -> None:
         """Run the next batch of a unit again.
 
         Args:
             unit: the unit.
             rows: of the batch in the unit; None means the rows after the last batch's.
+            indices: which of the batch's rows these are; None means all.
             forward: runs the batch, and hands its step to `take`, unless the batch gives no rows.
+            is_same_batch: whether the rows were in a batch with the same others when they were stored.
         """
 
         def run_again() -> BatchColumns:
-            self._step = None
+            self._steps = []
             forward()
-            return computed_columns(self._step, self._codec) if self._step else {}
+            if not self._steps:
+                return {}
+            step = join(self._steps)
+            self._steps = [step if indices is None else step.part(indices)]
+            return computed_columns(self._steps[0], self._codec)
 
         with _running_again(self._devices) as has_drawn:
             computed = run_again()
-            count = self._step.rows if self._step else 0
+            count = sum(step.rows for step in self._steps)
             rows = rows or range(self._rows, self._rows + count)
             self._rows += count
             stored = stored_columns(unit, rows)
             self.is_open = not (stored or computed)
             different = find_difference(stored, computed, is_exact=True)
             if different is not None:
-                self._judge(stored, computed, run_again, different, [unit.row_name(row) for row in rows])
+                reasons = [] if is_same_batch else [_OTHER_BATCH]
+                self._judge(stored, computed, run_again, different, [unit.row_name(row) for row in rows], reasons)
             elif has_drawn():
                 self._is_random = find_difference(computed, run_again(), is_exact=False) is not None
-        self._step = None  # its tensors may be on an accelerator
+        self._steps = []  # their tensors may be on an accelerator
 
     def check_further(self) -> None:
         """Raise an OtherRunError where the values of further batches would not be those of a run in one go."""
@@ -100,7 +117,7 @@ class Proof:
             OtherRunError: its batch has other values now.
             StoreError: they are other ones because the shard was damaged.
         """
-        if self.is_open and self._rows != unit.rows:
+        if self.is_open and self._rows != unit.rows and not self._difference:
             self._difference = f"{self._rows} rows in place of {unit.rows}"
         if self._difference:
             for damage in altered(unit.reader.shard(unit.path)):
@@ -118,10 +135,11 @@ class Proof:
         run_again: Callable[[], BatchColumns],
         different: Difference,
         rows: Sequence[str],
+        reasons: list[str],
     ) -> None:
-        """Decide what it means that a batch is not the same in its bits."""
+        """Decide what it means that a batch has other bits, where there are `reasons` for it or none."""
         manifest = read_manifest(self._folder).content
-        reasons = reasons_to_differ(manifest, self.computed_with)
+        reasons = reasons + reasons_to_differ(manifest, self.computed_with)
         with threads_of(manifest) as is_another_number:
             if is_another_number:
                 computed = run_again()

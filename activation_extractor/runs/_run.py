@@ -7,19 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, final
 
-from torch import nn
+from torch import Tensor, nn
 
 from activation_extractor._format._codecs import Codec
-from activation_extractor._format._fingerprints import inputs_crc32
 from activation_extractor._format._manifest import has_manifest, read_manifest, store_name
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._shards import list_units, shard_path, unit_name
-from activation_extractor.errors import OtherRunError, StoreError
+from activation_extractor._format._stored_rows import Ragged
+from activation_extractor.errors import OtherRunError, StepError, StoreError
 from activation_extractor.runs._arithmetic import COMPUTED_WITH
 from activation_extractor.runs._batches import Batch
+from activation_extractor.runs._items import Arrived, BatchItems, Items, RowItems
+from activation_extractor.runs._pieces import Pieces
 from activation_extractor.runs._proof import Proof
-from activation_extractor.runs._run_policies import RunPolicy
-from activation_extractor.runs._stored_unit import BATCHES, INPUTS, StoredUnit
+from activation_extractor.runs._run_units import RunUnit, RunUnits
+from activation_extractor.runs._stored_unit import BATCHES, FIRST_BATCH, INPUTS, StoredUnit
 from activation_extractor.sinks import Sink, Step
 from activation_extractor.sinks._resume import check_free
 from activation_extractor.sinks._store_writer import StoreWriter
@@ -29,9 +31,12 @@ from activation_extractor.sinks._store_writer import StoreWriter
 class Run(Sink):
     """Writes the units of a data set, each under its number in the data set.
 
-    A unit whose shard is stored is not computed again: its batches are compared with what the shard was made from.
-    `fingerprint` returns what the values depend on beside what is captured. One stored batch is run again and
+    A unit whose shard is stored is not computed again: what it is made from is compared with what the shard was made
+    from. `fingerprint` returns what the values depend on beside what is captured. One stored batch is run again and
     compared before anything is written.
+
+    Units are ranges of rows, so that a run may go on with batches of another size. They are ranges of batches where
+    `has_rows` is False, or where the first batch gives another number of rows than its arguments have.
     """
 
     reads_later = True
@@ -42,15 +47,17 @@ class Run(Sink):
         codec: Codec,
         model: nn.Module,
         fingerprint: Callable[[], Mapping[str, Any]],
-        policy: RunPolicy,
         *,
+        rows_per_unit: int | None,
+        has_rows: bool,
+        mask: str | None,
         queue_bytes: int,
         resume: bool,
     ) -> None:
-        self.stored_rows = 0  # before the run, in the units up to the current one
-        self._folder, self._codec, self._fingerprint, self._policy = folder, codec, fingerprint, policy
-        self._model = model
-        self._writer = StoreWriter(folder, codec, policy, queue_bytes=queue_bytes, shares_store=resume)
+        self._folder, self._codec, self._fingerprint = folder, codec, fingerprint
+        self._model, self._rows_per_unit = model, rows_per_unit
+        self._items: Items = RowItems(rows_per_unit, mask) if has_rows else BatchItems(None, rows_per_unit)
+        self._writer = StoreWriter(folder, codec, queue_bytes=queue_bytes, shares_store=resume)
         self._has_store = resume and has_manifest(folder)
         if not self._has_store:
             try:
@@ -60,9 +67,14 @@ class Run(Sink):
                 if not self._has_store:
                     raise
         self._about: Mapping[str, Any] = {}
-        self._unit_number = 0
-        self._inputs = 0  # the checksum over the batches of the current unit
-        self._stored: StoredUnit | None = None
+        self._units: RunUnits | None = None  # until the size of units is known
+        self._waiting: list[Arrived] = []  # batches that came before that
+        self._pieces = Pieces()
+        self._now: Arrived  # the batch that runs
+        self._piece: Batch  # the part of it that runs
+        self._row = 0  # of the batch, the first of that part
+        self._parts: Mapping[RunUnit, list[int]] = {}  # the units of the batch, and which of its items are of each
+        self._is_again = False  # whether it runs to be compared
         self._proof: Proof  # from `begin` on
 
     @property
@@ -71,8 +83,13 @@ class Run(Sink):
         return self._writer.rows
 
     @property
+    def stored_rows(self) -> int:
+        """How many rows the store had before the run, in the units up to the current one."""
+        return self._units.stored if self._units else 0
+
+    @property
     def nbytes(self) -> int:
-        """How many bytes of columns they had."""
+        """How many bytes of columns were computed."""
         return self._writer.nbytes
 
     def begin(self, about: Mapping[str, Any]) -> None:
@@ -87,87 +104,180 @@ class Run(Sink):
         self._writer.begin(self._about, {COMPUTED_WITH: self._proof.computed_with})
         if not self._has_store:
             return
-        self._policy.size = read_manifest(self._folder).unit_size
-        if self._policy.size is None:
+        manifest = read_manifest(self._folder)
+        if manifest.unit_size is None:
             advice = "Give extract a folder of its own."
             raise StoreError(self._folder, "be a store that extract wrote", "one that with-blocks wrote", advice)
+        if manifest.rows_per_unit is None:
+            self._items = BatchItems(None, self._rows_per_unit)
+        self._begin_units(manifest.unit_size)
         self._writer.resume()
         self._writer.hold_back = bool(list_units(self._folder, self._codec))
 
-    def add(self, batch: Batch, forward: Callable[[bool], None]) -> None:
-        """Add the next batch, in a new unit when the current one is full.
+    def add(self, batch: Batch, forward: Callable[[Batch, bool], None]) -> None:
+        """Add the next batch.
 
-        `forward` runs it, and ends in a call of `write`; it is told whether the batch is stored and run again.
+        `forward` runs it, or a part of it, and ends in a call of `write`; it is told whether the batch is stored and
+        run again.
 
         Raises:
             ArgumentError: the places are not such as a data set has.
             OtherRunError: the rows in the store were made from another batch.
             StoreError: an id comes twice, or an earlier unit could not be written.
         """
-        if self._writer.is_full:
-            self.end_unit()
-        if not self._policy.batches and self._policy.size:
-            self._stored = self._find_unit()
-            self.stored_rows += self._stored.rows if self._stored else 0
-        rows = self._policy.begin_batch(batch.places)
-        self._inputs = inputs_crc32(batch.inputs, self._inputs)
-        if self._stored is None:
+        is_first = self._units is None
+        if is_first and batch.rows is None:
+            self._items = BatchItems(None, self._rows_per_unit)
+        self._now = self._items.arrive(batch)
+        if is_first:
+            self._waiting.append(self._now)
+            self._run(batch, forward)
+        else:
+            self._parts = self._take(self._now)
+        for unit in self._parts:
+            if unit.stored:
+                self._compare(unit, forward)
+        if not is_first and any(unit.stored is None for unit in self._parts):
             self._proof.check_further()
-            forward(False)
-            return
-        self._stored.compare(batch.ids, rows)
-        self._writer.remember_ids(batch.ids)
-        if self._proof.is_open:
-            self._proof.run(self._stored, rows, partial(forward, True))
+            self._run(batch, forward)
+        for unit in self._parts:
+            if unit.is_complete:
+                self._end_unit(unit)
 
     def write(self, step: Step) -> None:
-        """Add a batch's rows to its unit; raises what `StoreWriter.add` raises."""
-        if self._stored is not None:
-            self._proof.take(step)
-            return
-        nbytes = self._writer.add(step)
-        if self._policy.size is None:
-            self._policy.choose_size(max(step.rows, 1), max(nbytes, 1))
-
-    def end_unit(self) -> None:
-        """Hand the current unit over to be written, or compare the whole of it when it is stored; begin the next one.
+        """Add the rows of a batch, or of a part of it, to their units; raises what `StoreWriter.add` raises.
 
         Raises:
-            ArgumentError: a place before the last one is missing.
-            OtherRunError: the unit in the store was made from other batches.
-            StepError: there are not as many rows as places.
-            StoreError: an earlier unit could not be written.
+            StepError: there are more rows than the batch has.
         """
-        if self._stored is not None:
-            self._stored.end(self._policy.batches, self._inputs)
-            self._proof.end(self._stored)
-            if self._writer.hold_back and self.rows:
-                self._proof.check_further()
-            self._writer.hold_back = self._writer.hold_back and self._proof.is_open
-        elif self._policy.size is not None:  # a unit without rows too, so that a resumed run finds it
-            metadata = {BATCHES: str(self._policy.batches), INPUTS: f"{self._inputs:08x}"}
-            order = self._policy.permutation(self._writer.unit.rows)
-            self._writer.commit(unit_name(self._unit_number), metadata, order)
-        self._policy.begin_unit()
-        self._unit_number += 1
-        self._inputs = 0
-        self._stored = None
+        if self._is_again:
+            self._proof.take(step)
+            return
+        if self._units is None:
+            self._choose_size(step)
+        start = self._row
+        self._row += step.rows
+        for unit, indices in self._parts.items():
+            if unit.stored is not None:
+                continue
+            if isinstance(self._items, BatchItems):
+                self._writer.add(step, unit.gathered)
+                continue
+            rows = [index - start for index in indices if start <= index < self._row]
+            if rows:
+                self._writer.add(step.part(rows), unit.gathered)
 
     def end(self) -> None:
         """End the last unit, after the last batch; raises an OtherRunError where the store holds further batches."""
-        if self._policy.batches and (self.rows or self.stored_rows):
-            self.end_unit()
+        for unit in self._units.open if self._units else []:
+            if unit.places:
+                self._end_unit(unit)
         units = list_units(self._folder, self._codec) if self._has_store else []
-        if units and units[-1] >= unit_name(self._unit_number):
+        if units and units[-1] >= unit_name(self._units.count if self._units else 0):
             raise OtherRunError(self._folder, [f"data (it ends before the batches of unit {units[-1]!r})"])
         self._writer.hold_back = False
 
     def close(self) -> None:
-        """Wait until the finished units are on the disk; the current one is dropped."""
+        """Wait until the finished units are on the disk; the others are dropped."""
         self._writer.finish()
 
-    def _find_unit(self) -> StoredUnit | None:
-        path = shard_path(self._folder, unit_name(self._unit_number), self._codec)
+    def _run(self, batch: Batch, forward: Callable[[Batch, bool], None]) -> None:
+        """Run a batch, of which rows are missing in the store."""
+        self._row = pieces = 0
+
+        def run(piece: Batch) -> None:
+            nonlocal pieces
+            self._piece, start = piece, self._row
+            forward(piece, False)
+            if isinstance(self._items, RowItems) and self._row - start != piece.rows:
+                got = f"{self._row - start} rows for a batch of {piece.rows}"
+                raise StepError("have the rows of its batch", got, "Give each row an id, with ids=.")
+            pieces += 1
+
+        self._pieces.run(batch, run)
+        for unit in self._parts if pieces > 1 else ():
+            unit.cut()
+
+    def _compare(self, unit: RunUnit, forward: Callable[[Batch, bool], None]) -> None:
+        """Compare the rows of the current batch that are of a stored unit with those in the store."""
+        stored, batch, indices = unit.stored, self._now.batch, self._parts[unit]
+        assert stored is not None
+        rows: list[int] | None = None  # of the unit
+        if isinstance(self._items, RowItems):
+            rows = [self._now.places[index] - unit.start for index in indices]
+            ids = None if batch.ids is None else [batch.ids[index] for index in indices]
+        else:
+            ids = batch.ids
+        if ids is not None:
+            stored.compare(ids, rows)
+        self._writer.remember_ids(ids)
+        if not self._proof.is_open:
+            return
+        self._is_again = True
+        try:
+            same = stored.first_batch in (None, self._now.relative_to(unit.start))
+            again = partial(self._pieces.run, batch, lambda piece: forward(piece, True))
+            self._proof.run(stored, rows, indices if rows else None, again, is_same_batch=same)
+        finally:
+            self._is_again = False
+
+    def _choose_size(self, step: Step) -> None:
+        """Choose the size of units by the first step, and take the batches that came so far."""
+        batch = self._now.batch
+        is_counted = isinstance(self._items, RowItems) and batch.ids is None and batch.places is None
+        if is_counted and step.rows != self._piece.rows:  # the first axis of its arguments is another one than rows
+            self._items = BatchItems(None, self._rows_per_unit)
+            self._waiting = [self._items.arrive(batch)]
+            self._now = self._waiting[0]
+        columns = [value.values if isinstance(value, Ragged) else value for value in step.values.values()]
+        columns += [value for value in step.keep.values() if isinstance(value, Tensor)]
+        self._items.choose_size(max(step.rows, 1), max(sum(column.nbytes for column in columns), 1))
+        assert self._items.size is not None
+        self._begin_units(self._items.size)
+        for arrived in self._waiting:
+            self._parts = self._take(arrived)
+        self._waiting = []
+
+    def _begin_units(self, size: int) -> None:
+        self._items.size = size
+        self._writer.unit_size = {self._items.size_member: size}
+        self._units = RunUnits(size, self._find_unit, self._writer.new_unit)
+
+    def _take(self, arrived: Arrived) -> Mapping[RunUnit, list[int]]:
+        """The units of a batch, which take their items; each with the indices of its own."""
+        assert self._units is not None
+        parts = self._units.split(arrived.places)
+        for unit, indices in parts.items():
+            unit.take([arrived.places[index] for index in indices], arrived.digests[indices], arrived)
+        return parts
+
+    def _end_unit(self, unit: RunUnit) -> None:
+        """Hand a unit over to be written, or compare the whole of it when it is stored.
+
+        Raises:
+            ArgumentError: a place before the last one is missing.
+            OtherRunError: the unit in the store was made from other batches.
+            StoreError: an earlier unit could not be written.
+        """
+        assert self._units is not None
+        if unit.stored is not None:
+            unit.stored.end(len(unit.places), unit.inputs)
+            self._proof.end(unit.stored)
+            if self._writer.hold_back and self.rows:
+                self._proof.check_further()
+            self._writer.hold_back = self._writer.hold_back and self._proof.is_open
+        else:  # a unit without rows too, so that a resumed run finds it
+            unit.check_gapless()
+            metadata = {INPUTS: unit.inputs, FIRST_BATCH: unit.first_batch}
+            is_of_rows = isinstance(self._items, RowItems)
+            if not is_of_rows:
+                metadata = {BATCHES: str(len(unit.places)), INPUTS: unit.inputs}
+            order = unit.permutation if is_of_rows else None
+            self._writer.commit(unit.gathered, unit_name(unit.number), metadata, order)
+        self._units.close(unit)
+
+    def _find_unit(self, number: int) -> StoredUnit | None:
+        path = shard_path(self._folder, unit_name(number), self._codec)
         if not path.exists():
             return None
         if not self._has_store:  # another process has begun the store meanwhile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,15 @@ class Step:
     keep: Mapping[str, KeptColumn] = field(default_factory=dict)
     _checks: list[Check] = field(default_factory=list, repr=False)
 
+    def part(self, rows: Sequence[int]) -> Step:
+        """Some of its rows, in this order: views of the tensors where they follow each other, else copies."""
+        if len(rows) == self.rows and list(rows) == list(range(self.rows)):
+            return self
+        values = {key: _rows_of(value, rows) for key, value in self.values.items()}
+        keep = {name: _rows_of(value, rows) for name, value in self.keep.items()}
+        ids = None if self.ids is None else [self.ids[row] for row in rows]
+        return replace(self, rows=len(rows), values=values, ids=ids, keep=keep)
+
     def check_masks(self) -> None:
         """Wait for the masks that the values were reduced with, where these are on an accelerator, and check them.
 
@@ -48,6 +57,42 @@ class Step:
         while self._checks:
             check = self._checks.pop(0)
             check.settle(check.verdict)
+
+
+def join(steps: Sequence[Step]) -> Step:
+    """One step of the rows of several, with the columns that all of them have."""
+    if len(steps) == 1:
+        return steps[0]
+    values = {
+        key: _joined([step.values[key] for step in steps])
+        for key in steps[0].values
+        if all(key in step.values for step in steps)
+    }
+    keep = {name: _joined([step.keep[name] for step in steps]) for name in steps[0].keep}
+    ids = None if steps[0].ids is None else [row_id for step in steps for row_id in step.ids or ()]
+    checks = [check for step in steps for check in step._checks]
+    return Step(steps[0].index, sum(step.rows for step in steps), values, ids, keep, checks)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """The rows of several columns, of which each is a tensor, or each `Ragged`, or each a list of text."""
+    if isinstance(parts[0], list):
+        return [text for part in parts for text in part]
+    if isinstance(parts[0], Ragged):
+        return Ragged(torch.cat([part.values for part in parts]), torch.cat([part.lengths for part in parts]))
+    return torch.cat(list(parts))
+
+
+def _rows_of(column: Any, rows: Sequence[int]) -> Any:
+    """Some rows of a column: a tensor, `Ragged`, or a list of text."""
+    if isinstance(column, list):
+        return [column[row] for row in rows]
+    if isinstance(column, Ragged):
+        chosen = column.rows()
+        return Ragged(torch.cat([chosen[row] for row in rows]), column.lengths[torch.as_tensor(rows)])
+    if rows and list(rows) == list(range(rows[0], rows[0] + len(rows))):
+        return column[rows[0] : rows[0] + len(rows)]
+    return column[torch.as_tensor(rows, dtype=torch.int64, device=column.device)]
 
 
 def check_ids(ids: Any) -> list[RowId] | None:

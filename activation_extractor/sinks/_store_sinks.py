@@ -20,7 +20,7 @@ from activation_extractor.sinks._resume import check_free
 from activation_extractor.sinks._sinks import Sink
 from activation_extractor.sinks._step import Step
 from activation_extractor.sinks._store_writer import QUEUE_BYTES, StoreWriter
-from activation_extractor.sinks._unit_policy import UNIT_BYTES, SizePolicy
+from activation_extractor.sinks._unit_policy import UNIT_BYTES, UnitPolicy
 
 
 class StoreSink(Sink):
@@ -75,9 +75,8 @@ class StoreSink(Sink):
         self._appends = append and has_manifest(self.path)
         if not self._appends:
             check_free(self.path)
-        policy = SizePolicy(unit_bytes, rows_per_unit)
-        self._writer = StoreWriter(self.path, codec, policy, queue_bytes=queue_bytes, shares_store=append)
-        self._units = 0
+        self._writer = StoreWriter(self.path, codec, queue_bytes=queue_bytes, shares_store=append)
+        self._policy, self._unit, self._units = UnitPolicy(unit_bytes, rows_per_unit), self._writer.new_unit(), 0
         self._about: Mapping[str, Any] | None = None
         self._stored_as = {"dtype": dtype_name(dtype)} if dtype else {}  # a part of the fingerprint
         self._lock = threading.RLock()
@@ -122,8 +121,8 @@ class StoreSink(Sink):
         with self._lock:
             if self._about is None:
                 self.begin({})
-            self._writer.add(step)
-            if self._writer.is_full:
+            self._writer.add(step, self._unit)
+            if self._policy.is_full(self._unit):
                 self._end_unit()
 
     def close(self) -> None:
@@ -134,7 +133,7 @@ class StoreSink(Sink):
         """
         with self._lock:
             try:
-                if self._writer.unit.rows:
+                if self._unit.rows:
                     self._end_unit()
             finally:
                 self._writer.finish()
@@ -149,7 +148,8 @@ class StoreSink(Sink):
             self._writer.remember_ids(reader.ids(str(shard_path(self.path, unit, self.codec))))
 
     def _end_unit(self) -> None:
-        self._writer.commit(unit_name(self._units, self._writer.name))
+        unit, self._unit = self._unit, self._writer.new_unit()
+        self._writer.commit(unit, unit_name(self._units, self._writer.name))
         self._units += 1
 
 

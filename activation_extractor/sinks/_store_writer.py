@@ -14,7 +14,13 @@ from torch import Tensor
 from activation_extractor._files import check_writable, make_folders, sweep
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._journal import append_record
-from activation_extractor._format._manifest import Manifest, make_manifest, store_name, write_manifest
+from activation_extractor._format._manifest import (
+    BATCHES_PER_UNIT,
+    Manifest,
+    make_manifest,
+    store_name,
+    write_manifest,
+)
 from activation_extractor._format._shards import SHARDS, read_shard, shard_path, write_shard
 from activation_extractor._format._stored_rows import RowId, add_ids
 from activation_extractor.errors import StoreError
@@ -23,7 +29,6 @@ from activation_extractor.sinks._resume import check_same
 from activation_extractor.sinks._schema import Schema
 from activation_extractor.sinks._step import Step
 from activation_extractor.sinks._transfer import Transfer
-from activation_extractor.sinks._unit_policy import UnitPolicy
 from activation_extractor.sinks._units import Unit
 
 QUEUE_BYTES = 128 * 2**20
@@ -34,29 +39,32 @@ class StoreWriter:
 
     `rows` and `nbytes` count what was added. Units, finished ones and the current one, hold up to `queue_bytes`. With
     `shares_store` other writers of the same run may be at work in the folder.
+
+    Attributes:
+        unit_size: the member of the manifest that says how large all units are; set it before the first `commit`.
     """
 
-    def __init__(self, folder: Path, codec: Codec, policy: UnitPolicy, *, queue_bytes: int, shares_store: bool) -> None:
+    def __init__(self, folder: Path, codec: Codec, *, queue_bytes: int, shares_store: bool) -> None:
         self.folder, self.codec = folder, codec
         # The name of the writer's journal: no other writer has it, and names sort by the time at which writing began.
         self.name = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"
         self.rows = self.nbytes = 0
-        self._policy, self._shares_store = policy, shares_store
+        self.unit_size: Mapping[str, int] = {}
+        self._shares_store = shares_store
         self._fingerprint: dict[str, Any] = {}
         self._more: dict[str, Any] = {}
         self._manifest: Manifest | None = None
         self._transfer = Transfer()
-        self._schema, self.unit = Schema(codec), Unit(self._transfer)
+        self._schema = Schema(codec)
         self._ids: set[str] = set()
         self._has_folders = False
         self._published: Manifest | None = None
         self._background = Background(queue_bytes)
         self._held_back: list[tuple[Callable[[], None], int]] | None = None
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the current unit is to be committed before another step is added."""
-        return self._policy.is_full(self.unit)
+    def new_unit(self) -> Unit:
+        """A unit without rows, to add steps to."""
+        return Unit(self._transfer)
 
     @property
     def hold_back(self) -> bool:
@@ -94,8 +102,8 @@ class StoreWriter:
             advice = "Give every row an id of its own."
             raise StoreError(self.folder, "hold each id once", f"{repeated!r} again", advice)
 
-    def add(self, step: Step) -> int:
-        """Add a step to the current unit, whole or not at all; returns the size in bytes of its columns.
+    def add(self, step: Step, unit: Unit) -> int:
+        """Add a step to a unit, whole or not at all; returns the size in bytes of its columns.
 
         Raises:
             StoreError: the folder cannot be written to, an id was seen before, a column changed its dtype or row
@@ -113,20 +121,21 @@ class StoreWriter:
         schema, columns = self._schema.fit(step)
         self.remember_ids(step.ids)
         self._schema = schema  # a step that is refused above leaves it as it was
-        nbytes = self.unit.add(columns, step)
+        nbytes = unit.add(columns, step)
         self.rows += step.rows
         self.nbytes += nbytes
         return nbytes
 
-    def commit(self, name: str, metadata: Mapping[str, str] | None = None, order: Tensor | None = None) -> None:
-        """Hand the current unit over to be written, and begin the next one; waits while the queue is full.
+    def commit(
+        self, unit: Unit, name: str, metadata: Mapping[str, str] | None = None, order: Tensor | None = None
+    ) -> None:
+        """Hand a unit over to be written; waits while the queue is full.
 
         `order` says which of the rows is stored first, second, ..., ``(rows,)`` int64; None stores them as they came.
 
         Raises:
             StoreError: an earlier unit could not be written.
         """
-        unit, self.unit = self.unit, Unit(self._transfer)
         if self._manifest is None:
             self._manifest = self._make_manifest(self._schema)
         metadata = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(metadata or {})}
@@ -145,7 +154,7 @@ class StoreWriter:
 
     def _make_manifest(self, schema: Schema) -> Manifest:
         model = self._fingerprint.get("model")
-        run = {"fingerprint": self._fingerprint, **self._policy.stored_size, "model": model, **self._more}
+        run = {"fingerprint": self._fingerprint, BATCHES_PER_UNIT: None, **self.unit_size, "model": model, **self._more}
         return make_manifest(self.codec, run, schema.columns, schema.keep, schema.ids)
 
     def _write(

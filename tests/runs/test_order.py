@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from activation_extractor import extract, length_batches, open_store
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, OtherRunError, StepError
-from activation_extractor.runs._run_policies import OrderPolicy
+from activation_extractor.runs._batches import Batch
+from activation_extractor.runs._items import RowItems
 
 
 def make_rows(lengths):
@@ -68,14 +69,14 @@ def test_rows_stand_in_the_order_of_the_data_set_and_a_lost_unit_comes_back_the_
     assert gone.read_bytes() == before
 
 
-def test_a_unit_ends_where_its_rows_leave_no_gap(tmp_path):
+def test_a_unit_has_its_range_of_rows_whatever_order_they_come_in(tmp_path):
     lengths = [5, 1, 3, 4, 2, 9, 1, 1]
     plan = length_batches(lengths, batch_size=1, window_rows=4)
     made = batches(make_rows(lengths), plan, is_numbered=False)
-    extract(BlockStack(), made, "h.0", out=tmp_path / "out", rows_per_unit=2, **OPTIONS)
+    extract(BlockStack(), made, "h.0", out=tmp_path / "out", rows_per_unit=3, **OPTIONS)
     shards = sorted((tmp_path / "out/shards").iterdir())
-    assert [len(load_file(shard)["#keep:length"]) for shard in shards] == [4, 2, 2]
-    assert load_file(shards[0])["#keep:length"].tolist() == lengths[:4]
+    assert [len(load_file(shard)["#keep:length"]) for shard in shards] == [3, 3, 2]
+    assert load_file(shards[0])["#keep:length"].tolist() == lengths[:3]
 
 
 def test_a_store_in_another_order_is_another_run(tmp_path):
@@ -120,21 +121,19 @@ def test_places_that_are_none_of_a_data_set_are_an_error(tmp_path, places, text)
 @pytest.mark.parametrize("places", [["a", "b"], [0.0, 1.0], [True, False], torch.tensor([0.0, 1.0])])
 def test_places_are_integers(places):
     with pytest.raises(ArgumentTypeError, match="order must hold the place of each row, counted from 0, got "):
-        OrderPolicy(None).begin_batch(places)
+        RowItems(None, None).places(Batch({}, None, places, None, {}))
 
 
 @pytest.mark.parametrize("places", [[1, 0], torch.tensor([1, 0]), np.array([1, 0])])
-def test_places_are_counted_from_the_first_row_of_the_unit(places):
-    policy = OrderPolicy(None)
-    assert policy.begin_batch(places) == [1, 0]
-    assert policy.permutation(2).tolist() == [1, 0]
-    policy.begin_unit()
-    assert policy.begin_batch([3, 2]) == [1, 0]
+def test_places_come_in_any_sequence_of_integers(places):
+    assert RowItems(None, None).places(Batch({}, None, places, None, {})) == [1, 0]
 
 
 def test_a_place_without_a_row_is_an_error(tmp_path):
     made = [{"input_ids": torch.ones(2, 3, dtype=torch.long), "place": [0, 1, 2]}]
-    with pytest.raises(StepError, match=r"A step must have a row for each place in order, got 2 rows for 3 places\."):
+    with pytest.raises(
+        StepError, match=r"A step must have the rows of its batch, got 2 rows for a batch of 3\. Give each row an id"
+    ):
         extract(BlockStack(), made, "h.0", out=tmp_path / "out", order="place", reduce="mean", progress=False)
 
 

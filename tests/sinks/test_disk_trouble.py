@@ -113,7 +113,7 @@ torch.set_num_threads(1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 for kind in SINKS:
     try:
-        run(Path(sys.argv[1], kind), kind, uneven())
+        run(Path(sys.argv[1], kind), kind, uneven(), keep="note")
     except StoreError as error:
         print(json.dumps([kind, str(error)]))
 """
@@ -131,8 +131,8 @@ def test_a_file_that_may_not_grow_is_a_clear_error_and_a_higher_limit_lets_the_r
         assert f"shards/00000004.{kind}' must be writable, got File too large. Check the folder" in text
         assert drafts(tmp_path / kind) == []
         assert open_store(tmp_path / kind).ids == list(range(64))
-        run(tmp_path / kind, kind, uneven())
-        run(tmp_path / f"whole {kind}", kind, uneven())
+        run(tmp_path / kind, kind, uneven(), keep="note")
+        run(tmp_path / f"whole {kind}", kind, uneven(), keep="note")
         assert shards(tmp_path / kind) == shards(tmp_path / f"whole {kind}")
 
 

@@ -15,23 +15,20 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from unit_by_unit import UnitByUnit
 
 from activation_extractor._format._codecs import CODECS, SAFETENSORS
 from activation_extractor._format._shards import unit_name
 from activation_extractor.errors import ArgumentError, StoreError
-from activation_extractor.runs._run_policies import BatchPolicy
 from activation_extractor.sinks import Step, _store_writer
 from activation_extractor.sinks._resume import check_free
-from activation_extractor.sinks._store_writer import StoreWriter
-from activation_extractor.sinks._unit_policy import SizePolicy
 
 NAMES = ["20260101T000000000000-00000000", "20260101T000000000001-0000abcd"]
-POLICY = SizePolicy(1 << 20, None)
 RUN = {"fingerprint": {"model": "Tiny"}, "batches_per_unit": None, "model": "Tiny"}  # as the manifest has it
 
 
-def writer(folder: Path, number: int = 0, codec=SAFETENSORS, *, shares_store=False, policy=POLICY) -> StoreWriter:
-    made = StoreWriter(folder, codec, policy, queue_bytes=1 << 20, shares_store=shares_store)
+def writer(folder: Path, number: int = 0, codec=SAFETENSORS, *, shares_store=False) -> UnitByUnit:
+    made = UnitByUnit(folder, codec, queue_bytes=1 << 20, shares_store=shares_store)
     made.name = NAMES[number]
     made.begin(RUN["fingerprint"])
     return made
@@ -118,16 +115,16 @@ def test_units_are_read_back_with_numpy(folder, name):
 
 
 def test_the_manifest_says_what_the_first_unit_held(folder):
-    policy = BatchPolicy(None)
-    policy.size = 4
-    made = writer(folder, policy=policy)
+    made = writer(folder)
+    made.unit_size = {"rows_per_unit": 4}
     made.add(step([1], layers=("h.0", "h.1")))
     made.commit(unit_name(0))
     made.add(step([2], layers=("h.0", "h.2")))
     made.commit(unit_name(1))
     made.finish()
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert {name: manifest[name] for name in RUN} == {**RUN, "batches_per_unit": 4}
+    assert {name: manifest[name] for name in RUN} == RUN
+    assert manifest["rows_per_unit"] == 4
     assert [column["layer"] for column in manifest["columns"]] == ["h.0", "h.1"]
     assert (manifest["ids"], manifest["codec"], manifest["keep"]) == ("int", "safetensors", [])
     assert "counts" not in journal(folder)[0]
@@ -282,7 +279,7 @@ def test_a_disk_that_is_full_from_the_beginning_leaves_a_folder_that_is_free(fol
 def test_the_unit_that_is_gathered_counts_beside_those_that_wait_to_be_written(folder, monkeypatch):
     gate, write = threading.Event(), _store_writer.write_shard
     monkeypatch.setattr(_store_writer, "write_shard", lambda *arguments: gate.wait(10) and write(*arguments))
-    made = StoreWriter(folder, SAFETENSORS, POLICY, queue_bytes=3 * 12, shares_store=False)
+    made = UnitByUnit(folder, SAFETENSORS, queue_bytes=3 * 12, shares_store=False)
     made.name = NAMES[0]
     made.begin(RUN["fingerprint"])
     waits = []

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from stores import mean_step, shards
+from unit_by_unit import UnitByUnit
 
 from activation_extractor import open_store
 from activation_extractor._format._codecs import NPZ, SAFETENSORS
@@ -18,21 +19,19 @@ from activation_extractor._format._shards import unit_name
 from activation_extractor.errors import OtherRunError, StoreError
 from activation_extractor.sinks import Step
 from activation_extractor.sinks._resume import check_free, check_same
-from activation_extractor.sinks._store_writer import StoreWriter
-from activation_extractor.sinks._unit_policy import SizePolicy
 
 NAMES = ["20260101T000000000000-00000000", "20260101T000000000001-0000abcd"]
 RUN = {"fingerprint": {"model": "Tiny"}, "batches_per_unit": None, "model": "Tiny"}
 
 
-def writer(folder: Path, number: int = 0, codec=SAFETENSORS, *, shares_store: bool = True, run=RUN) -> StoreWriter:
-    made = StoreWriter(folder, codec, SizePolicy(1 << 20, None), queue_bytes=1 << 20, shares_store=shares_store)
+def writer(folder: Path, number: int = 0, codec=SAFETENSORS, *, shares_store: bool = True, run=RUN) -> UnitByUnit:
+    made = UnitByUnit(folder, codec, queue_bytes=1 << 20, shares_store=shares_store)
     made.name = NAMES[number]
     made.begin(run["fingerprint"])
     return made
 
 
-def write(made: StoreWriter, unit: str, *steps: Step) -> None:
+def write(made: UnitByUnit, unit: str, *steps: Step) -> None:
     for one in steps:
         made.add(one)
     made.commit(unit)

@@ -1,0 +1,135 @@
+"""What the units of a run are counted in: the rows of its data set, or its batches where rows are not known."""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from torch import Tensor
+
+from activation_extractor._format._fingerprints import inputs_crc32
+from activation_extractor._format._manifest import BATCHES_PER_UNIT, ROWS_PER_UNIT
+from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
+from activation_extractor.runs._batch_rows import Digests, row_digests
+from activation_extractor.runs._batches import Batch
+from activation_extractor.sinks._unit_policy import UNIT_BYTES, UNIT_ROWS
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A batch with its items.
+
+    Attributes:
+        batch: the batch.
+        places: of its items in the data set.
+        digests: of what each item is made from.
+    """
+
+    batch: Batch
+    places: Sequence[int]
+    digests: Digests
+
+    def relative_to(self, start: int) -> str:
+        """A digest of the places of its items, counted from a unit's first one: the same for the same batch."""
+        return f"{zlib.crc32(repr([place - start for place in self.places]).encode()):08x}"
+
+
+class Items(ABC):
+    """Counts the items of a data set from 0, and says how many make a unit."""
+
+    size_member: str  # of the manifest
+
+    def __init__(self, size: int | None) -> None:
+        self.size = size  # of all units; None until the first batch has chosen it
+        self._count = 0
+
+    def arrive(self, batch: Batch) -> Arrived:
+        """The next batch of the data set."""
+        places = self.places(batch)
+        return Arrived(batch, places, self.digests(batch, places))
+
+    @abstractmethod
+    def places(self, batch: Batch) -> Sequence[int]:
+        """The places of a batch's items in the data set."""
+
+    @abstractmethod
+    def digests(self, batch: Batch, places: Sequence[int]) -> Digests:
+        """A digest of what each item is made from."""
+
+    @abstractmethod
+    def choose_size(self, rows: int, nbytes: int) -> None:
+        """Choose the size by the first batch, which has so many rows and bytes, where it is not known."""
+
+
+@final
+class RowItems(Items):
+    """Rows: how they are divided into batches does not matter. `mask` names the argument that says what is padding."""
+
+    size_member = ROWS_PER_UNIT
+
+    def __init__(self, size: int | None, mask: str | None) -> None:
+        super().__init__(size)
+        self._mask = mask
+
+    def places(self, batch: Batch) -> Sequence[int]:
+        """The places of a batch's rows.
+
+        Raises:
+            ArgumentTypeError: a place is not an integer.
+            ArgumentError: how many rows there are cannot be told.
+        """
+        if batch.places is not None:
+            given = batch.places
+            listed = given.tolist() if isinstance(given, Tensor | np.ndarray) else list(given)
+            if not all(type(place) is int for place in listed):
+                raise ArgumentTypeError("order", "hold the place of each row, counted from 0", given)
+            if batch.rows != len(listed):
+                got, advice = f"{batch.rows} rows for {len(listed)} places", "Check order=, and give each row an id."
+                raise StepError("have a row for each place in order", got, advice)
+            return listed
+        rows = batch.rows
+        if rows is None:
+            condition, advice = "have arguments of one length, its rows", "Give each row an id, with ids=."
+            raise ArgumentError("a batch", condition, "several lengths, or none", advice)
+        self._count += rows
+        return range(self._count - rows, self._count)
+
+    def digests(self, batch: Batch, places: Sequence[int]) -> Digests:
+        arguments = batch.arguments
+        mask = arguments.get(self._mask) if isinstance(arguments, Mapping) else None
+        members = {"arguments": arguments, "keep": batch.keep, "pooling_mask": batch.pooling_mask}
+        return row_digests(members, len(places), mask)
+
+    def choose_size(self, rows: int, nbytes: int) -> None:
+        """About 64 MiB and at most 4,096 rows, of whole batches."""
+        if self.size is None:
+            self.size = rows * max(1, min(UNIT_BYTES // nbytes, UNIT_ROWS // rows))
+
+
+@final
+class BatchItems(Items):
+    """Batches, which are always the same ones."""
+
+    size_member = BATCHES_PER_UNIT
+
+    def __init__(self, size: int | None, rows_per_unit: int | None) -> None:
+        super().__init__(size)
+        self._rows_per_unit = rows_per_unit
+
+    def places(self, batch: Batch) -> Sequence[int]:  # noqa: ARG002
+        self._count += 1
+        return range(self._count - 1, self._count)
+
+    def digests(self, batch: Batch, places: Sequence[int]) -> Digests:  # noqa: ARG002
+        return np.array([inputs_crc32(batch.inputs, 0)], dtype=np.uint64)
+
+    def choose_size(self, rows: int, nbytes: int) -> None:
+        """As many batches as make `rows_per_unit`; or about 64 MiB, and at most 4,096 rows."""
+        if self.size is None:
+            wanted = self._rows_per_unit
+            size = -(-wanted // rows) if wanted else max(1, min(UNIT_BYTES // nbytes, UNIT_ROWS // rows))
+            self.size = max(size, self._count)  # batches before it may have had nothing to store

@@ -1,0 +1,153 @@
+"""The units of a run: each is a range of the items of its data set, which may come in any order."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from activation_extractor.errors import ArgumentError
+from activation_extractor.runs._batch_rows import Digests, combined
+from activation_extractor.runs._items import Arrived
+from activation_extractor.runs._stored_unit import StoredUnit
+from activation_extractor.sinks._units import Unit
+
+_GAPS = "Sort rows within windows that follow each other, as length_batches does."
+CUT = "cut"  # in place of the rows of a batch that was run in pieces
+
+
+@dataclass(eq=False)
+class RunUnit:
+    """A unit that has not all of its items yet.
+
+    Attributes:
+        number: in the data set, from 0.
+        start: the place of its first item.
+        size: how many items it has.
+        stored: what the store holds of it; None where it is missing.
+        gathered: its rows, where it is missing.
+        places: of the items that have come, counted from its first one.
+        digest: of what they are made from.
+        first_batch: which rows came with the first of them, counted from the unit's first one, as a digest; or `CUT`.
+    """
+
+    number: int
+    start: int
+    size: int
+    stored: StoredUnit | None
+    gathered: Unit
+    places: list[int] = field(default_factory=list)
+    digest: int = 0
+    first_batch: str = ""
+    _taken: set[int] = field(default_factory=set)
+    _is_first: bool = True  # whether the last batch gave its first item
+
+    def take(self, places: Sequence[int], digests: Digests, batch: Arrived) -> None:
+        """Take items of a batch, at places in the data set; raises an ArgumentError where one was taken before."""
+        own = [place - self.start for place in places]
+        self._is_first = not self.places
+        if self._is_first:
+            self.first_batch = batch.relative_to(self.start)
+        for place in own:
+            if place in self._taken:
+                raise ArgumentError("order", "hold each place once", place + self.start, _GAPS)
+            self._taken.add(place)
+        self.places += own
+        self.digest = (self.digest + combined(digests, own)) % 2**64
+
+    def cut(self) -> None:
+        """Note that the last batch was run in pieces."""
+        if self._is_first:
+            self.first_batch = CUT
+
+    @property
+    def inputs(self) -> str:
+        """The digest as a shard stores it."""
+        return f"{self.digest:016x}"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all items have come."""
+        return len(self.places) == self.size
+
+    def check_gapless(self) -> None:
+        """Make sure that no place before the last one is missing; raises an ArgumentError."""
+        last = max(self.places)
+        missing = next((place for place in range(last) if place not in self._taken), None)
+        if missing is not None:
+            condition = f"hold place {missing + self.start} where it holds place {last + self.start}"
+            raise ArgumentError("order", condition, sorted(place + self.start for place in self.places), _GAPS)
+
+    @property
+    def permutation(self) -> Tensor | None:
+        """Which of its rows is stored first, second, ...: ``(rows,)`` int64; None for as they came."""
+        if all(before < after for before, after in zip(self.places, self.places[1:], strict=False)):
+            return None
+        return torch.tensor(self.places, dtype=torch.int64).argsort()
+
+
+class RunUnits:
+    """The units that are open: begun, or left out by places that came before theirs.
+
+    `find` returns what the store holds of the unit with a number, None where it is missing.
+
+    Attributes:
+        size: how many items a unit has that is not stored.
+        stored: how many rows the stored units have that were found so far.
+    """
+
+    def __init__(self, size: int, find: Callable[[int], StoredUnit | None], new_unit: Callable[[], Unit]) -> None:
+        self.size, self.stored = size, 0
+        self._find, self._new_unit = find, new_unit
+        self._starts = [0]
+        self._open: dict[int, RunUnit] = {}
+        self._last: RunUnit | None = None
+        self._last_found: StoredUnit | None = None
+
+    def split(self, places: Sequence[int]) -> dict[RunUnit, list[int]]:
+        """The units of items at these places, each with the indices of its own; raises an ArgumentError."""
+        found: dict[RunUnit, list[int]] = {}
+        for index, place in enumerate(places):
+            unit = self._last
+            if unit is None or not unit.start <= place < unit.start + unit.size:
+                unit = self._last = self._unit_of(place)
+            found.setdefault(unit, []).append(index)
+        return found
+
+    def close(self, unit: RunUnit) -> None:
+        """Forget a unit: its places are taken."""
+        del self._open[unit.number]
+        self._last = None
+
+    @property
+    def open(self) -> list[RunUnit]:
+        """The units that are open, in their order."""
+        return [self._open[number] for number in sorted(self._open)]
+
+    @property
+    def count(self) -> int:
+        """How many units there are so far."""
+        return len(self._starts) - 1
+
+    def _unit_of(self, place: int) -> RunUnit:
+        while place >= self._starts[-1]:
+            self._open_next()
+        unit = self._open.get(bisect_right(self._starts, place) - 1)
+        if unit is None:
+            raise ArgumentError("order", "hold each place once", place, _GAPS)
+        return unit
+
+    def _open_next(self) -> None:
+        number, start = self.count, self._starts[-1]
+        stored = self._find(number)
+        before = self._last_found if stored is None else None
+        if before and before.items < self.size:
+            before.fail(f"it goes on after the last of its {before.rows} rows")
+        self._last_found = stored
+        size = stored.items if stored else self.size
+        self.stored += stored.rows if stored else 0
+        self._open[number] = RunUnit(number, start, size, stored, self._new_unit())
+        self._starts.append(start + size)
