@@ -7,7 +7,7 @@ from pathlib import Path
 
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._stored_rows import RowId
-from activation_extractor.errors import OtherRunError
+from activation_extractor.errors import OtherRunError, StoreError
 
 # Metadata of a data set's shards: the number of batches, where units are counted in them; a digest of what its rows are
 # made from; and which rows were in the batch that gave its first row.
@@ -47,7 +47,11 @@ class StoredUnit:
         """Compare the number of items, and the digest of what they are made from, once all of them have come."""
         if items != self.items:
             self.fail(f"{items} {self._item} in place of {self.items}")
-        if inputs != self._metadata.get(INPUTS):
+        known = self._metadata.get(INPUTS, "")
+        if len(known) != len(inputs):
+            advice = "Read it with open_store, and extract into a new folder."
+            raise StoreError(self.path, "be one that this version can compare", "one of an older version", advice)
+        if inputs != known:
             self.fail("other inputs under the same ids" if self._ids else "other inputs")
 
     def row_name(self, row: int) -> str:

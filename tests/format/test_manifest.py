@@ -127,7 +127,7 @@ FAULTS = [
     *[("codec", value) for value in ("zip", None, ["npz"], 3)],
     *[("fingerprint", value) for value in (None, [], "text")],
     *[("batches_per_unit", value) for value in (0, -1, 1.0, True, "3", [])],
-    *[("least_rows_per_unit", value) for value in (0, -1, 1.0, True, "3", [])],
+    *[("rows_per_unit", value) for value in (0, -1, 1.0, True, "3", [])],
     *[("ids", value) for value in ("bytes", 3, [], {}, False)],
     *[("columns", value) for value in COLUMN_FAULTS],
     *[("keep", value) for value in (None, {}, [3], [{**LABEL, "name": 3}], [{**LABEL, "dtype": None}], [FULL])],
