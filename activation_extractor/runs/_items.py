@@ -14,7 +14,7 @@ from torch import Tensor
 from activation_extractor._format._fingerprints import inputs_crc32
 from activation_extractor._format._manifest import BATCHES_PER_UNIT, ROWS_PER_UNIT
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
-from activation_extractor.runs._batch_rows import Digests, row_digests
+from activation_extractor.runs._batch_rows import Digests, combined, row_digests
 from activation_extractor.runs._batches import Batch
 from activation_extractor.sinks._unit_policy import UNIT_BYTES, UNIT_ROWS
 
@@ -61,6 +61,10 @@ class Items(ABC):
         """A digest of what each item is made from."""
 
     @abstractmethod
+    def digest(self, before: str, digests: Digests, places: Sequence[int]) -> str:
+        """The digest of a unit, in hexadecimal, after items at these of its places; `before` is that of the others."""
+
+    @abstractmethod
     def choose_size(self, rows: int, nbytes: int) -> None:
         """Choose the size by the first batch, which has so many rows and bytes, where it is not known."""
 
@@ -104,6 +108,9 @@ class RowItems(Items):
         members = {"arguments": arguments, "keep": batch.keep, "pooling_mask": batch.pooling_mask}
         return row_digests(members, len(places), mask)
 
+    def digest(self, before: str, digests: Digests, places: Sequence[int]) -> str:
+        return f"{(int(before, 16) + combined(digests, places)) % 2**64:016x}"
+
     def choose_size(self, rows: int, nbytes: int) -> None:
         """About 64 MiB and at most 4,096 rows, of whole batches."""
         if self.size is None:
@@ -118,14 +125,20 @@ class BatchItems(Items):
 
     def __init__(self, size: int | None, rows_per_unit: int | None) -> None:
         super().__init__(size)
-        self._rows_per_unit = rows_per_unit
+        self._rows_per_unit, self._crc32 = rows_per_unit, 0
 
     def places(self, batch: Batch) -> Sequence[int]:  # noqa: ARG002
         self._count += 1
         return range(self._count - 1, self._count)
 
-    def digests(self, batch: Batch, places: Sequence[int]) -> Digests:  # noqa: ARG002
-        return np.array([inputs_crc32(batch.inputs, 0)], dtype=np.uint64)
+    def digests(self, batch: Batch, places: Sequence[int]) -> Digests:
+        """A CRC over the batch and those before it in its unit."""
+        begins = self.size is not None and places[0] % self.size == 0
+        self._crc32 = inputs_crc32(batch.inputs, 0 if begins else self._crc32)
+        return np.array([self._crc32], dtype=np.uint64)
+
+    def digest(self, before: str, digests: Digests, places: Sequence[int]) -> str:  # noqa: ARG002
+        return f"{int(digests[-1]):08x}"
 
     def choose_size(self, rows: int, nbytes: int) -> None:
         """As many batches as make `rows_per_unit`; or about 64 MiB, and at most 4,096 rows."""

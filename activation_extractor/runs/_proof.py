@@ -29,7 +29,7 @@ from activation_extractor.runs._batch_columns import (
 from activation_extractor.runs._devices import devices
 from activation_extractor.runs._stored_unit import StoredUnit
 from activation_extractor.sinks import Step
-from activation_extractor.sinks._step import join
+from activation_extractor.sinks._step import join, part_of
 from activation_extractor.store._verify import altered
 
 _AGAIN = "A batch that is stored was run again, to prove that the run is the one that is stored."
@@ -87,7 +87,7 @@ class Proof:
             if not self._steps:
                 return {}
             step = join(self._steps)
-            self._steps = [step if indices is None else step.part(indices)]
+            self._steps = [step if indices is None else part_of(step, indices)]
             return computed_columns(self._steps[0], self._codec)
 
         with _running_again(self._devices) as has_drawn:

@@ -24,6 +24,7 @@ from activation_extractor.runs._run_units import RunUnit, RunUnits
 from activation_extractor.runs._stored_unit import BATCHES, FIRST_BATCH, INPUTS, StoredUnit
 from activation_extractor.sinks import Sink, Step
 from activation_extractor.sinks._resume import check_free
+from activation_extractor.sinks._step import part_of
 from activation_extractor.sinks._store_writer import StoreWriter
 
 
@@ -165,7 +166,7 @@ class Run(Sink):
                 continue
             rows = [index - start for index in indices if start <= index < self._row]
             if rows:
-                self._writer.add(step.part(rows), unit.gathered)
+                self._writer.add(part_of(step, rows), unit.gathered)
 
     def end(self) -> None:
         """End the last unit, after the last batch; raises an OtherRunError where the store holds further batches."""
@@ -248,7 +249,7 @@ class Run(Sink):
         assert self._units is not None
         parts = self._units.split(arrived.places)
         for unit, indices in parts.items():
-            unit.take([arrived.places[index] for index in indices], arrived.digests[indices], arrived)
+            unit.take(arrived, indices, self._items)
         return parts
 
     def _end_unit(self, unit: RunUnit) -> None:

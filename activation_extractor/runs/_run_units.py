@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from activation_extractor.errors import ArgumentError
-from activation_extractor.runs._batch_rows import Digests, combined
-from activation_extractor.runs._items import Arrived
+from activation_extractor.runs._items import Arrived, Items
 from activation_extractor.runs._stored_unit import StoredUnit
 from activation_extractor.sinks._units import Unit
 
@@ -30,7 +29,7 @@ class RunUnit:
         stored: what the store holds of it; None where it is missing.
         gathered: its rows, where it is missing.
         places: of the items that have come, counted from its first one.
-        digest: of what they are made from.
+        inputs: a digest of what they are made from, in hexadecimal.
         first_batch: which rows came with the first of them, counted from the unit's first one, as a digest; or `CUT`.
     """
 
@@ -40,14 +39,14 @@ class RunUnit:
     stored: StoredUnit | None
     gathered: Unit
     places: list[int] = field(default_factory=list)
-    digest: int = 0
+    inputs: str = "0"
     first_batch: str = ""
     _taken: set[int] = field(default_factory=set)
     _is_first: bool = True  # whether the last batch gave its first item
 
-    def take(self, places: Sequence[int], digests: Digests, batch: Arrived) -> None:
-        """Take items of a batch, at places in the data set; raises an ArgumentError where one was taken before."""
-        own = [place - self.start for place in places]
+    def take(self, batch: Arrived, indices: Sequence[int], items: Items) -> None:
+        """Take some items of a batch; raises an ArgumentError where one was taken before."""
+        own = [batch.places[index] - self.start for index in indices]
         self._is_first = not self.places
         if self._is_first:
             self.first_batch = batch.relative_to(self.start)
@@ -56,17 +55,12 @@ class RunUnit:
                 raise ArgumentError("order", "hold each place once", place + self.start, _GAPS)
             self._taken.add(place)
         self.places += own
-        self.digest = (self.digest + combined(digests, own)) % 2**64
+        self.inputs = items.digest(self.inputs, batch.digests[indices], own)
 
     def cut(self) -> None:
         """Note that the last batch was run in pieces."""
         if self._is_first:
             self.first_batch = CUT
-
-    @property
-    def inputs(self) -> str:
-        """The digest as a shard stores it."""
-        return f"{self.digest:016x}"
 
     @property
     def is_complete(self) -> bool:

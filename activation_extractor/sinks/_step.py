@@ -37,15 +37,6 @@ class Step:
     keep: Mapping[str, KeptColumn] = field(default_factory=dict)
     _checks: list[Check] = field(default_factory=list, repr=False)
 
-    def part(self, rows: Sequence[int]) -> Step:
-        """Some of its rows, in this order: views of the tensors where they follow each other, else copies."""
-        if len(rows) == self.rows and list(rows) == list(range(self.rows)):
-            return self
-        values = {key: _rows_of(value, rows) for key, value in self.values.items()}
-        keep = {name: _rows_of(value, rows) for name, value in self.keep.items()}
-        ids = None if self.ids is None else [self.ids[row] for row in rows]
-        return replace(self, rows=len(rows), values=values, ids=ids, keep=keep)
-
     def check_masks(self) -> None:
         """Wait for the masks that the values were reduced with, where these are on an accelerator, and check them.
 
@@ -57,6 +48,16 @@ class Step:
         while self._checks:
             check = self._checks.pop(0)
             check.settle(check.verdict)
+
+
+def part_of(step: Step, rows: Sequence[int]) -> Step:
+    """Some rows of a step, in this order: views of its tensors where they follow each other, else copies."""
+    if len(rows) == step.rows and list(rows) == list(range(step.rows)):
+        return step
+    values = {key: _rows_of(value, rows) for key, value in step.values.items()}
+    keep = {name: _rows_of(value, rows) for name, value in step.keep.items()}
+    ids = None if step.ids is None else [step.ids[row] for row in rows]
+    return replace(step, rows=len(rows), values=values, ids=ids, keep=keep)
 
 
 def join(steps: Sequence[Step]) -> Step:
