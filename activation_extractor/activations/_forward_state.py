@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from activation_extractor._hooks._context import Owner, open_here
 from activation_extractor._hooks._module_registrations import module_registrations
 from activation_extractor._private_torch import active_tracer, backward_task, hook_counter
-from activation_extractor.activations._row_order import Break, RowOrder
+from activation_extractor.activations._row_order import Break, RowOrder, goes_on
 from activation_extractor.errors import StepError, TransformedCallError
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers._calls import CallArguments
@@ -50,6 +50,7 @@ class ForwardState(Owner):
         "_keeps_step",
         "_lacking",
         "_thread",
+        "_tokens",
         "_warns",
         "broken",
         "call",
@@ -87,13 +88,17 @@ class ForwardState(Owner):
         self.places_seen = module_registrations.latest
         self.displaced: frozenset[str] = frozenset()
         self._lacking: frozenset[str] = frozenset()
+        self._tokens: Mapping[int | str, Tensor] = {}
         self.left_out: dict[str, set[int]] = {}
         self.find_displaced: Callable[[], frozenset[str]] = frozenset
 
     def begin(self, call: CallArguments) -> None:
         """A forward begins."""
-        if not self.was_read and not call.is_cached:  # the next token of a generation replaces nothing
-            self.replaced += 1
+        if not self._keeps_all:
+            before, self._tokens = self._tokens, call.tokens
+            # The next token of a generation replaces nothing.
+            if not self.was_read and not call.is_cached and not goes_on(before, self._tokens):
+                self.replaced += 1
         if module_registrations.latest != self.places_seen:
             self._look_at_places()
         if self.displaced:
@@ -243,7 +248,8 @@ class ForwardState(Owner):
             raise StepError(condition, got.format(layer), advice)
 
     def close_order(self) -> None:
-        """The block ends: let go of the cache that the last forward left."""
+        """The block ends: let go of the tokens and the cache of the last forward."""
+        self._tokens = {}
         if self.order is not None:
             self.broken, self.order = self.broken or self.order.broken_since(), RowOrder()
 

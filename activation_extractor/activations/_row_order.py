@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from operator import or_
 from typing import Any, NamedTuple
 
 import torch
@@ -71,6 +73,25 @@ class RowOrder:
     def broken_since(self) -> Break | None:
         """Why the last forward is not whole: some of its positions were dropped; who drops more cuts a whole cache."""
         return _DROPPED if 0 < self._length - _length(self._part) < self._added else None
+
+
+def goes_on(before: Mapping[int | str, Tensor], now: Mapping[int | str, Tensor]) -> bool:
+    """Whether the tokens of a forward are those of the one before and one more, as in a generation without a cache.
+
+    Beam search may have reordered the rows. What is no longer than before has to be the same.
+    """
+    pairs = [(before[key], tokens) for key, tokens in now.items() if key in before]
+    longer = [(old.shape[0], old.shape[1] + 1) == new.shape for old, new in pairs]
+    same = [old.shape == new.shape for old, new in pairs]
+    return (
+        any(longer)
+        and all(map(or_, longer, same))
+        and all(set(_rows(new[:, : old.shape[1]])) <= set(_rows(old)) for old, new in pairs)
+    )
+
+
+def _rows(tokens: Tensor) -> list[bytes]:
+    return [row.tobytes() for row in tokens.cpu().numpy()]
 
 
 def _first_part(cache: Any) -> Any:

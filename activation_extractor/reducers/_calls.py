@@ -15,6 +15,7 @@ from activation_extractor.reducers._mask_fit import LAST, MaskCheck
 _CACHE_ARGUMENTS = frozenset(
     {"past_key_values", "past_key_value", "layer_past", "past", "cache_params", "cache", "mems"}
 )
+_WHOLE = (torch.int64, torch.int32)
 PADDING = "key_padding_mask"  # how the names of torch's masks end, in which True is padding
 _LEAST_BIAS = -1e3  # what torch adds to the scores of padding is below
 
@@ -155,13 +156,20 @@ class CallArguments:
             members = value.items() if isinstance(value, Mapping) else [(name, value)]
             yield from ((str(key), member) for key, member in members if isinstance(member, Tensor))
 
+    @property
+    def tokens(self) -> dict[int | str, Tensor]:
+        """The arguments that are whole numbers, ``(batch, seq)``, by position or name."""
+        arguments: list[tuple[int | str, Any]] = [*enumerate(self._args), *self._kwargs.items()]
+        tensors = ((key, it) for key, it in arguments if type(it) is Tensor and not it.is_meta)
+        return {key: it for key, it in tensors if it.dtype in _WHOLE and it.dim() == 2}
+
     def inputs(self) -> list[str]:
         """The names of what the call takes as data: a kind of input each, text as token ids being one of them."""
         named = {id(value): (name, value) for name, value in self.named()}  # one that is given twice counts once
         data = [(name, value) for name, value in named.values() if not any(part in name for part in _AUXILIARY)]
         dense = [name for name, value in data if (value.dim() >= 3 and value.is_floating_point()) or value.dim() >= 4]
         sounds = [name for name, value in data if name == "input_values" and value.dim() == 2]
-        tokens = [name for name, value in data if value.dim() == 2 and value.dtype in (torch.int64, torch.int32)]
+        tokens = [name for name, value in data if value.dim() == 2 and value.dtype in _WHOLE]
         return tokens[:1] + sounds + dense
 
     def rows(self, *, may_be_second: bool = False) -> set[int]:
