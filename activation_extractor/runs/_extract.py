@@ -28,6 +28,7 @@ from activation_extractor.runs._batches import Batch, BatchFields, Ids, Keep, ca
 from activation_extractor.runs._devices import check_weights, move, without_gradients
 from activation_extractor.runs._progress import Progress
 from activation_extractor.runs._run import Run
+from activation_extractor.runs._workers import each_row_once
 from activation_extractor.sinks._store_writer import QUEUE_BYTES
 from activation_extractor.store import Store, open_store
 
@@ -168,7 +169,7 @@ def extract(
         stop_early=stop_early,
         missing=missing,
     )
-    bar = Progress(batches, progress)
+    bar = Progress(each_row_once(batches) if ids is None else batches, progress)
     with _visiting(model):
         where = move(model, device)
 
