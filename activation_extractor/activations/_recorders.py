@@ -17,7 +17,7 @@ from activation_extractor._tensors import moved
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
 from activation_extractor.activations._recorded_values import Recorded
-from activation_extractor.errors import InferenceReferenceError
+from activation_extractor.errors import InferenceReferenceError, StepError
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers import full
 from activation_extractor.reducers._calls import CallArguments
@@ -55,6 +55,7 @@ def mask_source(options: Options, masks: Masks) -> Callable[..., Tensor | None]:
 def recorder(target: Target, shared: Shared) -> Record:
     """What records the outputs or inputs of one target, call by call."""
     state, record_call = shared.state, _call_recorder(target, shared)
+    joined = _JoinedCalls(target, shared) if shared.options.calls == "join" else None
     stamp = 0
 
     def record(value: Tensor) -> None:
@@ -64,6 +65,8 @@ def recorder(target: Target, shared: Shared) -> Record:
         state.check_step(target)
         if stamp:
             state.check_order(target.layer)
+        if joined is not None and state.call is not None:
+            joined.check(value, state.call)
         record_call(value, Call(state.call_of(target.layer), state.stamp))
         if stamp == state.stamp:
             state.ran_again(target)
@@ -72,6 +75,31 @@ def recorder(target: Target, shared: Shared) -> Record:
             cut.ran(state, target.name)
 
     return record
+
+
+class _JoinedCalls:
+    """Whether the calls of a layer in one forward are parts of the sequence, or of the batch."""
+
+    def __init__(self, target: Target, shared: Shared) -> None:
+        layout = shared.layouts.get(target.name, USUAL)
+        self._layer, self._is_time_first = target.layer, (layout.of_three if layout.axis is None else layout.axis) == 0
+        self._call: CallArguments | None = None
+        self._rows = 0
+
+    def check(self, value: Tensor, call: CallArguments) -> None:
+        """Refuse calls whose rows together are those of the batch.
+
+        Raises:
+            StepError: they are.
+        """
+        axis = int(self._is_time_first and value.dim() == 3 and not value.is_nested)
+        rows = value.size(axis) if value.dim() else 1
+        self._rows = rows + (self._rows if call is self._call else 0)
+        self._call = call
+        if rows < self._rows and self._rows in call.rows():
+            got = f"{self._layer!r} on parts of a batch of {self._rows} rows"
+            advice = f"Pass calls='all', and put them together with torch.cat(acts[{self._layer!r}])."
+            raise StepError("hold whole batches when calls are joined", got, advice)
 
 
 class GradientRecorder:

@@ -45,7 +45,8 @@ def mean(activation: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None and activation.dtype in _USUAL and type(activation) is Tensor:
         try:
-            return activation.mean(1)
+            if activation.shape[1]:
+                return activation.mean(1)
         except RuntimeError:
             if not is_special(activation):
                 raise
@@ -57,6 +58,8 @@ def mean(activation: Tensor, mask: Tensor | None) -> Tensor:
     sum_dtype = torch.promote_types(activation.dtype, torch.float32) if is_inexact else torch.float32
     result_dtype = dtype if is_inexact else sum_dtype
     if mask is None:
+        if activation.shape[0] and not activation.shape[1]:
+            raise TensorKindError("rows without a position", "Leave empty rows out of the batch.")
         return activation.mean(1, dtype=sum_dtype).to(result_dtype)
     mask = _expand(mask, activation)
     total = torch.where(mask, activation, 0).sum(1, dtype=sum_dtype)

@@ -176,6 +176,43 @@ def test_a_layer_that_runs_once_beside_a_beam_search_is_joined():
     assert acts["model.encoder.layers.0"].shape == (2, 16)
 
 
+class InParts(nn.Module):
+    """Runs its layer on parts of the batch, or of the sequence."""
+
+    def __init__(self, sizes, axis):
+        super().__init__()
+        self.layer, self.sizes, self.axis = nn.Linear(8, 8), sizes, axis
+
+    def forward(self, x):
+        return torch.cat([self.layer(part) for part in x.split(self.sizes, self.axis)], self.axis)
+
+
+@pytest.mark.parametrize("sizes", [2, 1, 3, [1, 3]])
+def test_parts_of_the_batch_are_not_joined_as_if_they_were_parts_of_the_sequence(sizes):
+    model, x = InParts(sizes, 0), torch.randn(4, 6, 8)
+    for reduce in ("full", "mean"):
+        with pytest.raises(
+            StepError, match="must hold whole batches when calls are joined, got 'layer' on parts of a batch of 4 rows"
+        ):
+            with capture(model, "layer", calls="join", reduce=reduce):
+                model(x)
+    with capture(model, "layer", calls="all") as acts:
+        model(x)
+    torch.testing.assert_close(torch.cat(acts["layer"]), model(x).detach())
+
+
+def test_parts_of_the_sequence_are_joined_and_so_are_forwards_of_other_batches():
+    model, x = InParts(2, 1), torch.randn(4, 6, 8)
+    with capture(model, "layer", calls="join") as acts:
+        model(x)
+    torch.testing.assert_close(acts["layer"], model(x).detach())
+    small = InParts(6, 1)
+    with capture(small, "layer", calls="join") as acts:
+        small(x)
+        small(x)
+    assert acts["layer"].shape == (4, 12, 8)
+
+
 @pytest.mark.parametrize("tokens", [6, 2])  # guesses are rejected between forwards, and in the last one alone
 def test_positions_that_speculative_decoding_rejects_are_not_joined(gpt2, tokens):
     ids = torch.tensor([[5, 6, 7, 5, 6, 7, 5, 6]])

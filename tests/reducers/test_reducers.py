@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activation_extractor import reducers
-from activation_extractor.errors import ArgumentError, ArgumentTypeError, DuplicateLayerError, PositionError
+from activation_extractor.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DuplicateLayerError,
+    PositionError,
+    TensorKindError,
+)
 from activation_extractor.reducers import first, full, last, max, mean, position
 from activation_extractor.reducers._reducers import canonical_name, owns_result, resolve_reducers
 
@@ -123,6 +129,13 @@ def test_a_result_owns_its_memory(reducer, mask):
     assert result.untyped_storage().data_ptr() != activation.untyped_storage().data_ptr()
     assert result.untyped_storage().nbytes() == 16
     assert owns_result(reducer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_rows_without_a_position_have_no_mean(dtype):
+    with pytest.raises(TensorKindError, match="got rows without a position. Leave empty rows out of the batch"):
+        mean(torch.zeros(2, 0, 3, dtype=dtype), None)
+    assert mean(torch.zeros(0, 5, 3), None).shape == mean(torch.zeros(0, 0, 3), None).shape == (0, 3)
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(1, 4, dtype=torch.bool)])
