@@ -5,10 +5,10 @@ This is the hot path: a hook runs on every call of its module, by whoever, so it
 
 from __future__ import annotations
 
-import dis
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from types import CodeType
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from activation_extractor._hooks._context import Owner, open_here, unrecorded
 from activation_extractor._hooks._copied_modules import hide_flags, hide_ours, ours, show_all
+from activation_extractor._hooks._foreign_hooks import code_of, may_replace, registers_hooks
 from activation_extractor._private_torch import (
     Flags,
     Hooks,
@@ -176,6 +177,7 @@ class Attached:
         self._hooks: list[Hooks] = []
         self._ids: list[int] = []
         self._before: list[tuple[Hooks, Flags, RemovableHandle]] = []
+        self._first: dict[int, set[CodeType | None]] = {}  # by hook of ours, the code of the hooks that run before it
         self._aside: dict[int, Callable[..., Any]] = {}
 
     def add(self, module: nn.Module, hook: Callable[..., None]) -> None:
@@ -189,9 +191,13 @@ class Attached:
         self._before.append((hooks, flags, module.register_forward_pre_hook(hook, with_kwargs=True)))
 
     def hide(self) -> None:
-        """Keep them out of copies of the modules."""
+        """Keep them out of copies of the modules, and note which hooks are there already."""
         hide_ours(self._hooks)
-        for hooks, flags, _ in self._before:
+        for hooks, hook_id in zip(self._hooks, self._ids, strict=True):
+            if len(hooks) > 1:
+                self._note_first(hooks, hook_id)
+        for hooks, flags, handle in self._before:
+            self._note_first(hooks, handle.id)
             hide_ours([hooks])
             hide_flags(flags, hooks)
 
@@ -218,27 +224,24 @@ class Attached:
             show_all([hooks], flags)
 
     def put_last(self) -> set[int]:
-        """Move each behind later hooks; returns the ids of the dictionaries in which these may replace values."""
+        """Move each behind later hooks; returns the ids of the dictionaries in which these may replace values.
+
+        Hooks that were there before and register themselves anew do so when they run: they have run in this call.
+        """
         overtaken = set()
         before = ((hooks, handle.id) for hooks, _, handle in self._before)
         for hooks, hook_id in (*zip(self._hooks, self._ids, strict=False), *before):
             keys = [*hooks]  # at one moment: other threads attach and take off hooks meanwhile
             if hook_id in keys and keys[-1] != hook_id:
                 later = [hooks.get(key) for key in keys[keys.index(hook_id) + 1 :]]
-                if any(map(_may_replace, filter(None, later))):
+                first = self._first.get(hook_id, set())
+                if any(may_replace(it) and not (code_of(it) in first and registers_hooks(it)) for it in later if it):
                     overtaken.add(id(hooks))
                 with suppress(KeyError):
                     hooks.move_to_end(hook_id)
+                self._note_first(hooks, hook_id)
         return overtaken
 
-
-def _may_replace(hook: Any) -> bool:
-    """Whether the code of a hook returns anything but None, and with that what a layer takes or returns."""
-    code, before = getattr(getattr(hook, "func", hook), "__code__", None), None
-    for step in dis.get_instructions(code) if code else ():
-        if step.opname in ("RETURN_VALUE", "RETURN_CONST"):
-            constant = step if step.opname == "RETURN_CONST" else before
-            if constant is None or "CONST" not in constant.opname or constant.argval is not None:
-                return True
-        before = step
-    return code is None
+    def _note_first(self, hooks: Hooks, hook_id: int) -> None:
+        """Note whose hooks run before one of ours: one that registers itself anew in a call has had its say in it."""
+        self._first[hook_id] = {code_of(hooks.get(key)) for key in [*hooks] if key != hook_id}
