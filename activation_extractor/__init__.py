@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from activation_extractor.extractors.intermediateExtractor import IntermediateExtractor
     from activation_extractor.extractors.intermediateExtractorBase import IntermediateExtractorBase
     from activation_extractor.layers import blocks, gradients, inputs, outputs
-    from activation_extractor.reducers import position
+    from activation_extractor.reducers import position, positions, span, weighted_mean, without_tokens
     from activation_extractor.runs import extract, length_batches, windows
     from activation_extractor.sinks import MemorySink, NpySink, NpzSink, SafetensorsSink, Sink
     from activation_extractor.store import Column, Statistics, Store, open_store, statistics
@@ -29,7 +29,7 @@ _ROOMS = {
     "extractors.intermediateExtractor": "IntermediateExtractor",
     "extractors.intermediateExtractorBase": "IntermediateExtractorBase",
     "layers": "blocks gradients inputs outputs",
-    "reducers": "position",
+    "reducers": "position positions span weighted_mean without_tokens",
     "runs": "extract length_batches windows",
     "sinks": "MemorySink NpySink NpzSink SafetensorsSink Sink",
     "store": "Column Statistics Store open_store statistics",
@@ -39,7 +39,8 @@ __all__ = [
     "ActivationError", "Activations", "Capture", "Column", "Comparison", "IntermediateExtractor",
     "IntermediateExtractorBase", "MemorySink", "NpySink", "NpzSink", "Preview", "SafetensorsSink", "Sink",
     "Statistics", "Store", "blocks", "capture", "compare", "extract", "gradients", "inputs", "length_batches",
-    "open_store", "outputs", "position", "preview", "statistics", "windows",
+    "open_store", "outputs", "position", "positions", "preview", "span", "statistics", "weighted_mean", "windows",
+    "without_tokens",
 ]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ Each error derives from `ActivationError` and from the built-in that a stranger 
     ├── MaskError                ValueError     a mask does not fit its activation
     ├── SequenceAxisError        ValueError     which axis is the sequence is not known
     ├── PositionError            IndexError     a row is too short for `position(k)`
+    ├── PoolingError             ValueError     a row whose span or weights cannot be pooled
     ├── ReducerError             TypeError      a reducer returned something else than a tensor
     ├── StoredDtypeError         OverflowError  a value is too large for the dtype that is to be stored
     ├── CapacityError            MemoryError    more is kept than `max_bytes`
@@ -59,6 +60,7 @@ __all__ = [
     "MissingExtraError",
     "OtherRunError",
     "OverwrittenError",
+    "PoolingError",
     "PositionError",
     "ReducerError",
     "SequenceAxisError",
@@ -304,6 +306,18 @@ class PositionError(ActivationError, IndexError):
             f"Row {row} has {real} real positions, too few for position({position}). "
             "Leave short rows out, or use 'first' or 'last'."
         )
+
+
+class PoolingError(ActivationError, ValueError):
+    """A row cannot be pooled as it is asked for: its span does not lie in it, or its weights are none.
+
+    Attributes:
+        row: the row's index in the batch.
+    """
+
+    def __init__(self, what: str, condition: str, got: str, row: int, advice: str) -> None:
+        self.row = row
+        super().__init__(f"{what} must {condition}, got {got} in row {row}. {advice}")
 
 
 class ReducerError(ActivationError, TypeError):

@@ -39,6 +39,7 @@ EXAMPLES = {
     "MaskError": errors.MaskError("have shape (2, 3)", "shape (2, 4)", "Pass mask=None.", "h.0"),
     "SequenceAxisError": errors.SequenceAxisError("h.0", torch.Size([2, 3]), "have three axes", "Pass sequence_axis=."),
     "PositionError": errors.PositionError(-3, 1, 2),
+    "PoolingError": errors.PoolingError("A span", "lie in its row", "3 to 9 of 5", 2, "Cut it."),
     "ReducerError": errors.ReducerError("mine", "h.0", "a float"),
     "StoredDtypeError": errors.StoredDtypeError("h.0", "mean", "row 3, id 'P1'", 7e4, "float16", 65504.0),
     "CapacityError": errors.CapacityError(100, 120, "h.0"),

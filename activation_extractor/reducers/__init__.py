@@ -7,6 +7,20 @@ reducer returns has ``batch`` rows. It runs inside the hook, on the device of th
 
 from __future__ import annotations
 
+from activation_extractor.reducers._pooling import positions, span, weighted_mean
 from activation_extractor.reducers._reducers import Reducer, first, full, last, max, mean, position
+from activation_extractor.reducers._token_masks import without_tokens
 
-__all__ = ["Reducer", "first", "full", "last", "max", "mean", "position"]
+__all__ = [
+    "Reducer",
+    "first",
+    "full",
+    "last",
+    "max",
+    "mean",
+    "position",
+    "positions",
+    "span",
+    "weighted_mean",
+    "without_tokens",
+]

@@ -35,6 +35,7 @@ from activation_extractor.reducers._own_masks import (
     takes_no_mask,
 )
 from activation_extractor.reducers._shortening import Shortening
+from activation_extractor.reducers._token_masks import TokenMask
 
 # From a target, its activation and the call in which it runs to the masks that it may have, the likeliest first; none
 # where every position is real.
@@ -50,13 +51,13 @@ def check_mask(mask: Any) -> None:
     """
     if isinstance(mask, Mapping):
         for pattern, source in mask.items():
-            if not isinstance(pattern, str) or not (source is None or isinstance(source, str | Tensor)):
+            if not isinstance(pattern, str) or not (source is None or isinstance(source, str | Tensor | TokenMask)):
                 advice = "Write it as {'decoder.**': 'decoder_attention_mask'}."
                 condition = "map layer patterns to argument names, tensors or None"
                 raise ArgumentTypeError("mask", condition, {pattern: source}, advice)
     elif isinstance(mask, Tensor):
         check_form(mask)
-    elif not (mask is None or isinstance(mask, str | BatchMask) or callable(mask)):
+    elif not (mask is None or isinstance(mask, str | BatchMask | TokenMask) or callable(mask)):
         condition = "be an argument's name, a tensor, a dict, a callable (layer, activation, mask) -> mask, or None"
         raise ArgumentTypeError("mask", condition, mask)
 
@@ -93,10 +94,14 @@ class Masks:
         self._names = _names_in(mask) if is_asked else frozenset()
         self._roles: dict[str, Role] = {}
         self._shortening = Shortening(model)
+        sources = mask.values() if isinstance(mask, Mapping) else [mask]
+        self._leaves_tokens_out = any(isinstance(source, TokenMask) for source in sources)
         if isinstance(mask, Mapping):
-            self._source = _by_pattern(mask, ModuleTree(model), signature, self._default)
+            self._source = _by_pattern(mask, ModuleTree(model), signature, self._default, self._without)
         elif self._is_made_anew:
             self._source = partial(_from_function, mask, self._default)
+        elif isinstance(mask, TokenMask):
+            self._source = partial(self._without, mask)
         else:
             self._source = self._default if self._is_default else _source(mask, signature)
 
@@ -173,6 +178,10 @@ class Masks:
                     found[layer] = _watch(tree.find(layer), names)
         return {layer: watch for layer, watch in found.items() if watch is not None}
 
+    def _without(self, tokens: TokenMask, target: Target, activation: Tensor, call: CallArguments | None) -> list[Any]:
+        """The mask of the call itself, without some tokens."""
+        return tokens.masks(self._default(target, activation, call), self._role(target), target, call)
+
     def _role(self, target: Target) -> Role:
         role = self._roles.get(target.name)
         if role is None:
@@ -181,7 +190,7 @@ class Masks:
 
     def _shortened(self, target: Target, masks: list[Any], activation: Tensor, call: CallArguments) -> Tensor | None:
         """The first of these masks that can be shortened with the sequence as the model does before a layer."""
-        if activation.is_nested or not self._shortening.is_possible:
+        if activation.is_nested or self._leaves_tokens_out or not self._shortening.is_possible:
             return None
         for mask in masks:
             of = (one.layer for one in call.chain if any(value is mask for _, value in one.named()))
@@ -225,6 +234,8 @@ def _names_in(mask: Any) -> frozenset[str]:
     """The names of arguments that may hold the masks of a ``mask=``."""
     if isinstance(mask, Mapping):
         return DEFAULT_NAMES.union(*map(_names_in, mask.values()))
+    if isinstance(mask, TokenMask):
+        return DEFAULT_NAMES | mask.names
     if isinstance(mask, str) and mask != ATTENTION:
         return frozenset({mask})
     return DEFAULT_NAMES if isinstance(mask, str) or callable(mask) else frozenset()
@@ -242,10 +253,17 @@ def _source(mask: str | Tensor | BatchMask | None, signature: inspect.Signature 
 
 
 def _by_pattern(
-    masks: Mapping[str, str | Tensor | None], tree: ModuleTree, signature: inspect.Signature | None, default: Source
+    masks: Mapping[str, str | Tensor | TokenMask | None],
+    tree: ModuleTree,
+    signature: inspect.Signature | None,
+    default: Source,
+    without: Callable[..., list[Any]],
 ) -> Source:
     """What the first pattern that a layer matches says; the default for layers that match none."""
-    patterns, sources = Patterns(masks), [_source(mask, signature) for mask in masks.values()]
+    patterns = Patterns(masks)
+    sources: list[Source] = [
+        partial(without, mask) if isinstance(mask, TokenMask) else _source(mask, signature) for mask in masks.values()
+    ]
     for pattern in masks:
         if pattern not in tree.modules and not any(map(glob(pattern).fullmatch, tree.modules)):
             raise ArgumentError("a pattern in mask", "match a layer of the model", pattern)

@@ -130,8 +130,7 @@ def own_masks(target: Target, role: Role, call: CallArguments) -> list[Any]:
     """
     if role.is_keys:
         return [mask for mask in [call.mask(_KEYS)] if call.layer == target.layer and mask is not None]
-    if role.projects and call.layer == target.layer.rpartition(".")[0] and _attends_elsewhere(call):
-        role = role._replace(is_encoded=True)
+    role = role_in(target, role, call)
     *inside, outermost = call.chain
     name = next((name for name in _names(role, outermost) if outermost.mask(name) is not None), None)
     inner = [mask for one in inside for mask in _inner_masks(role, one, refuses=name is None)]
@@ -151,6 +150,18 @@ def own_masks(target: Target, role: Role, call: CallArguments) -> list[Any]:
     if isinstance(mask, Tensor) and bool((mask != 0).all()):
         return []  # where nothing is padding, models leave their mask out
     raise _not_of_part(target.layer, f"{name!r}, without which {lacking!r} was called", lacking, name)
+
+
+def role_in(target: Target, role: Role, call: CallArguments) -> Role:
+    """The role of what is recorded of a layer in a call: of projections, whether they are of an encoder's states."""
+    if role.projects and call.layer == target.layer.rpartition(".")[0] and _attends_elsewhere(call):
+        return role._replace(is_encoded=True)
+    return role
+
+
+def is_of_decoder(role: Role, call: CallArguments) -> bool:
+    """Whether the positions of a role are those of a decoder, in a call that is also given those of an encoder."""
+    return _names(role, call) == [_DECODER]
 
 
 def _attends_elsewhere(call: CallArguments) -> bool:

@@ -170,6 +170,8 @@ def _take(activation: Tensor, index: Tensor) -> Tensor:
 
 
 _BUILT_IN: dict[str, Reducer] = {"full": full, "mean": mean, "first": first, "last": last, "max": max}
+_ROOM = __name__.rpartition(".")[0]
+_OURS = (__name__, _ROOM, f"{_ROOM}._pooling")  # where reducers of the library, made of others, come from
 _ALIASES = {"FT": "first", "LT": "last"}  # the words of the original system
 
 
@@ -177,7 +179,7 @@ def resolve_reducers(reduce: Any) -> dict[str, Reducer]:
     """The reducers that ``reduce=`` means, by name: a name, a callable, an iterable of these, or a dict of names.
 
     Raises:
-        ArgumentError: an unknown name, or none at all.
+        ArgumentError: an unknown name, or none at all; or a reducer that names fields of batches.
         DuplicateLayerError: two reducers of one name.
     """
     if isinstance(reduce, Mapping) and reduce:
@@ -203,10 +205,16 @@ def _with_name(reducer: Any) -> tuple[str, Reducer]:
         name = str(canonical_name(reducer))
         if name not in _BUILT_IN:
             condition = f"be one of {', '.join(_BUILT_IN)}, FT, LT or a callable"
-            raise ArgumentError("reduce", condition, reducer, "For one position use reducers.position(k).")
+            advice = "For one position use reducers.position(k)."
+            if name == "weighted_mean":
+                advice = "Use reducers.weighted_mean(weights), or in extract weights=."
+            raise ArgumentError("reduce", condition, reducer, advice)
         return name, _BUILT_IN[name]
     if not callable(reducer):
         raise ArgumentTypeError("reduce", "be a name, a callable (activation, mask) -> tensor or several", reducer)
+    if owns_result(reducer) and getattr(reducer, "lacks_fields", False):
+        advice = "Only extract takes fields out of batches: give it a tensor with a value for each row."
+        raise ArgumentError("a reducer of a with-block", "name no field of batches", reducer.__name__, advice)
     return getattr(reducer, "__name__", type(reducer).__name__), reducer
 
 
@@ -262,4 +270,9 @@ def note_reduction(error: Exception, layer: str, name: str, sequence: Tensor) ->
 
 def owns_result(reducer: Reducer) -> bool:
     """Whether the reducer is known to return memory of its own rather than a view of the activation."""
-    return reducer in _BUILT_IN.values() or getattr(reducer, "__module__", None) == __name__
+    return reducer in _BUILT_IN.values() or getattr(reducer, "__module__", None) in _OURS
+
+
+def is_linear(reducer: Reducer) -> bool:
+    """Whether a reducer gives the same before a mean over layers as behind it, but for rounding."""
+    return owns_result(reducer) and bool(getattr(reducer, "is_linear", reducer not in (full, max)))
