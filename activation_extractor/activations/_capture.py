@@ -74,9 +74,10 @@ def capture(
             stay in memory.
         mask: which positions are real, for reducers and stores: the name of an argument of the model's own call; a
             tensor ``(batch, seq)``; a dict from layer patterns to these; a callable
-            ``(layer, activation, mask) -> mask``; or None when nothing is padding. By default the mask of the call: a
-            decoder, keys and values of cross-attention, and towers have their own; torch's padding masks, in which True
-            is padding, count too. In a cached decoding step the last columns of a longer mask are taken.
+            ``(layer, activation, mask) -> mask``; `without_tokens`, which leaves special tokens out; or None when
+            nothing is padding. By default the mask of the call: a decoder, keys and values of cross-attention, and
+            towers have their own; torch's padding masks, in which True is padding, count too. In a cached decoding step
+            the last columns of a longer mask are taken.
         sequence_axis: which axis, or axes, of an activation is the sequence; or a dict from layer patterns to these, or
             to None where each row is one position: ``{"conv*": (2, 3), "fc": None}``. By default it is where the
             layer's module is documented to have it (``batch_first``, ``Conv1d`` and their kin), else the second of
