@@ -11,7 +11,7 @@ import torch
 from activation_extractor.activations._recorded_values import Calls
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.reducers import Reducer, full
-from activation_extractor.reducers._masks import check_mask
+from activation_extractor.reducers._given_masks import check_mask
 from activation_extractor.reducers._reducers import resolve_reducers
 from activation_extractor.reducers._sequence_axis import check_joined, check_sequence_axis
 

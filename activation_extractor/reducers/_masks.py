@@ -6,7 +6,6 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -15,13 +14,14 @@ from torch import Tensor, nn
 from activation_extractor._private_torch import has_forward
 from activation_extractor._streams import current_stream
 from activation_extractor._tensors import sequence_shape
-from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError
+from activation_extractor.errors import ArgumentError, MaskError
 from activation_extractor.layers._modules import ModuleTree
 from activation_extractor.layers._patterns import Patterns, glob
 from activation_extractor.layers._selections import Target
 from activation_extractor.layers._signatures import positions_of, signature_of
 from activation_extractor.reducers._calls import CallArguments
-from activation_extractor.reducers._mask_fit import check_form, fit, fits, is_additive
+from activation_extractor.reducers._given_masks import BatchMask as BatchMask
+from activation_extractor.reducers._mask_fit import fit, fits, is_additive
 from activation_extractor.reducers._own_masks import (
     ATTENDED,
     ATTENTION,
@@ -40,26 +40,6 @@ from activation_extractor.reducers._token_masks import TokenMask
 # From a target, its activation and the call in which it runs to the masks that it may have, the likeliest first; none
 # where every position is real.
 Source = Callable[[Target, Tensor, "CallArguments | None"], list[Any]]
-
-
-def check_mask(mask: Any) -> None:
-    """Refuse a ``mask=`` that no model could have.
-
-    Raises:
-        ArgumentTypeError: it is of another kind than ``mask=`` takes.
-        MaskError: it is a tensor, but no mask ``(batch, seq)`` of zeros and ones.
-    """
-    if isinstance(mask, Mapping):
-        for pattern, source in mask.items():
-            if not isinstance(pattern, str) or not (source is None or isinstance(source, str | Tensor | TokenMask)):
-                advice = "Write it as {'decoder.**': 'decoder_attention_mask'}."
-                condition = "map layer patterns to argument names, tensors or None"
-                raise ArgumentTypeError("mask", condition, {pattern: source}, advice)
-    elif isinstance(mask, Tensor):
-        check_form(mask)
-    elif not (mask is None or isinstance(mask, str | BatchMask | TokenMask) or callable(mask)):
-        condition = "be an argument's name, a tensor, a dict, a callable (layer, activation, mask) -> mask, or None"
-        raise ArgumentTypeError("mask", condition, mask)
 
 
 # By a layer's name: its module, and where the arguments stand in its calls.
@@ -209,14 +189,6 @@ class Masks:
         if role not in call.found:
             call.found[role] = own_masks(target, role, call)
         return call.found[role]
-
-
-@dataclass(eq=False)
-class BatchMask:
-    """A mask set anew before each call: `name` is for fingerprints, `now`, ``(batch, seq)``, for the next call."""
-
-    name: str
-    now: Tensor | None = None
 
 
 def _watch(found: tuple[str, nn.Module] | None, names: frozenset[str]) -> tuple[nn.Module, dict[str, int]] | None:

@@ -17,7 +17,8 @@ from activation_extractor.layers._selections import Target
 from activation_extractor.layers._signatures import bind, positions_of, signature_of
 from activation_extractor.reducers import _masks
 from activation_extractor.reducers._calls import CallArguments
-from activation_extractor.reducers._masks import Masks, check_mask
+from activation_extractor.reducers._given_masks import check_mask
+from activation_extractor.reducers._masks import Masks
 
 RIGHT = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 ALL = torch.ones(2, 5, dtype=torch.int64)
