@@ -14,7 +14,7 @@ TOKENS = torch.randint(0, 50, (40, 6), generator=torch.Generator().manual_seed(0
 MASK = torch.arange(6)[None] < torch.randint(1, 7, (40, 1), generator=torch.Generator().manual_seed(1))
 
 
-def batch(rows: slice) -> dict:
+def batch(rows: slice | list[int]) -> dict:
     labels = torch.arange(40)[rows]
     ids = [f"row {index}" for index in labels]
     return {"input_ids": TOKENS[rows], "attention_mask": MASK[rows], "id": ids, "label": labels}

@@ -16,6 +16,7 @@ from activation_extractor._arguments import check_flag, check_path, check_size
 from activation_extractor._display import dtype_name
 from activation_extractor._format._codecs import CODECS
 from activation_extractor._format._fingerprints import structure_digest, weights_digest
+from activation_extractor._format._manifest import has_manifest
 from activation_extractor.activations import capture
 from activation_extractor.activations._options import Missing
 from activation_extractor.activations._recorded_values import Calls
@@ -24,6 +25,7 @@ from activation_extractor.layers._modules import evaluating, unwrap
 from activation_extractor.reducers._masks import BatchMask
 from activation_extractor.reducers._own_masks import ATTENTION
 from activation_extractor.reducers._sequence_axis import SequenceAxes
+from activation_extractor.runs._added_rows import AddedRows
 from activation_extractor.runs._batches import Batch, BatchFields, Ids, Keep, call_model
 from activation_extractor.runs._devices import check_weights, move, without_gradients
 from activation_extractor.runs._progress import Progress
@@ -54,6 +56,7 @@ def extract(
     dtype: torch.dtype | None = None,
     queue_bytes: int = QUEUE_BYTES,
     resume: bool = True,
+    append: bool = False,
     mask: Any = "attention_mask",
     sequence_axis: SequenceAxes = None,
     calls: Calls = "last",
@@ -108,6 +111,9 @@ def extract(
         queue_bytes: how many bytes units may hold, those that wait to be written and the current one; the model waits
             while there are more.
         resume: resume the store in the folder, if there is one; with False the folder must be new or empty.
+        append: add what is new in a data set that grew: the rows whose ids the store lacks, wherever they stand, behind
+            those that it has; their inputs are not compared with what is stored. Without `ids`, the rows behind the
+            last one that is stored. A store whose run was interrupted may be added to as well.
         mask: as for `capture`.
         sequence_axis: as for `capture`.
         calls: as for `capture`.
@@ -135,6 +141,9 @@ def extract(
     """
     fields = BatchFields(ids, keep, order, pooling_mask)
     _check_arguments(batches, ids, format, resume, {"queue_bytes": queue_bytes, "rows_per_unit": rows_per_unit})
+    check_flag("append", append)
+    if append and not resume:
+        raise ArgumentError("append", "be left out with resume=False", append)
     if pooling_mask and mask != "attention_mask":
         raise ArgumentError("mask", "be left out with pooling_mask", mask)
 
@@ -146,17 +155,21 @@ def extract(
         return {**weights, **fields.fingerprint, **stored_as, "rows_per_unit": rows_per_unit}
 
     check_weights(model)
-    run = Run(
-        check_path("out", out),
-        CODECS[format].storing(dtype),
-        model,
-        fingerprint,
-        rows_per_unit=rows_per_unit,
-        has_rows=missing == "error" or ids is not None or order is not None,
-        mask=mask if isinstance(mask, str) else ATTENTION,
-        queue_bytes=queue_bytes,
-        resume=resume,
-    )
+    what: Any = (check_path("out", out), CODECS[format].storing(dtype), model, fingerprint)
+    padding = mask if isinstance(mask, str) else ATTENTION
+    run: Run | AddedRows
+    if append and ids is not None and has_manifest(what[0]):
+        run = AddedRows(*what, mask=padding, queue_bytes=queue_bytes)
+    else:
+        run = Run(
+            *what,
+            rows_per_unit=rows_per_unit,
+            has_rows=missing == "error" or ids is not None or order is not None,
+            mask=padding,
+            queue_bytes=queue_bytes,
+            resume=resume,
+            may_grow=append,
+        )
     counted = BatchMask(pooling_mask or "")
     recorded = capture(
         model,

@@ -37,7 +37,8 @@ class Run(Sink):
     compared before anything is written.
 
     Units are ranges of rows, so that a run may go on with batches of another size. They are ranges of batches where
-    `has_rows` is False, or where the first batch gives another number of rows than its arguments have.
+    `has_rows` is False, or where the first batch gives another number of rows than its arguments have. With `may_grow`
+    the data set may go on after a last unit that is not full.
     """
 
     reads_later = True
@@ -54,9 +55,10 @@ class Run(Sink):
         mask: str | None,
         queue_bytes: int,
         resume: bool,
+        may_grow: bool,
     ) -> None:
         self._folder, self._codec, self._fingerprint = folder, codec, fingerprint
-        self._model, self._rows_per_unit = model, rows_per_unit
+        self._model, self._rows_per_unit, self._may_grow = model, rows_per_unit, may_grow
         self._items: Items = RowItems(rows_per_unit, mask) if has_rows else BatchItems(None, rows_per_unit)
         self._writer = StoreWriter(folder, codec, queue_bytes=queue_bytes, shares_store=resume)
         self._has_store = resume and has_manifest(folder)
@@ -242,7 +244,7 @@ class Run(Sink):
     def _begin_units(self, size: int) -> None:
         self._items.size = size
         self._writer.unit_size = {self._items.size_member: size}
-        self._units = RunUnits(size, self._find_unit, self._writer.new_unit)
+        self._units = RunUnits(size, self._find_unit, self._writer.new_unit, may_grow=self._may_grow)
 
     def _take(self, arrived: Arrived) -> Mapping[RunUnit, list[int]]:
         """The units of a batch, which take their items; each with the indices of its own."""

@@ -93,8 +93,10 @@ class RunUnits:
         stored: how many rows the stored units have that were found so far.
     """
 
-    def __init__(self, size: int, find: Callable[[int], StoredUnit | None], new_unit: Callable[[], Unit]) -> None:
-        self.size, self.stored = size, 0
+    def __init__(
+        self, size: int, find: Callable[[int], StoredUnit | None], new_unit: Callable[[], Unit], *, may_grow: bool
+    ) -> None:
+        self.size, self.stored, self._may_grow = size, 0, may_grow
         self._find, self._new_unit = find, new_unit
         self._starts = [0]
         self._open: dict[int, RunUnit] = {}
@@ -138,8 +140,8 @@ class RunUnits:
         number, start = self.count, self._starts[-1]
         stored = self._find(number)
         before = self._last_found if stored is None else None
-        if before and before.items < self.size:
-            before.fail(f"it goes on after the last of its {before.rows} rows")
+        if before and before.items < self.size and not self._may_grow:
+            before.fail(f"it goes on after the last of its {before.rows} rows, which append=True allows")
         self._last_found = stored
         size = stored.items if stored else self.size
         self.stored += stored.rows if stored else 0

@@ -102,6 +102,10 @@ class StoreWriter:
             advice = "Give every row an id of its own."
             raise StoreError(self.folder, "hold each id once", f"{repeated!r} again", advice)
 
+    def has_id(self, row_id: RowId) -> bool:
+        """Whether a row with this id was added, or remembered."""
+        return str(row_id) in self._ids
+
     def add(self, step: Step, unit: Unit) -> int:
         """Add a step to a unit, whole or not at all; returns the size in bytes of its columns.
 

@@ -86,7 +86,7 @@ def test_an_id_of_a_unit_that_is_there_may_not_come_again(tmp_path):
 def test_further_batches_without_ids_are_an_error_too(tmp_path):
     plain = [{"input_ids": TOKENS[at : at + 3]} for at in range(0, 18, 3)]
     run(tmp_path, plain[:5], ids=None, keep=())
-    text = r"data \(unit '00000002': it goes on after the last of its 3 rows\)\. Use what it was begun with, or a new"
+    text = r"data \(unit '00000002': it goes on after the last of its 3 rows, which append=True allows\)\. Use"
     refuse(tmp_path, text, batches=plain, ids=None, keep=())
     refuse(tmp_path, r"data \(unit '00000000': other inputs\)", batches=plain[::-1], ids=None, keep=())
 

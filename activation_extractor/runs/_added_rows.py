@@ -1,0 +1,201 @@
+"""Rows that are new in a data set that grew, added to the store of the others."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import nn
+
+from activation_extractor._display import plural
+from activation_extractor._format._codecs import Codec
+from activation_extractor._format._manifest import read_manifest, store_name
+from activation_extractor._format._reader import Reader
+from activation_extractor._format._shards import list_units, shard_path, unit_name
+from activation_extractor._format._stored_rows import RowId
+from activation_extractor.errors import StoreError
+from activation_extractor.runs._batch_rows import Digests, combined
+from activation_extractor.runs._batches import Batch
+from activation_extractor.runs._items import RowItems
+from activation_extractor.runs._pieces import Pieces
+from activation_extractor.runs._proof import Proof
+from activation_extractor.runs._run_units import CUT
+from activation_extractor.runs._stored_unit import FIRST_BATCH, INPUTS, StoredUnit
+from activation_extractor.sinks import Sink, Step
+from activation_extractor.sinks._step import part_of
+from activation_extractor.sinks._store_writer import StoreWriter
+
+
+@final
+class AddedRows(Sink):
+    """Writes the rows of a data set whose ids a store of `extract` lacks, as units behind those that it has.
+
+    A unit ends with the first batch that leaves no gap among the places so far, once it has as many rows as units have.
+    The first batch that has stored rows is run again, and these are compared.
+    """
+
+    reads_later = True
+
+    def __init__(
+        self,
+        folder: Path,
+        codec: Codec,
+        model: nn.Module,
+        fingerprint: Callable[[], Mapping[str, Any]],
+        *,
+        mask: str | None,
+        queue_bytes: int,
+    ) -> None:
+        self.stored_rows = 0  # that the data set had so far
+        self._folder, self._codec, self._model, self._fingerprint = folder, codec, model, fingerprint
+        self._items, self._size = RowItems(None, mask), 1
+        self._writer = StoreWriter(folder, codec, queue_bytes=queue_bytes, shares_store=True)
+        self._pieces, self._proof = Pieces(), Proof(folder, codec, model)
+        self._stored: list[str] = []  # the units that were there before
+        self._committed = 0
+        self._new: set[RowId] = set()  # the ids that were added: one that comes again is an error
+        self._unit = self._writer.new_unit()
+        self._places: list[int] = []  # of the rows of the unit, in the data set
+        self._digests: list[Digests] = []  # of what they are made from
+        self._seen: set[int] = set()  # places that came, from the first that did not come on
+        self._first_unseen = 0
+        self._chosen: Sequence[int] = ()  # the rows of the batch that runs that are added
+        self._row = 0  # of that batch, the first of the part that runs
+        self._is_again = False  # whether it runs to be compared
+
+    @property
+    def rows(self) -> int:
+        """How many rows were computed."""
+        return self._writer.rows
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes of columns they had."""
+        return self._writer.nbytes
+
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Compare the run with the store, of which it takes over the size of units; and read the ids that are there.
+
+        Raises:
+            OtherRunError: the store is of another run.
+            StoreError: with-blocks wrote the store.
+        """
+        manifest = read_manifest(self._folder)
+        if manifest.unit_size is None:
+            advice = "Give extract a folder of its own."
+            raise StoreError(self._folder, "be a store that extract wrote", "one that with-blocks wrote", advice)
+        size = {"rows_per_unit": manifest.fingerprint.get("rows_per_unit")}
+        about = {**about, **self._fingerprint(), **size}
+        self._writer.begin(about)
+        self._writer.unit_size = {"rows_per_unit": manifest.rows_per_unit} if manifest.rows_per_unit else {}
+        self._writer.unit_size = self._writer.unit_size or {"batches_per_unit": manifest.unit_size}
+        self._writer.resume()
+        self._size = manifest.rows_per_unit or manifest.unit_size
+        self._reader = Reader(self._codec, store_name(about))
+        self._stored = list_units(self._folder, self._codec)
+        for unit in self._stored:
+            self._writer.remember_ids(self._reader.ids(self._path(unit)))
+        self._writer.hold_back = bool(self._stored)
+
+    def add(self, batch: Batch, forward: Callable[[Batch, bool], None]) -> None:
+        """Add the rows of a batch that are new; `forward` is as for `Run.add`.
+
+        Raises:
+            ArgumentError: the places are not integers, or one comes twice.
+            OtherRunError: the model computes other values than those of the store.
+            StoreError: an id comes twice among new rows, or an earlier unit could not be written.
+        """
+        places, ids = self._items.places(batch), batch.ids or []
+        self._see(places)
+        stored = [row for row, row_id in enumerate(ids) if self._writer.has_id(row_id) and row_id not in self._new]
+        self.stored_rows += len(stored)
+        if stored and self._proof.is_open:
+            self._prove(batch, stored, forward)
+        new = sorted(set(range(len(ids))) - set(stored))
+        if new:
+            self._proof.check_further()
+            self._digests.append(self._items.digests(batch, places)[new])
+            self._places += [places[row] for row in new]
+            self._new.update(ids[row] for row in new)
+            self._run(batch, new, forward)
+        if len(self._places) >= self._size and not self._seen:
+            self._end_unit()
+
+    def write(self, step: Step) -> None:
+        """Add the new rows of a batch, or of a part of it, to the unit; raises what `StoreWriter.add` raises."""
+        if self._is_again:
+            self._proof.take(step)
+            return
+        start = self._row
+        self._row += step.rows
+        rows = [row - start for row in self._chosen if start <= row < self._row]
+        if rows:
+            self._writer.add(part_of(step, rows), self._unit)
+
+    def end(self) -> None:
+        """End the last unit, after the last batch."""
+        if self._places:
+            self._end_unit()
+        self._writer.hold_back = False
+
+    def close(self) -> None:
+        """Wait until the finished units are on the disk; the current one is dropped."""
+        self._writer.finish()
+
+    def _run(self, batch: Batch, new: Sequence[int], forward: Callable[[Batch, bool], None]) -> None:
+        """Run the new rows of a batch alone, or all of them where it cannot be cut."""
+        try:
+            batch, self._chosen = (batch.part(new) if len(new) < len(batch.ids or ()) else batch), range(len(new))
+        except ValueError:
+            self._chosen = new
+        self._row = 0
+        self._pieces.run(batch, lambda piece: forward(piece, False))
+
+    def _prove(self, batch: Batch, stored: Sequence[int], forward: Callable[[Batch, bool], None]) -> None:
+        """Run a batch again, and compare its rows with those of the unit that has the first of them."""
+        ids = [str(row_id) for row_id in batch.ids or ()]
+        for name in self._stored:
+            unit_ids = {str(row_id): row for row, row_id in enumerate(self._reader.ids(self._path(name)) or ())}
+            rows = [row for row in stored if ids[row] in unit_ids]
+            if ids[stored[0]] in unit_ids:
+                break
+        else:
+            return  # another process added it meanwhile
+        unit = StoredUnit(self._folder, self._reader, self._path(name))
+        self._is_again = True
+        try:
+            again = partial(self._pieces.run, batch, lambda piece: forward(piece, True))
+            self._proof.run(unit, [unit_ids[ids[row]] for row in rows], rows, again, is_same_batch=False)
+        finally:
+            self._is_again = False
+        self._proof.end(unit)
+        self._writer.hold_back = self._writer.hold_back and self._proof.is_open
+
+    def _see(self, places: Sequence[int]) -> None:
+        self._seen.update(places)
+        while self._first_unseen in self._seen:
+            self._seen.remove(self._first_unseen)
+            self._first_unseen += 1
+
+    def _end_unit(self) -> None:
+        """Hand the unit over to be written, and begin the next one."""
+        if self._writer.hold_back:
+            text = f"No row that {str(self._folder)!r} holds came before {plural(len(self._places), 'new row')}: the"
+            warnings.warn(f"{text} model was compared by its weights and structure alone.", stacklevel=4)
+            self._writer.hold_back = False
+        order = np.argsort(self._places, kind="stable")
+        inputs = combined(np.concatenate(self._digests)[order], range(len(order)))
+        metadata = {INPUTS: f"{inputs:016x}", FIRST_BATCH: CUT}
+        number = int(self._stored[-1]) + 1 + self._committed if self._stored else self._committed
+        is_sorted = bool((np.diff(order) > 0).all())
+        self._writer.commit(self._unit, unit_name(number), metadata, None if is_sorted else torch.from_numpy(order))
+        self._committed += 1
+        self._unit, self._places, self._digests = self._writer.new_unit(), [], []
+
+    def _path(self, unit: str) -> str:
+        return str(shard_path(self._folder, unit, self._codec))
