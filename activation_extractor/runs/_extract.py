@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ from activation_extractor.reducers._sequence_axis import SequenceAxes
 from activation_extractor.runs._added_rows import AddedRows
 from activation_extractor.runs._batches import Batch, BatchFields, Ids, Keep, call_model
 from activation_extractor.runs._devices import check_weights, move, without_gradients
+from activation_extractor.runs._items import BatchItems, RowItems
 from activation_extractor.runs._progress import Progress
 from activation_extractor.runs._run import Run
 from activation_extractor.runs._workers import each_row_once
@@ -140,36 +142,21 @@ def extract(
         (2, 8)
     """
     fields = BatchFields(ids, keep, order, pooling_mask)
-    _check_arguments(batches, ids, format, resume, {"queue_bytes": queue_bytes, "rows_per_unit": rows_per_unit})
-    check_flag("append", append)
-    if append and not resume:
-        raise ArgumentError("append", "be left out with resume=False", append)
+    sizes = {"queue_bytes": queue_bytes, "rows_per_unit": rows_per_unit}
+    _check_arguments(batches, ids, format, sizes, resume=resume, append=append)
     if pooling_mask and mask != "attention_mask":
         raise ArgumentError("mask", "be left out with pooling_mask", mask)
-
-    def fingerprint() -> dict[str, Any]:
-        plain = unwrap(model)
-        with _visiting(plain):
-            weights = {"weights": weights_digest(plain), "structure": structure_digest(plain)}
-        stored_as = {"dtype": dtype_name(dtype)} if dtype else {}
-        return {**weights, **fields.fingerprint, **stored_as, "rows_per_unit": rows_per_unit}
-
     check_weights(model)
-    what: Any = (check_path("out", out), CODECS[format].storing(dtype), model, fingerprint)
+    fingerprint = partial(_fingerprint, model, {**fields.fingerprint, **_dtype(dtype), "rows_per_unit": rows_per_unit})
+    folder, codec = check_path("out", out), CODECS[format].storing(dtype)
     padding = mask if isinstance(mask, str) else ATTENTION
     run: Run | AddedRows
-    if append and ids is not None and has_manifest(what[0]):
-        run = AddedRows(*what, mask=padding, queue_bytes=queue_bytes)
+    if append and ids is not None and has_manifest(folder):
+        run = AddedRows(folder, codec, model, fingerprint, mask=padding, queue_bytes=queue_bytes)
     else:
-        run = Run(
-            *what,
-            rows_per_unit=rows_per_unit,
-            has_rows=missing == "error" or ids is not None or order is not None,
-            mask=padding,
-            queue_bytes=queue_bytes,
-            resume=resume,
-            may_grow=append,
-        )
+        has_rows = missing == "error" or ids is not None or order is not None
+        counts = RowItems(rows_per_unit, padding) if has_rows else BatchItems(rows_per_unit)
+        run = Run(folder, codec, model, fingerprint, counts, queue_bytes=queue_bytes, resume=resume, may_grow=append)
     counted = BatchMask(pooling_mask or "")
     recorded = capture(
         model,
@@ -202,10 +189,32 @@ def extract(
     return open_store(out)
 
 
-def _check_arguments(batches: Any, ids: Ids, format: Any, resume: Any, sizes: Mapping[str, Any]) -> None:  # noqa: A002
+def _fingerprint(model: nn.Module, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What the values of a run depend on: the weights and the structure of the model, and more."""
+    plain = unwrap(model)
+    with _visiting(plain):
+        return {"weights": weights_digest(plain), "structure": structure_digest(plain), **more}
+
+
+def _dtype(dtype: torch.dtype | None) -> dict[str, str]:
+    return {"dtype": dtype_name(dtype)} if dtype else {}
+
+
+def _check_arguments(
+    batches: Any,
+    ids: Ids,
+    format: Any,
+    sizes: Mapping[str, Any],
+    *,
+    resume: Any,
+    append: Any,
+) -> None:
     """Refuse arguments of the wrong kind, and a data set that cannot be resumed: in random order, without ids."""
     _check_batches(batches)
     check_flag("resume", resume)
+    check_flag("append", append)
+    if append and not resume:
+        raise ArgumentError("append", "be left out with resume=False", append)
     random = next(filter(_is_random, _samplers(batches)), None)
     if resume and ids is None and random is not None:
         advice = "Pass ids=, leave out shuffle=True, or pass resume=False."

@@ -43,9 +43,13 @@ class Items(ABC):
 
     size_member: str  # of the manifest
 
-    def __init__(self, size: int | None) -> None:
+    def __init__(self, size: int | None, rows_per_unit: int | None) -> None:
         self.size = size  # of all units; None until the first batch has chosen it
-        self._count = 0
+        self._rows_per_unit, self._count = rows_per_unit, 0
+
+    def in_batches(self) -> Items:
+        """The same data set, counted in batches, of which none has come."""
+        return BatchItems(self._rows_per_unit)
 
     def arrive(self, batch: Batch) -> Arrived:
         """The next batch of the data set."""
@@ -75,8 +79,8 @@ class RowItems(Items):
 
     size_member = ROWS_PER_UNIT
 
-    def __init__(self, size: int | None, mask: str | None) -> None:
-        super().__init__(size)
+    def __init__(self, rows_per_unit: int | None, mask: str | None) -> None:
+        super().__init__(rows_per_unit, rows_per_unit)
         self._mask = mask
 
     def places(self, batch: Batch) -> Sequence[int]:
@@ -123,9 +127,9 @@ class BatchItems(Items):
 
     size_member = BATCHES_PER_UNIT
 
-    def __init__(self, size: int | None, rows_per_unit: int | None) -> None:
-        super().__init__(size)
-        self._rows_per_unit, self._crc32 = rows_per_unit, 0
+    def __init__(self, rows_per_unit: int | None) -> None:
+        super().__init__(None, rows_per_unit)
+        self._crc32 = 0
 
     def places(self, batch: Batch) -> Sequence[int]:  # noqa: ARG002
         self._count += 1

@@ -36,9 +36,9 @@ class Run(Sink):
     from. `fingerprint` returns what the values depend on beside what is captured. One stored batch is run again and
     compared before anything is written.
 
-    Units are ranges of rows, so that a run may go on with batches of another size. They are ranges of batches where
-    `has_rows` is False, or where the first batch gives another number of rows than its arguments have. With `may_grow`
-    the data set may go on after a last unit that is not full.
+    Units are ranges of `items`: of rows, so that a run may go on with batches of another size, or of batches. Where the
+    first batch gives another number of rows than its arguments have, they become ranges of batches. With `may_grow` the
+    data set may go on after a last unit that is not full.
     """
 
     reads_later = True
@@ -49,17 +49,14 @@ class Run(Sink):
         codec: Codec,
         model: nn.Module,
         fingerprint: Callable[[], Mapping[str, Any]],
+        items: Items,
         *,
-        rows_per_unit: int | None,
-        has_rows: bool,
-        mask: str | None,
         queue_bytes: int,
         resume: bool,
         may_grow: bool,
     ) -> None:
         self._folder, self._codec, self._fingerprint = folder, codec, fingerprint
-        self._model, self._rows_per_unit, self._may_grow = model, rows_per_unit, may_grow
-        self._items: Items = RowItems(rows_per_unit, mask) if has_rows else BatchItems(None, rows_per_unit)
+        self._model, self._items, self._may_grow = model, items, may_grow
         self._writer = StoreWriter(folder, codec, queue_bytes=queue_bytes, shares_store=resume)
         self._has_store = resume and has_manifest(folder)
         if not self._has_store:
@@ -112,7 +109,7 @@ class Run(Sink):
             advice = "Give extract a folder of its own."
             raise StoreError(self._folder, "be a store that extract wrote", "one that with-blocks wrote", advice)
         if manifest.rows_per_unit is None:
-            self._items = BatchItems(None, self._rows_per_unit)
+            self._items = self._items.in_batches()
         self._begin_units(manifest.unit_size)
         self._writer.resume()
         self._writer.hold_back = bool(list_units(self._folder, self._codec))
@@ -130,7 +127,7 @@ class Run(Sink):
         """
         is_first = self._units is None
         if is_first and batch.rows is None:
-            self._items = BatchItems(None, self._rows_per_unit)
+            self._items = self._items.in_batches()
         self._now = self._items.arrive(batch)
         if is_first:
             self._waiting.append(self._now)
@@ -229,7 +226,7 @@ class Run(Sink):
         batch = self._now.batch
         is_counted = isinstance(self._items, RowItems) and batch.ids is None and batch.places is None
         if is_counted and step.rows != self._piece.rows:  # the first axis of its arguments is another one than rows
-            self._items = BatchItems(None, self._rows_per_unit)
+            self._items = self._items.in_batches()
             self._waiting = [self._items.arrive(batch)]
             self._now = self._waiting[0]
         columns = [value.values if isinstance(value, Ragged) else value for value in step.values.values()]

@@ -43,7 +43,7 @@ def test_the_first_batch_decides_how_many_rows_make_a_unit(rows_per_unit, rows, 
     [(7, 2, 1, 4), (1, 2, 1, 1), (None, 2, 24 * MIB, 2), (None, 2, 65 * MIB, 1), (None, 1000, 1, 4)],
 )
 def test_where_rows_are_not_known_it_decides_how_many_batches_do(rows_per_unit, rows, nbytes, size):
-    items = BatchItems(None, rows_per_unit)
+    items = BatchItems(rows_per_unit)
     assert items.places(rows_of(rows)) == range(1)
     items.choose_size(rows, nbytes)
     assert items.size == size
@@ -51,7 +51,7 @@ def test_where_rows_are_not_known_it_decides_how_many_batches_do(rows_per_unit, 
 
 
 def test_batches_without_rows_before_the_first_one_with_rows_are_of_its_unit():
-    items = BatchItems(None, 2)
+    items = BatchItems(2)
     for _ in range(3):
         items.places(rows_of(0))
     items.choose_size(2, 1)
