@@ -203,7 +203,7 @@ def _dtype(dtype: torch.dtype | None) -> dict[str, str]:
 def _check_arguments(
     batches: Any,
     ids: Ids,
-    format: Any,
+    format: Any,  # noqa: A002
     sizes: Mapping[str, Any],
     *,
     resume: Any,
