@@ -34,6 +34,13 @@ _FORMS: dict[str, str] = {
 _TRANSFORMERS = (
     nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer
 )  # fmt: skip
+# Classes of other libraries, of which no attribute says it.
+_XLNET = "transformers.models.xlnet.modeling_xlnet.XLNet"
+_ELSEWHERE: dict[str, str] = {
+    **dict.fromkeys([f"{_XLNET}{name}" for name in ("Layer", "RelativeAttention", "FeedForward")], _TIME_FIRST),
+    **dict.fromkeys([f"{_XLNET}{name}" for name in ("Model", "LMHeadModel")], _BATCH_FIRST),
+    **dict.fromkeys(["esm.modules.TransformerLayer", "esm.multihead_attention.MultiheadAttention"], _TIME_FIRST),
+}
 _SEQUENCES = ("input", "query", "key", "value", "src", "tgt", "memory")  # arguments in the layout of the output
 
 
@@ -215,6 +222,8 @@ def _form_of(kind: type[Any]) -> str:
 def _layout_of(kind: Any) -> Layout | None:
     """What a class of modules says, if its forward is torch's: another one may take another layout."""
     definer = next(base for base in kind.__mro__ if "forward" in vars(base))
+    if (known := _ELSEWHERE.get(f"{definer.__module__}.{definer.__qualname__}")) is not None:
+        return Layout(of_three=int(known == _BATCH_FIRST), form=known)
     form = _form_of(kind) if definer.__module__.startswith("torch.") else _UNKNOWN
     if form == IMAGE:
         return Layout(form=IMAGE)
