@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from activation_extractor._private_torch import coo_parts, inference_guard
-from activation_extractor.errors import ArgumentError, TensorKindError
+from activation_extractor.errors import ActivationError, ArgumentError, TensorKindError
 
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -151,6 +151,12 @@ def kind_of(tensor: Tensor) -> tuple[str, str] | None:
         return "a DTensor, of which a process holds a part", advice.format("full_tensor()")
     kind = f"a {type(tensor).__name__}, a class that wraps other tensors"
     return kind, "Convert it in a reducer to a tensor of torch's own class."
+
+
+def refused_kind(error: Exception, tensor: Tensor) -> tuple[str, str] | None:
+    """What `kind_of` gives, where an error is torch's over a tensor of a kind that few of its operations know."""
+    is_of_torch = isinstance(error, RuntimeError) or "dispatch failed" in str(error)
+    return kind_of(tensor) if is_of_torch and not isinstance(error, ActivationError) else None
 
 
 def moved(tensor: Tensor, device: torch.device, layer: str, *, copy: bool = False) -> Tensor:

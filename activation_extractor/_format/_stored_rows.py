@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -54,4 +55,8 @@ class Ragged:
 
     def rows(self) -> tuple[Tensor, ...]:
         """A view ``(positions, *features)`` for each row."""
-        return torch.split(self.values, self.lengths.tolist())
+        lengths = self.lengths.tolist()
+        if type(self.values) is Tensor:
+            return torch.split(self.values, lengths)
+        ends = accumulate(lengths)  # a class of its own may know slices alone
+        return tuple(self.values[end - length : end] for end, length in zip(ends, lengths, strict=True))

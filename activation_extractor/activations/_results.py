@@ -10,10 +10,11 @@ from torch import Tensor
 
 from activation_extractor._format._stored_rows import Ragged
 from activation_extractor._streams import hold
-from activation_extractor._tensors import as_dense, ordinary, rows_of
+from activation_extractor._tensors import as_dense, ordinary, refused_kind, rows_of
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
 from activation_extractor.activations._recorded_values import Key, Recorded
+from activation_extractor.errors import TensorKindError
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers import full
 from activation_extractor.reducers._reducers import reduce_sequence
@@ -152,6 +153,14 @@ class Results:
         return torch.cat(whole, 1)
 
     def _packed(self, name: str, reducer: str, value: Tensor, index: int, real: _RealPositions) -> Tensor | Ragged:
+        try:
+            return self._as_rows(name, reducer, value, index, real)
+        except Exception as error:
+            if (kind := refused_kind(error, value)) is not None:
+                raise TensorKindError(*kind, self._layers[name], "in a step of a sink") from error
+            raise
+
+    def _as_rows(self, name: str, reducer: str, value: Tensor, index: int, real: _RealPositions) -> Tensor | Ragged:
         layout, value = self._layouts.get(name, USUAL), as_dense(value)
         is_whole = self._options.reducers[reducer] is full
         if not value.is_nested and not (is_whole and has_sequence(value, layout)):

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from activation_extractor._tensors import as_dense, is_special, kind_of, rows_of
+from activation_extractor._tensors import as_dense, is_special, refused_kind, rows_of
 from activation_extractor.errors import (
-    ActivationError,
     ArgumentError,
     ArgumentTypeError,
     DuplicateLayerError,
@@ -262,7 +261,7 @@ def note_reduction(error: Exception, layer: str, name: str, sequence: Tensor) ->
     place = f"for reducer {name!r}"
     if isinstance(error, TensorKindError) and error.layer is None:
         raise TensorKindError(error.kind, error.advice, layer, place) from error
-    if isinstance(error, RuntimeError) and not isinstance(error, ActivationError) and (kind := kind_of(sequence)):
+    if kind := refused_kind(error, sequence):
         raise TensorKindError(*kind, layer, place) from error
     shape = "nested" if sequence.is_nested else tuple(sequence.shape)
     add_note(error, f"while reducing layer {layer!r} with {name!r}, activation {shape}")
