@@ -14,7 +14,7 @@ from activation_extractor.cli._terminal import how_to_read, say, say_json
 def extract(
     model: Annotated[str, typer.Option(help="A folder, a transformers id, or package.module:factory.")],
     input: Annotated[
-        str, typer.Option(help="A .txt, .jsonl, .csv, .parquet, .fasta or .npy file, a folder of images, or - (lines).")
+        str, typer.Option(help="A .txt, .jsonl, .csv, .parquet, .fasta or .npy file, a folder of them or images, or -.")
     ],
     out: Annotated[Path, typer.Option(help="A new or empty folder for the store, or that of an earlier run.")],
     layers: Annotated[
@@ -32,6 +32,9 @@ def extract(
     text_column: Annotated[str | None, typer.Option(help="The column with the text.")] = None,
     id_column: Annotated[str | None, typer.Option(help="The column with the row ids.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="A column to store as well; repeatable.")] = None,
+    input_format: Annotated[str | None, typer.Option(help="What the input is, where its name says nothing.")] = None,
+    input_encoding: Annotated[str | None, typer.Option(help="Of text; by default UTF-8.")] = None,
+    separator: Annotated[str | None, typer.Option(help="Between the cells of a .csv file; by default a comma.")] = None,
     format: Annotated[Literal["safetensors", "npz", "npy"], typer.Option(help="Of the shards.")] = "safetensors",
     store_dtype: Annotated[
         Literal["computed", "float16", "bfloat16", "float32"], typer.Option(help="Of what is stored.")
@@ -91,6 +94,9 @@ def extract(
         text_column=text_column,
         id_column=id_column,
         keep=keep or (),
+        format=input_format,
+        encoding=input_encoding,
+        separator=separator,
         skip_bad_rows=skip_bad_rows,
     )
     job.load(model, trust_remote_code=trust_remote_code, dtype=dtype, device=device)

@@ -10,7 +10,7 @@ import numpy as np
 
 from activation_extractor._display import plural, shown
 
-_INT64, _UINT64 = np.dtype(np.int64), np.dtype(np.uint64)
+_EXACT = 2**53  # integers up to here are floats too
 
 
 class ColumnKind(NamedTuple):
@@ -50,7 +50,7 @@ def as_text(cell: Any) -> str:
 
 def as_numbers(values: list[Any]) -> list[Any]:
     """Written numbers as numbers where each of them, None left out, prints back as it stood; any others as they are."""
-    column = _Column("", cells_are_text=True)
+    column = _Column("", cells_are_text=True, is_unsigned=False)
     for value in values:
         if value is not None:
             column.add(value, "")
@@ -65,8 +65,8 @@ class Survey:
         notes: what a user should know of what was decided, a sentence each.
     """
 
-    def __init__(self, names: Sequence[str], *, cells_are_text: bool) -> None:
-        self._columns = [_Column(name, cells_are_text=cells_are_text) for name in names]
+    def __init__(self, names: Sequence[str], *, cells_are_text: bool, unsigned: Iterable[str] = ()) -> None:
+        self._columns = [_Column(name, cells_are_text, name in unsigned) for name in names]
 
     def add(self, cells: Sequence[Any], place: str) -> None:
         """Look at the cells of a row."""
@@ -88,10 +88,10 @@ class _Column:
     `shape` is what its cells were until now: "int", "float", "bool", "text", or "" before the first that is no null.
     """
 
-    def __init__(self, name: str, *, cells_are_text: bool) -> None:
+    def __init__(self, name: str, cells_are_text: bool, is_unsigned: bool) -> None:
         self._name, self._shape_of = name, _written_shape if cells_are_text else _typed_shape
         self._reads_numbers, self._shape, self._nulls = cells_are_text, "", 0
-        self._smallest, self._largest = 0, 0
+        self._smallest, self._largest, self._is_unsigned = 0, 0, is_unsigned
         self._breaks: tuple[str, str, Any] | None = None  # what it was before, where that ended, and with which cell
 
     def add(self, cell: Any, place: str) -> None:
@@ -111,16 +111,18 @@ class _Column:
             self._breaks, self._shape = (self._shape, place, cell), "text"
 
     def kind(self) -> ColumnKind:
-        if self._shape == "float" and max(-self._smallest, self._largest) <= 2**53:
-            return ColumnKind(np.dtype(np.float64), self._reads_numbers)
-        if self._shape == "int" and not self._nulls:
-            if self._smallest >= -(2**63) and self._largest < 2**63:
-                return ColumnKind(_INT64, self._reads_numbers)
-            if self._smallest == 0 and self._largest < 2**64:
-                return ColumnKind(_UINT64, self._reads_numbers)
-        if self._shape == "bool" and not self._nulls:
-            return ColumnKind(np.dtype(np.bool_))
-        return ColumnKind(None)
+        """What the column is: integers that no dtype has, or beside nulls, are text."""
+        dtype: Any = None
+        if self._shape == "float" and max(-self._smallest, self._largest) <= _EXACT:
+            dtype = np.float64
+        elif self._shape in ("int", "bool") and not self._nulls:
+            dtype = np.bool_ if self._shape == "bool" else self._integers()
+        return ColumnKind(None if dtype is None else np.dtype(dtype), self._reads_numbers)
+
+    def _integers(self) -> Any:
+        if self._smallest >= 0 and self._largest < 2**64 and (self._is_unsigned or self._largest >= 2**63):
+            return np.uint64
+        return np.int64 if self._smallest >= -(2**63) and self._largest < 2**63 else None
 
     def notes(self) -> Iterable[str]:
         if self._breaks is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,11 @@ class ImageReader(Reader):
     def notes(self) -> tuple[str, ...]:
         """How many files are no images."""
         return (f"{plural(self._others, 'other file')} in {str(self._folder)!r} left out.",) if self._others else ()
+
+
+def holds_images(files: Iterable[Path]) -> bool:
+    """Whether one of these files is an image, which only PIL knows."""
+    return find_spec("PIL") is not None and not _suffixes().isdisjoint(path.suffix.lower() for path in files)
 
 
 def open_image(path: Path) -> Any:

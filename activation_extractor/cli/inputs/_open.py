@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from activation_extractor._display import examples
 from activation_extractor.cli.inputs._arrays import ArrayReader
 from activation_extractor.cli.inputs._bad_rows import BadRows
-from activation_extractor.cli.inputs._images import ImageReader
+from activation_extractor.cli.inputs._files import InputFile, piped
+from activation_extractor.cli.inputs._folders import ShardReader
+from activation_extractor.cli.inputs._formats import SUFFIXES, check_format, format_of, looks_like
+from activation_extractor.cli.inputs._images import ImageReader, holds_images
+from activation_extractor.cli.inputs._lines import LineReader
+from activation_extractor.cli.inputs._objects import ObjectReader
+from activation_extractor.cli.inputs._parquet import ParquetReader
+from activation_extractor.cli.inputs._records import Columns
+from activation_extractor.cli.inputs._sequences import FastaReader, FastqReader
 from activation_extractor.cli.inputs._source import Reader, Source
-from activation_extractor.cli.inputs._texts import TextReader
+from activation_extractor.cli.inputs._tables import TableReader
 from activation_extractor.errors import ArgumentError
+
+_READERS: dict[str, Callable[[InputFile, Columns], Reader]] = {
+    "text": LineReader,
+    "jsonl": ObjectReader,
+    "json": ObjectReader,
+    "parquet": ParquetReader,
+    "fasta": FastaReader,
+    "fastq": FastqReader,
+}
 
 
 def open_source(
@@ -24,31 +43,92 @@ def open_source(
     encoding: str | None = None,
     bad_rows: BadRows | None = None,
 ) -> Source:
-    """The rows of a file, a folder or standard input (``-``).
+    """The rows of a file, a folder or a pipe (``-`` for standard input).
 
-    Lines of text (``.txt``), objects (``.jsonl``), tables (``.csv``, ``.parquet``), sequences (FASTA: ids are the first
-    words of the headers; ``description`` can be kept), arrays (``.npy``, a row for each index of the first axis, mapped
-    rather than read), a folder of images. Text files may be compressed (``.gz``).
-
-    By default the text is in the column ``text``, or ``sequence``; and rows are numbered, but those of FASTA files and
-    images have ids.
+    Args:
+        name: a file of lines (``.txt``), objects (``.jsonl``, ``.json``), a table (``.csv``, ``.tsv``, ``.parquet``),
+            sequences (FASTA, FASTQ) or an array (``.npy``, a row for each index of the first axis); a folder of such
+            files of one kind, or of images. Text may be packed (``.gz``, ``.bz2``, ``.xz``, ``.zst``). What comes
+            through a pipe is told by how it begins.
+        text_column: the column with the text; by default ``text``, or else ``sequence``.
+        id_column: the column with the ids. By default rows are numbered, but sequences and images have ids.
+        keep: further columns.
+        format: what the file is, where its name does not say it.
+        separator: what stands between the cells of a table; by default a comma, or a tab in a ``.tsv`` file.
+        encoding: of text without a byte-order mark; by default UTF-8.
+        bad_rows: what becomes of rows that cannot be used; by default the first one is an error.
 
     Raises:
-        ArgumentError: the source does not exist, is of no known kind, empty or damaged; a column does not exist; a text
-            is empty; an id comes twice.
+        ArgumentError: the source does not exist, is of no known kind, empty or damaged; a column does not exist; a row
+            cannot be used.
         MissingExtraError: reading it needs a package that is not installed.
     """
-    path = Path(name)
+    path, columns = Path(name), Columns(text_column, id_column, tuple(keep))
+    if format is not None:
+        check_format(format)
     if name != "-" and not path.exists():
         raise ArgumentError("input", "be an existing file or folder", name)
-    reader: Reader
+    open_reader = partial(_reader, columns=columns, separator=separator)
     if name != "-" and path.is_dir():
-        reader = ImageReader(path)
-    elif path.suffix == ".npy":
-        reader = ArrayReader(path)
+        return Source(name, _folder(path, columns, format, encoding, open_reader), bad_rows)
+    if name != "-" and path.is_file():
+        file = InputFile(name, path, encoding)
+        chosen = format or format_of(path)
+        other = looks_like(file) if format is None and chosen == "text" else "text"
+        note = f"{name!r} looks like {other}, and its lines are read as text; --input-format {other} reads it so."
     else:
-        reader = TextReader(name, text_column, id_column, keep)
-    wanted = [column for column in (text_column, id_column, *keep) if column is not None]
-    if reader.kind != "text" and wanted:
-        raise ArgumentError("a column", "be of a file that has columns", wanted[0], f"{name!r} has none.")
-    return Source(name, reader, bad_rows)
+        file = piped(name, encoding)
+        chosen = other = format or looks_like(file)
+        note = f"{file.name[0].upper()}{file.name[1:]} is read as {chosen}; --input-format text reads its lines."
+    notes = [note] if format is None and other != "text" else []
+    return Source(file.name, open_reader(file, chosen), bad_rows, notes=notes)
+
+
+def _reader(file: InputFile, format: str | None, columns: Columns, separator: str | None) -> Reader:
+    """What reads a file of a format."""
+    if format is None:
+        kinds = f"{', '.join(suffixes[0] for suffixes in SUFFIXES.values())} or a folder"
+        raise ArgumentError("input", f"be {kinds}", file.name, "Say input_format=text, or what it holds.")
+    if format in ("csv", "tsv"):
+        return TableReader(file, columns, separator, "\t" if format == "tsv" else ",")
+    if separator is not None:
+        raise ArgumentError("separator", "be left out where the input is no .csv or .tsv", separator)
+    if format == "npy":
+        _check_unnamed(columns, file.name)
+        return ArrayReader(file)
+    return _READERS[format](file, columns)
+
+
+def _folder(
+    folder: Path,
+    columns: Columns,
+    format: str | None,
+    encoding: str | None,
+    open_reader: Callable[[InputFile, str | None], Reader],
+) -> Reader:
+    """What reads the shards in a folder, or images."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_visible(path.relative_to(folder))]
+    formats = {path: format_of(path) for path in files}
+    kinds = {*formats.values()} - {None, "npy"}  # a file of .npy may be meant as one row
+    if format is not None:
+        shards = [path for path in files if formats[path] == format] or files
+    elif holds_images(files) or not kinds:
+        _check_unnamed(columns, str(folder))
+        return ImageReader(folder)
+    elif len(kinds) > 1:
+        advice = f"It has {examples(sorted(map(str, kinds)))}: say which one with input_format=csv, or as it is called."
+        raise ArgumentError("input", "be a folder of files of one kind", str(folder), advice)
+    else:
+        format = kinds.pop()
+        shards = [path for path in files if formats[path] == format]
+    return ShardReader(folder, shards, lambda path: open_reader(InputFile(str(path), path, encoding), format))
+
+
+def _is_visible(path: Path) -> bool:
+    """Whether neither a file nor a folder above it is hidden, as logs and checksums of programs are."""
+    return not any(part.startswith((".", "_")) for part in path.parts)
+
+
+def _check_unnamed(columns: Columns, name: str) -> None:
+    if columns.named:
+        raise ArgumentError("a column", "be of a file that has columns", columns.named[0], f"{name!r} has none.")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from activation_extractor.cli.inputs._bad_rows import BadRows
+from activation_extractor.cli.inputs._checks import check_cell, check_id, check_text
 from activation_extractor.cli.inputs._columns import ColumnKind, Survey
-from activation_extractor.errors import ArgumentError, ArgumentTypeError
+from activation_extractor.cli.inputs._ids import Ids
+from activation_extractor.errors import ArgumentError
 
 Kind = Literal["text", "array", "image", "audio"]
 
@@ -39,12 +42,16 @@ class Reader(ABC):
         kept: the names of kept columns.
         has_ids: whether rows have ids.
         cells_are_text: whether kept cells are written numbers, as in a .csv file, or have types of their own.
+        unsigned: the kept columns whose integers are stored as uint64.
+        count: how many rows there are, where that is known without reading them and they have neither ids nor cells.
     """
 
     kind: Kind = "text"
     kept: tuple[str, ...] = ()
     has_ids = False
     cells_are_text = False
+    unsigned: tuple[str, ...] = ()
+    count: int | None = None
 
     @abstractmethod
     def rows(self, bad_rows: BadRows) -> Iterator[Row]:
@@ -78,24 +85,33 @@ class Source:
         ArgumentError: there is no row, or a row cannot be used and `bad_rows` skips none.
     """
 
-    def __init__(self, name: str, reader: Reader, bad_rows: BadRows | None = None) -> None:
+    def __init__(
+        self, name: str, reader: Reader, bad_rows: BadRows | None = None, *, notes: Sequence[str] = ()
+    ) -> None:
         self.name, self.kind, self.kept, self.has_ids = name, reader.kind, tuple(reader.kept), reader.has_ids
-        self._reader, self._bad_rows = reader, bad_rows or BadRows()
-        self.rows, self.characters, self.longest = 0, 0 if self.kind == "text" else None, list[Row]()
-        survey = Survey(self.kept, cells_are_text=reader.cells_are_text)
-        earlier: set[Any] = set()
-        for row in self._usable():
-            self._measure(row)
-            survey.add(row.kept, row.place)
-            if row.id is not None:
-                if row.id in earlier:
-                    raise ArgumentError(f"the id of {row.place}", "be its own", row.id, "An earlier row has it.")
-                earlier.add(row.id)
+        self._reader, self._bad_rows, self._ids = reader, bad_rows or BadRows(), Ids()
+        self.longest, self.notes = list[Row](), tuple[str, ...]()
+        self._survey()
+        if self._ids.find_twins():
+            self._survey()  # in which rows with the id of an earlier one are reported
         if not self.rows:
             raise ArgumentError("input", "hold at least one row", name)
-        self._kinds: list[ColumnKind] = survey.kinds()
-        self.longest = [self._converted(row) for row in self.longest]
-        self.notes = (*reader.notes(), *survey.notes)
+        self.longest = list(map(self._converted, self.longest))
+        self.notes = (*notes, *reader.notes(), *self.notes, *self._ids.notes())
+
+    def _survey(self) -> None:
+        """Go through all rows, unless all there is to know is known."""
+        self.rows, self.characters, self.longest = 0, 0 if self.kind == "text" else None, list[Row]()
+        columns = Survey(self.kept, cells_are_text=self._reader.cells_are_text, unsigned=self._reader.unsigned)
+        self._kinds = list[ColumnKind]()
+        for row in self._usable() if self._reader.count is None else islice(self._usable(), 2):
+            self.rows += 1
+            self._measure(row)
+            columns.add(row.kept, row.place)
+            if self.has_ids:
+                self._ids.add(row.id)
+        self.rows = self.rows if self._reader.count is None else self._reader.count
+        self._kinds, self.notes = columns.kinds(), columns.notes
 
     def __iter__(self) -> Iterator[Row]:
         return map(self._converted, self._usable())
@@ -109,25 +125,29 @@ class Source:
         }
 
     def _converted(self, row: Row) -> Row:
-        if not self._kinds:
+        if not self._kinds and not self._ids.are_converted:
             return row
-        return row._replace(kept=tuple(kind.convert(cell) for kind, cell in zip(self._kinds, row.kept, strict=True)))
+        cells = tuple(kind.convert(cell) for kind, cell in zip(self._kinds, row.kept, strict=True))
+        return Row(row.value, self._ids.convert(row.id), cells, row.place)
 
     def _usable(self) -> Iterator[Row]:
         """The rows without those that cannot be used, which are reported."""
+        is_text, has_ids, twins = self.kind == "text", self.has_ids, self._ids.twins()
         for row in self._reader.rows(self._bad_rows):
             try:
-                if self.kind == "text":
-                    _check_text(row)
-                if self.has_ids:
-                    _check_id(row)
+                if is_text:
+                    check_text(row.value, row.place)
+                for name, cell in zip(self.kept, row.kept, strict=True):
+                    check_cell(cell, name, row.place)
+                if has_ids:
+                    check_id(row.id, row.place)
+                    twins.check(row.id, row.place)
             except ArgumentError as error:
                 self._bad_rows.report(row.place, row.id, error)
             else:
                 yield row
 
     def _measure(self, row: Row) -> None:
-        self.rows += 1
         if self.characters is None:
             if len(self.longest) < 2:
                 self.longest.append(row)
@@ -135,17 +155,3 @@ class Source:
         self.characters += len(row.value)
         if len(self.longest) < 2 or len(row.value) > len(self.longest[1].value):
             self.longest = sorted([*self.longest, row], key=lambda row: -len(row.value))[:2]
-
-
-def _check_text(row: Row) -> None:
-    if not isinstance(row.value, str):
-        raise ArgumentTypeError(f"the text of {row.place}", "be text", row.value)
-    if not row.value.strip():
-        raise ArgumentError(f"the text of {row.place}", "hold text", row.value, "Remove that row.")
-
-
-def _check_id(row: Row) -> None:
-    if not isinstance(row.id, str | int) or isinstance(row.id, bool):
-        raise ArgumentTypeError(f"the id of {row.place}", "be text or an integer", row.id)
-    if row.id == "":
-        raise ArgumentError(f"the id of {row.place}", "hold text", row.id, "Give that row an id.")

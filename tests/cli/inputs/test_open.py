@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sources import read
 
-from activation_extractor.cli.inputs import _images, _texts, open_source
+from activation_extractor.cli.inputs import _files, _images, _parquet, _sequences, open_source
 from activation_extractor.errors import ArgumentError, MissingExtraError
 
 FASTA = ">a|1 first protein\nMPTI\nKQL\n\n>b\nMK*\n"
@@ -93,54 +93,52 @@ def test_images_are_files_with_their_paths_as_ids(tmp_path):
     ("name", "content", "options", "text"),
     [
         ("x.txt", "", {}, r"input must hold at least one row, got '.*x\.txt'\."),
-        ("x.txt", "a\n\nb", {}, r"the text of row 2 must hold text, got ''\. Remove that row\."),
         (
             "x.doc",
             "a",
             {},
-            r"input must be \.txt, \.jsonl, \.csv, \.parquet, \.fasta, \.npy or a folder of images, got",
+            r"input must be \.txt, \.jsonl, \.json, .*\.fastq, \.npy or a folder, got .* Say input_format=text",
         ),
         ("x.jsonl", '{"text": "a"}\n{"text"', {}, r"line 2 must hold a JSON object, got '\{\"text\"'\."),
         ("x.jsonl", "[1]", {}, r"line 1 must hold a JSON object, got \[1\]\."),
-        ("x.jsonl", '{"text": 3}', {}, r"the text of row 1 must be text, got 3\."),
+        ("x.jsonl", '{"text": 3}', {}, r"the text of line 1 must be text, got 3\."),
         (
             "x.jsonl",
             '{"body": "a", "n": 1}',
             {},
-            r"text_column must name a column of '.*', got 'text'\. Its columns are 'body', 'n'\.",
+            r"text_column must name a column of '.*', got 'text'\. Its columns are 'body', 'n' \(line 1\)\.",
         ),
         (
             "x.jsonl",
             '{"text": "a"}',
             {"id_column": "name"},
-            r"id_column must name a column of .* got 'name'\. Its columns are 'text'\.",
+            r"id_column must name a column of .* got 'name'\. Its columns are 'text' \(line 1\)\.",
         ),
         ("x.jsonl", '{"text": "a"}', {"keep": ["book"]}, r"got 'book'\."),
         (
             "x.jsonl",
             '{"text": "a", "id": null}',
             {"id_column": "id"},
-            r"the id of row 1 must be text or an integer",
+            r"the id of line 1 must be text or an integer",
         ),
         (
             "x.csv",
             "id,text\n1,a\n1,b\n",
             {"id_column": "id"},
-            r"the id of row 2 must be its own, got '1'\.",
+            r"the id of line 3 \(row 2\) must be its own, got '1'\. An earlier row has it: line 2 \(row 1\)\.",
         ),
-        ("x.csv", "id,text\n1\n", {}, r"line 2 must have a cell for each of the 2 columns, got"),
-        ("x.csv", 'id,text\n1,"a', {}, r"input must be a file that can be read, got '.*x\.csv'\."),
+        ("x.csv", "id,text\n1\n", {}, r"line 2 \(row 1\) must have a cell for each of the 2 columns, got"),
+        ("x.csv", 'id,text\n1,"a', {}, r"the quote that is opened behind line 1 must be closed, got"),
         ("x.csv", "", {}, r"input must hold at least one row"),
         ("x.fasta", "MKL\n>a\nMK\n", {}, r"line 1 must come after a header that begins with '>', got 'MKL'\."),
-        ("x.fasta", ">a\n>b\nMK", {}, r"the sequence of 'a' must hold residues, got ''\."),
+        ("x.fasta", ">a\n>b\nMK", {}, r"record 'a' at line 1 must hold residues, got ''\."),
         (
             "x.fasta",
             ">a\nM\n>a\nK",
             {},
-            r"the id of row 2 must be its own, got 'a'\. An earlier row has it\.",
+            r"the id of record 'a' at line 3 must be its own, got 'a'\. An earlier row has it: record 'a' at line 1\.",
         ),
         ("x.npy", "text", {}, r"input must be a \.npy file of numbers, got"),
-        ("x.txt.gz", "not compressed", {}, r"input must be a file that can be read, got '.*'\. Not a gzipped file"),
         ("x.parquet", "PAR1", {}, r"input must be a file that can be read"),
     ],
 )
@@ -149,12 +147,6 @@ def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, name, content, opt
         pytest.importorskip("pyarrow", reason="reads and writes .parquet")
     with pytest.raises(ArgumentError, match=text):
         open_source(written(tmp_path, name, content), **options)
-
-
-def test_text_in_another_encoding_is_one_sentence(tmp_path):
-    (tmp_path / "x.txt").write_bytes("Größe".encode("latin-1"))
-    with pytest.raises(ArgumentError, match=r"input must be text in UTF-8, got '.*'\. Byte 2 is not\."):
-        open_source(str(tmp_path / "x.txt"))
 
 
 def test_what_is_not_there_is_one_sentence(tmp_path):
@@ -182,10 +174,15 @@ def test_a_folder_without_images_and_an_unreadable_image_are_named(tmp_path):
         open_source(str(tmp_path))
 
 
-@pytest.mark.parametrize(("missing", "name", "extra"), [("pyarrow", "x.parquet", "parquet"), ("PIL", "", "images")])
-def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch, missing, name, extra):
-    for module in (_images, _texts):
+@pytest.mark.parametrize(
+    ("name", "extra"), [("x.parquet", "tables"), ("pictures", "images"), ("x.fq", "sequences"), ("x.txt.gz", "cli")]
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch, name, extra):
+    for module in (_images, _parquet, _sequences, _files):
         monkeypatch.setattr(module, "find_spec", lambda module: None)
     (tmp_path / "x.parquet").write_bytes(b"")
+    (tmp_path / "x.fq").write_bytes(b"")
+    (tmp_path / "x.txt.gz").write_bytes(gzip.compress(b"a"))
+    (tmp_path / "pictures").mkdir()
     with pytest.raises(MissingExtraError, match=f"pip install 'activation_extractor\\[{extra}\\]'"):
         open_source(str(tmp_path / name))
