@@ -17,6 +17,7 @@ from activation_extractor._format._codecs import CODECS, Codec
 from activation_extractor._tensors import as_dense, rows_of
 from activation_extractor.activations import capture
 from activation_extractor.cli._feed import Feed
+from activation_extractor.cli._fresh import check_replaceable
 from activation_extractor.cli._terminal import one_line
 from activation_extractor.cli._texts import POOLING_MASK
 from activation_extractor.errors import ActivationError, ArgumentError, StoreError
@@ -113,10 +114,12 @@ def check_out(out: Path, *, resume: bool = True) -> None:
     """Make sure that a run may be stored in a folder, before data and model are read.
 
     Raises:
-        StoreError: it is a file, or holds something else than a store that the run may resume.
+        StoreError: it is a file, or holds something else than a store, which the run resumes or else sets aside.
     """
-    if not resume or not (out / "manifest.json").exists():
-        check_free(out, "Choose another folder, or leave out resume=False to resume its run.")
+    if not (out / "manifest.json").exists():
+        check_free(out)
+    elif not resume:
+        check_replaceable(out)
 
 
 def check_room(out: Path, nbytes: int, *, resume: bool = True) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from activation_extractor._display import plural
+from activation_extractor._display import plural, short_path
+from activation_extractor._format._manifest import has_manifest, read_manifest
 from activation_extractor.cli._estimate import check_out, check_room, estimate
 from activation_extractor.cli._feed import Feed, make_feed
+from activation_extractor.cli._fresh import set_aside
 from activation_extractor.cli._models import DTYPES, Loaded, load_model
 from activation_extractor.cli._terminal import warn
 from activation_extractor.cli.inputs import BadRows, Source, open_source
@@ -54,12 +55,14 @@ class Extraction:
         expected = estimate(model, feed, selection, rows, pooling_mask=pooling_mask, **options)
         warn(str(expected))
         check_room(self._out, expected.nbytes, resume=self._resume)
-        feed.window_rows = options["rows_per_unit"] = rows_per_unit or expected.unit_rows
+        if not self._resume and (aside := set_aside(self._out)) is not None:
+            warn(f"The earlier store is in {short_path(aside)!r} now.")
+        feed.window_rows = options["rows_per_unit"] = rows_per_unit or self._stored_unit_rows or expected.unit_rows
         options |= {"out": self._out, "resume": self._resume, **entries}
         try:
             store = extract(model, feed, selection, **options)
         except KeyboardInterrupt:
-            self._say_stopped()
+            self._say_stopped(options["rows_per_unit"])
             raise  # typer ends with the code of an interrupt
         for note in feed.last_notes:
             warn(note)
@@ -67,8 +70,17 @@ class Extraction:
             warn(f"{plural(self._bad_rows.count, 'row')} left out; {self._bad_file!r} lists them.")
         return store
 
-    def _say_stopped(self) -> None:
-        done = 0
-        with suppress(StoreError):  # a run that ended before its first unit left no store
+    @property
+    def _stored_unit_rows(self) -> int | None:
+        """How many rows the units of the store have that the run goes on with."""
+        return read_manifest(self._out).rows_per_unit if has_manifest(self._out) else None
+
+    def _say_stopped(self, unit_rows: int) -> None:
+        try:
             done = open_store(self._out).rows
+        except StoreError:  # a run that ended before its first unit left no store
+            unit_rows = min(unit_rows, self._source.rows)
+            told = f"Nothing is stored: the first {unit_rows:,} rows were not complete."
+            warn(f"Stopped. {told} With smaller units, such as --rows-per-unit {max(1, unit_rows // 8)}, less is lost.")
+            return
         warn(f"Stopped. {done:,} rows are in {str(self._out)!r}; the same command goes on from there.")

@@ -169,7 +169,8 @@ def extract(
         stop_early=stop_early,
         missing=missing,
     )
-    bar = Progress(each_row_once(batches) if ids is None else batches, progress)
+    once = each_row_once(batches) if ids is None else batches
+    bar = Progress(once, progress, getattr(batches, "total_rows", None))
     with _visiting(model):
         where = move(model, device)
 

@@ -14,17 +14,19 @@ from activation_extractor.errors import ArgumentTypeError, MissingExtraError
 class Progress:
     """Iterates over batches and shows how far it is; `is_shown` None shows a bar if tqdm is installed.
 
+    The bar is of rows where it is known how many there are, `total_rows`, else of batches.
+
     Raises:
         MissingExtraError: a bar is asked for and tqdm is not installed.
     """
 
-    def __init__(self, batches: Iterable[Any], is_shown: bool | None) -> None:
+    def __init__(self, batches: Iterable[Any], is_shown: bool | None, total_rows: int | None = None) -> None:
         if is_shown is not None and not isinstance(is_shown, bool):
             raise ArgumentTypeError("progress", "be True, False or None", is_shown)
         has_tqdm = importlib.util.find_spec("tqdm") is not None
         if is_shown and not has_tqdm:
             raise MissingExtraError("progress=True", "cli", "tqdm")
-        self._batches = batches
+        self._batches, self._total_rows = batches, total_rows
         self._bar: Any = None
         self._is_shown = has_tqdm if is_shown is None else is_shown
         self._start = time.monotonic()  # later, when stored rows come first: the rate is of those computed
@@ -34,8 +36,15 @@ class Progress:
             return iter(self._batches)
         from tqdm.auto import tqdm
 
-        self._bar = tqdm(self._batches, unit="batch", dynamic_ncols=True)
-        return iter(self._bar)
+        if self._total_rows is None:
+            self._bar = tqdm(self._batches, unit="batch", dynamic_ncols=True)
+            return iter(self._bar)
+        self._bar = tqdm(total=self._total_rows, unit="row", dynamic_ncols=True)
+        return self._counting()
+
+    def _counting(self) -> Iterator[Any]:
+        with self._bar:
+            yield from self._batches
 
     def show(self, stored_rows: int, rows: int, nbytes: int) -> None:
         """Show the rows so far, how many of them an earlier run stored, rows computed per second, and their bytes."""
@@ -48,3 +57,5 @@ class Progress:
         earlier = f" ({stored_rows} from earlier)" if stored_rows else ""
         rate = f"{rows / seconds:.0f} rows/s, " if seconds > 0 else ""
         self._bar.set_postfix_str(f"{stored_rows + rows} rows{earlier}, {rate}{human_bytes(nbytes)}", refresh=False)
+        if self._total_rows is not None:
+            self._bar.update(stored_rows + rows - self._bar.n)

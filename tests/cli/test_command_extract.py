@@ -209,10 +209,63 @@ def test_the_same_command_goes_on_and_another_one_is_refused(here, bert):
     assert line.startswith("'out' holds another run: it differs in reducers")
     *_, line = run(*command, "--format", "npz", code=2).stderr.splitlines()
     assert line.endswith("Use the --format that it was begun with.")
-    assert "got one that holds a store. Choose another folder, or leave out --fresh to resume its run." in mistake(
-        *command, "--fresh"
-    )
     assert lost.read_bytes() == before
+
+
+def test_a_fresh_run_begins_a_store_and_renames_the_earlier_one(here, bert):
+    command = ["--model", bert, "--input", "x.txt", "--layers", "encoder.layer.0", "--out", "out"]
+    run(*command, "--fresh")
+    before = {path: path.read_bytes() for path in sorted(Path("out").rglob("*")) if path.is_file()}
+    done = run(*command, "--fresh", "--reduce", "max")
+    assert "The earlier store is in 'out.1' now.\n" in done.stderr
+    assert open_store("out").pairs == [("encoder.layer.0", "max")]
+    for path, content in before.items():
+        assert Path("out.1", *path.parts[1:]).read_bytes() == content
+    run(*command, "--fresh")
+    assert open_store("out.2").pairs == [("encoder.layer.0", "max")]
+    assert "40 rows (40 from earlier)" in run(*command).stderr
+
+
+def test_a_fresh_run_renames_nothing_where_it_fails_or_finds_files_of_others(here, bert):
+    command = ["--model", bert, "--input", "x.txt", "--out", "out"]
+    run(*command)
+    mistake(*command, "--fresh", "--layers", "nowhere")
+    mistake(*command, "--fresh", "--input", "nowhere.txt")
+    Path("out/notes.txt").write_text("mine")
+    assert "must hold nothing but a store where --fresh is to begin another, got 'notes.txt'" in mistake(
+        *command, "--fresh"
+    ).replace('"', "")
+    Path("out/notes.txt").rename("out/shards/notes.txt")
+    assert "shards/notes.txt" in mistake(*command, "--fresh")
+    Path("out/shards/notes.txt").unlink()
+    assert open_store("out").rows == 40
+    assert not Path("out.1").exists()
+
+
+def test_a_fresh_run_through_a_link_stays_on_its_disk_and_never_in_the_current_folder(here, bert, monkeypatch):
+    Path("disk").mkdir()
+    Path("out").symlink_to("disk/store")
+    command = ["--model", bert, "--input", str(here / "x.txt"), "--layers", "encoder.layer.0"]
+    run(*command, "--out", "disk/store")
+    run(*command, "--out", "out", "--fresh")
+    assert open_store("disk/store").rows == open_store("disk/store.1").rows == 40
+    monkeypatch.chdir("disk/store")
+    assert "must not be the current folder" in mistake(*command, "--out", ".", "--fresh")
+    assert "40 from earlier" in run(*command, "--out", ".").stderr
+
+
+def test_ctrl_c_before_the_first_unit_says_that_nothing_is_stored(here):
+    Path("interrupt").touch()
+    command = ["--model", "factories:interrupted", "--input", "x.npy", "--batch-size", 2, "--reduce", "full"]
+    done = run(*command, "--out", "out", code=130)
+    told = "Stopped. Nothing is stored: the first 20 rows were not complete. With smaller units, such as"
+    assert done.stderr.endswith(f"{told} --rows-per-unit 2, less is lost.\n")
+
+
+def test_a_run_goes_on_with_the_units_that_its_store_has(here, bert):
+    command = ["--model", bert, "--input", "x.txt", "--layers", "encoder.layer.0", "--out", "out"]
+    run(*command, "--rows-per-unit", 16)
+    assert "40 rows (40 from earlier)" in run(*command).stderr
 
 
 def test_ctrl_c_keeps_finished_units_and_the_same_command_goes_on(here):

@@ -64,7 +64,10 @@ def extract(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Resume the run of an earlier store, or take a new folder only.")
+        bool,
+        typer.Option(
+            "--resume/--fresh", help="Go on with the store in the folder, or begin another and rename that one."
+        ),
     ] = True,
     stop_early: Annotated[
         bool, typer.Option("--stop-early", help="Leave out what comes behind the last layer wanted.")
