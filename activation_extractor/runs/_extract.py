@@ -169,8 +169,7 @@ def extract(
         stop_early=stop_early,
         missing=missing,
     )
-    once = each_row_once(batches) if ids is None else batches
-    bar = Progress(once, progress, getattr(batches, "total_rows", None))
+    bar = Progress(each_row_once(batches) if ids is None else batches, progress)
     with _visiting(model):
         where = move(model, device)
 

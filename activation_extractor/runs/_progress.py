@@ -14,19 +14,19 @@ from activation_extractor.errors import ArgumentTypeError, MissingExtraError
 class Progress:
     """Iterates over batches and shows how far it is; `is_shown` None shows a bar if tqdm is installed.
 
-    The bar is of rows where it is known how many there are, `total_rows`, else of batches.
+    The bar is of rows where the batches say how many there are, by an attribute `total_rows`; else of batches.
 
     Raises:
         MissingExtraError: a bar is asked for and tqdm is not installed.
     """
 
-    def __init__(self, batches: Iterable[Any], is_shown: bool | None, total_rows: int | None = None) -> None:
+    def __init__(self, batches: Iterable[Any], is_shown: bool | None) -> None:
         if is_shown is not None and not isinstance(is_shown, bool):
             raise ArgumentTypeError("progress", "be True, False or None", is_shown)
         has_tqdm = importlib.util.find_spec("tqdm") is not None
         if is_shown and not has_tqdm:
             raise MissingExtraError("progress=True", "cli", "tqdm")
-        self._batches, self._total_rows = batches, total_rows
+        self._batches, self._total_rows = batches, getattr(batches, "total_rows", None)
         self._bar: Any = None
         self._is_shown = has_tqdm if is_shown is None else is_shown
         self._start = time.monotonic()  # later, when stored rows come first: the rate is of those computed

@@ -29,8 +29,12 @@ def test_what_is_printed_behind_a_bar_that_did_not_end_has_a_line_of_its_own(cap
     assert capsys.readouterr().err.endswith("\n")
 
 
+class Counted(list):
+    total_rows = 40
+
+
 def test_a_bar_of_rows_goes_as_far_as_their_number(capsys, clock):
-    bar = Progress([1, 2], True, 40)
+    bar = Progress(Counted([1, 2]), True)
     for number in bar:
         bar.show(stored_rows=10, rows=15 * number - 5, nbytes=2048)
     shown = capsys.readouterr().err
@@ -38,7 +42,7 @@ def test_a_bar_of_rows_goes_as_far_as_their_number(capsys, clock):
     assert "35/40" in shown
     assert shown.endswith("\n")
     with pytest.raises(ValueError, match="in the middle"):
-        for _ in Progress([1, 2], True, 40):
+        for _ in Progress(Counted([1, 2]), True):
             raise ValueError("in the middle")
     assert capsys.readouterr().err.endswith("\n")
 
