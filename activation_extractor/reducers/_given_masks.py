@@ -15,10 +15,14 @@ from activation_extractor.reducers._token_masks import TokenMask
 
 @dataclass(eq=False)
 class BatchMask:
-    """A mask set anew before each call: `name` is for fingerprints, `now`, ``(batch, seq)``, for the next call."""
+    """A mask set anew before each call: `name` is for fingerprints, `now`, ``(batch, seq)``, for the next call.
+
+    One that `is_of_windows` is not shortened with a sequence: how many positions count is known before the call.
+    """
 
     name: str
     now: Tensor | None = None
+    is_of_windows: bool = False
 
 
 def check_mask(mask: Any) -> None:

@@ -76,6 +76,7 @@ class Masks:
         self._shortening = Shortening(model)
         sources = mask.values() if isinstance(mask, Mapping) else [mask]
         self._leaves_tokens_out = any(isinstance(source, TokenMask) for source in sources)
+        self._is_of_windows = isinstance(mask, BatchMask) and mask.is_of_windows
         if isinstance(mask, Mapping):
             self._source = _by_pattern(mask, ModuleTree(model), signature, self._default, self._without)
         elif self._is_made_anew:
@@ -170,7 +171,7 @@ class Masks:
 
     def _shortened(self, target: Target, masks: list[Any], activation: Tensor, call: CallArguments) -> Tensor | None:
         """The first of these masks that can be shortened with the sequence as the model does before a layer."""
-        if activation.is_nested or self._leaves_tokens_out or not self._shortening.is_possible:
+        if activation.is_nested or self._leaves_tokens_out or self._is_of_windows or not self._shortening.is_possible:
             return None
         for mask in masks:
             of = (one.layer for one in call.chain if any(value is mask for _, value in one.named()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,7 +15,7 @@ from activation_extractor._display import examples
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.layers._modules import unwrap
-from activation_extractor.runs._batch_rows import count_rows, take_rows
+from activation_extractor.runs._batch_rows import Digests, count_rows, row_digests, take_rows
 from activation_extractor.sinks._step import check_ids
 
 Name = str | int  # of a field of a batch: its key in a mapping, its position in a tuple
@@ -31,6 +32,7 @@ class Batch:
     places: Any  # of its rows in the data set, or None
     pooling_mask: Any  # which positions count, ``(batch, seq)``, or None
     keep: Mapping[str, Any]  # the columns to store as they are
+    group: Any = None  # which windows of which rows its rows are, or None
 
     @cached_property
     def rows(self) -> int | None:
@@ -53,6 +55,21 @@ class Batch:
         return Batch(taken, *map(take, (self.ids, self.places, self.pooling_mask, self.keep)))
 
     @property
+    def was_cut(self) -> bool:
+        """Whether it was run in pieces that nobody else knows of."""
+        return False
+
+    def digests(self, rows: int, mask: str | None) -> Digests:
+        """A digest of what each of its rows is made from; `mask` names the argument that says what is padding."""
+        real = self.arguments.get(mask) if isinstance(self.arguments, Mapping) else None
+        members = {"arguments": self.arguments, "keep": self.keep, "pooling_mask": self.pooling_mask}
+        return row_digests(members, rows, real)
+
+    def relative_to(self, start: int, places: Sequence[int]) -> str:
+        """A digest of the places of its rows, counted from `start`: the same for the same batch."""
+        return f"{zlib.crc32(repr([place - start for place in places]).encode()):08x}"
+
+    @property
     def inputs(self) -> tuple[Any, ...]:
         """What its rows in a store are made from; ids and places are compared by themselves."""
         return (self.arguments, self.keep, *([] if self.pooling_mask is None else [self.pooling_mask]))
@@ -65,24 +82,28 @@ class BatchFields:
         ArgumentTypeError: a field is not a name.
     """
 
-    def __init__(self, ids: Ids, keep: Any, order: str | None, pooling_mask: str | None) -> None:
+    def __init__(
+        self, ids: Ids, keep: Any, order: str | None, pooling_mask: str | None, group: str | None = None
+    ) -> None:
         if ids is not None and not _is_name(ids) and not callable(ids):
             condition = "name a field of the batches, by its key or position, or be a callable that takes a batch"
             raise ArgumentTypeError("ids", condition, ids)
         names = [keep] if isinstance(keep, str) or not isinstance(keep, Iterable) else list(keep)
         if not all(map(_is_name, names)):
             raise ArgumentTypeError("keep", "name fields of the batches, by their keys or positions", keep)
-        for argument, name in (("order", order), ("pooling_mask", pooling_mask)):
+        for argument, name in (("order", order), ("pooling_mask", pooling_mask), ("group", group)):
             if name is not None and not isinstance(name, str):
                 raise ArgumentTypeError(argument, "name a field of the batches", name)
         self._ids, self._keep, self._order, self._pooling_mask = ids, sorted({*names}, key=str), order, pooling_mask
-        self._taken = {name for name in (ids, order, pooling_mask, *names) if _is_name(name)}
+        self._group = group
+        self._taken = {name for name in (ids, order, pooling_mask, group, *names) if _is_name(name)}
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """The fields that a run's values depend on."""
         ids = self._ids if _is_name(self._ids) else self._ids is not None
-        return {"ids": ids, "keep": self._keep, **({"order": self._order} if self._order else {})}
+        named = {"order": self._order, "group": self._group}
+        return {"ids": ids, "keep": self._keep, **{name: field for name, field in named.items() if field}}
 
     def split(self, batch: Any) -> Batch:
         """A batch, taken apart.
@@ -96,7 +117,8 @@ class BatchFields:
             fields = _fields(batch)
             for name in sorted(self._taken, key=str):
                 if name not in fields:
-                    advice = "Check ids=, keep=, order= and pooling_mask=; a field of a tuple is named by its position."
+                    named = "ids=, keep=, order=, pooling_mask= and group="
+                    advice = f"Check {named}; a field of a tuple is named by its position."
                     raise ArgumentError("a batch", f"hold the field {name!r}", list(fields), advice)
             others = {name: value for name, value in fields.items() if name not in self._taken}
             arguments = others if isinstance(batch, Mapping) else tuple(others.values())
@@ -107,6 +129,7 @@ class BatchFields:
             places=fields[self._order] if self._order else None,
             pooling_mask=fields[self._pooling_mask] if self._pooling_mask else None,
             keep={str(name): fields[name] for name in self._keep},
+            group=fields[self._group] if self._group else None,
         )
 
 
@@ -119,7 +142,7 @@ def _fields(batch: Any) -> dict[Any, Any]:
         return dict(batch.items())
     if isinstance(batch, tuple | list):
         return dict(enumerate(batch))
-    what = "a batch with ids, keep, order or pooling_mask"
+    what = "a batch with ids, keep, order, pooling_mask or group"
     raise ArgumentTypeError(what, "be a mapping or a tuple", type(batch).__name__)
 
 

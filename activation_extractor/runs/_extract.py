@@ -25,6 +25,7 @@ from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.layers._modules import evaluating, unwrap
 from activation_extractor.reducers._masks import BatchMask
 from activation_extractor.reducers._own_masks import ATTENTION
+from activation_extractor.reducers._reducers import resolve_reducers
 from activation_extractor.reducers._sequence_axis import SequenceAxes
 from activation_extractor.runs._added_rows import AddedRows
 from activation_extractor.runs._batches import Batch, BatchFields, Ids, Keep, call_model
@@ -32,6 +33,7 @@ from activation_extractor.runs._devices import check_weights, move, without_grad
 from activation_extractor.runs._items import BatchItems, RowItems
 from activation_extractor.runs._progress import Progress
 from activation_extractor.runs._run import Run
+from activation_extractor.runs._windowed_rows import WindowedRows
 from activation_extractor.runs._workers import each_row_once
 from activation_extractor.sinks._store_writer import QUEUE_BYTES
 from activation_extractor.store import Store, open_store
@@ -51,6 +53,7 @@ def extract(
     keep: Keep = (),
     order: str | None = None,
     pooling_mask: str | None = None,
+    group: str | None = None,
     device: Any = None,
     progress: bool | None = None,
     rows_per_unit: int | None = None,
@@ -102,6 +105,11 @@ def extract(
         pooling_mask: the field with the mask of the positions that reducers use and stores hold, ``(batch, seq)``,
             where it is not the model's own mask: padding and special tokens left out, say. It takes the place of
             `mask`.
+        group: the field that says which window of which row each row of a batch is, for rows that are longer than the
+            model takes: the `Window` objects of `windows`, or (place of the row in the data set, its number, how many
+            windows the row has), as an int tensor ``(rows, 3)`` or triples. Rows are stored, not windows: reducers are
+            merged over what `pooling_mask` holds, which is each position of a row in one of its windows. Ids and kept
+            columns are those of the row, for each of its windows.
         device: move the model there first; without it the model stays where it is. A model whose weights are all
             offloaded stays, and its batches go there, unless hooks of accelerate say where it runs.
         progress: a progress bar, which needs tqdm; by default one is shown if tqdm is installed.
@@ -141,11 +149,10 @@ def extract(
         >>> store["1"].shape
         (2, 8)
     """
-    fields = BatchFields(ids, keep, order, pooling_mask)
+    fields = BatchFields(ids, keep, order, pooling_mask, group)
     sizes = {"queue_bytes": queue_bytes, "rows_per_unit": rows_per_unit}
     _check_arguments(batches, ids, format, sizes, resume=resume, append=append)
-    if pooling_mask and mask != "attention_mask":
-        raise ArgumentError("mask", "be left out with pooling_mask", mask)
+    _check_masks(mask, pooling_mask, group, calls)
     check_weights(model)
     fingerprint = partial(_fingerprint, model, {**fields.fingerprint, **_dtype(dtype), "rows_per_unit": rows_per_unit})
     folder, codec = check_path("out", out), CODECS[format].storing(dtype)
@@ -154,15 +161,16 @@ def extract(
     if append and ids is not None and has_manifest(folder):
         run = AddedRows(folder, codec, model, fingerprint, mask=padding, queue_bytes=queue_bytes)
     else:
-        has_rows = missing == "error" or ids is not None or order is not None
+        has_rows = missing == "error" or any(name is not None for name in (ids, order, group))
         counts = RowItems(rows_per_unit, padding) if has_rows else BatchItems(rows_per_unit)
         run = Run(folder, codec, model, fingerprint, counts, queue_bytes=queue_bytes, resume=resume, may_grow=append)
-    counted = BatchMask(pooling_mask or "")
+    sink = WindowedRows(run, resolve_reducers("full" if reduce is None else reduce), padding) if group else run
+    counted = BatchMask(pooling_mask or "", is_of_windows=group is not None)
     recorded = capture(
         model,
         layers,
         reduce=reduce,
-        sink=run,
+        sink=sink,
         mask=counted if pooling_mask else mask,
         sequence_axis=sequence_axis,
         calls=calls,
@@ -181,9 +189,9 @@ def extract(
     with evaluating(model), without_gradients(model), recorded as acts:
         for item in bar:
             batch = fields.split(item)
-            run.add(batch, forward)
+            sink.add(batch, forward)
             bar.show(run.stored_rows, run.rows, run.nbytes)
-        run.end()
+        sink.end()
     if not run.rows + run.stored_rows:
         raise ArgumentError("batches", "hold at least one row", batches)
     return open_store(out)
@@ -224,6 +232,17 @@ def _check_arguments(
             check_size(name, size)
     if format not in CODECS:
         raise ArgumentError("format", f"be one of {', '.join(map(repr, CODECS))}", format)
+
+
+def _check_masks(mask: Any, pooling_mask: str | None, group: str | None, calls: Any) -> None:
+    """Refuse masks beside each other, and windows of which it is not known what counts in them."""
+    if pooling_mask and mask != "attention_mask":
+        raise ArgumentError("mask", "be left out with pooling_mask", mask)
+    if group and pooling_mask is None:
+        advice = "Take it from Window.owns; where windows share nothing, it is a copy of the attention mask."
+        raise ArgumentError("pooling_mask", "name the field of the positions that count, with group", None, advice)
+    if group and calls == "join":
+        raise ArgumentError("calls", "be 'last' or 'all' with group", calls, "Leave it out.")
 
 
 def _check_batches(batches: Any) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from activation_extractor._format._fingerprints import inputs_crc32
 from activation_extractor._format._manifest import BATCHES_PER_UNIT, ROWS_PER_UNIT
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
-from activation_extractor.runs._batch_rows import Digests, combined, row_digests
+from activation_extractor.runs._batch_rows import Digests, combined
 from activation_extractor.runs._batches import Batch
 from activation_extractor.sinks._unit_policy import UNIT_BYTES, UNIT_ROWS
 
@@ -35,7 +34,7 @@ class Arrived:
 
     def relative_to(self, start: int) -> str:
         """A digest of the places of its items, counted from a unit's first one: the same for the same batch."""
-        return f"{zlib.crc32(repr([place - start for place in self.places]).encode()):08x}"
+        return self.batch.relative_to(start, self.places)
 
 
 class Items(ABC):
@@ -107,10 +106,7 @@ class RowItems(Items):
         return range(self._count - rows, self._count)
 
     def digests(self, batch: Batch, places: Sequence[int]) -> Digests:
-        arguments = batch.arguments
-        mask = arguments.get(self._mask) if isinstance(arguments, Mapping) else None
-        members = {"arguments": arguments, "keep": batch.keep, "pooling_mask": batch.pooling_mask}
-        return row_digests(members, len(places), mask)
+        return batch.digests(len(places), self._mask)
 
     def digest(self, before: str, digests: Digests, places: Sequence[int]) -> str:
         return f"{(int(before, 16) + combined(digests, places)) % 2**64:016x}"

@@ -48,11 +48,13 @@ class Proof:
     Attributes:
         computed_with: what computes the run.
         is_open: whether a batch is still to be run again.
+        is_done: whether one was run again, and its unit has ended without an error.
     """
 
     def __init__(self, folder: Path, codec: Codec, model: nn.Module) -> None:
-        self.computed_with, self.is_open = computed_with(model), True
+        self.computed_with, self.is_open, self.is_done = computed_with(model), True, False
         self._folder, self._codec, self._devices = folder, codec, devices(model)
+        self._unit: StoredUnit | None = None  # of the batch that was run again
         self._steps: list[Step] = []  # of the batch that is run again, one for each of its pieces
         self._rows = 0  # of the current unit, in the batches that were run again
         self._difference = self._note = ""
@@ -96,7 +98,7 @@ class Proof:
             rows = rows or range(self._rows, self._rows + count)
             self._rows += count
             stored = stored_columns(unit, rows)
-            self.is_open = not (stored or computed)
+            self.is_open, self._unit = not (stored or computed), unit
             different = find_difference(stored, computed, is_exact=True)
             if different is not None:
                 reasons = [] if is_same_batch else [_OTHER_BATCH]
@@ -111,12 +113,14 @@ class Proof:
             raise OtherRunError(self._folder, [f"what the model computes ({_DRAWS})"])
 
     def end(self, unit: StoredUnit) -> None:
-        """End the unit, and warn where its batch has other bits now.
+        """End the unit; where it is that of the batch that was run again, warn if this has other bits now.
 
         Raises:
             OtherRunError: its batch has other values now.
             StoreError: they are other ones because the shard was damaged.
         """
+        if not self.is_open and unit is not self._unit:
+            return  # they may end in another order than they begin
         if self.is_open and self._rows != unit.rows and not self._difference:
             self._difference = f"{self._rows} rows in place of {unit.rows}"
         if self._difference:
@@ -126,7 +130,7 @@ class Proof:
         if self._note:
             text = f"{str(self._folder)!r} is resumed, although its values differ by rounding ({self._note})."
             warnings.warn(text, stacklevel=5)  # at the call of extract
-        self._rows, self._note = 0, ""
+        self._rows, self._note, self.is_done = 0, "", not self.is_open
 
     def _judge(
         self,

@@ -195,7 +195,7 @@ class Run(Sink):
             pieces += 1
 
         self._pieces.run(batch, run)
-        for unit in self._parts if pieces > 1 else ():
+        for unit in self._parts if pieces > 1 or batch.was_cut else ():
             unit.cut()
 
     def _compare(self, unit: RunUnit, forward: Callable[[Batch, bool], None]) -> None:
@@ -265,7 +265,7 @@ class Run(Sink):
             self._proof.end(unit.stored)
             if self._writer.hold_back and self.rows:
                 self._proof.check_further()
-            self._writer.hold_back = self._writer.hold_back and self._proof.is_open
+            self._writer.hold_back = self._writer.hold_back and not self._proof.is_done
         else:  # a unit without rows too, so that a resumed run finds it
             unit.check_gapless()
             metadata = {INPUTS: unit.inputs, FIRST_BATCH: unit.first_batch}

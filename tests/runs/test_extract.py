@@ -167,7 +167,7 @@ def test_a_batch_without_the_ids_is_an_error_that_shows_its_entries(model, tmp_p
         (
             ROWS,
             {"ids": "id"},
-            "a batch with ids, keep, order or pooling_mask must be a mapping or a tuple, got 'Tensor'",
+            "a batch with ids, keep, order, pooling_mask or group must be a mapping or a tuple, got 'Tensor'",
         ),
         ((ROWS,), {"keep": ["label"]}, r"a batch must hold the field 'label', got \[0\]\. .*named by its position"),
         ((ROWS,), {"keep": 1}, r"a batch must hold the field 1, got \[0\]\. Check ids="),

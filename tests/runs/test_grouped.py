@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 import numpy as np
@@ -17,6 +16,7 @@ from activation_extractor.reducers import position
 from activation_extractor.reducers._reducers import resolve_reducers
 from activation_extractor.runs._grouped import Grouped, Part, check_parts
 from activation_extractor.sinks import Ragged, Step
+from activation_extractor.sinks._step import part_of
 
 REDUCERS = resolve_reducers(["mean", "max", "first", "last", "full"])
 LENGTHS = [5, 1, 9, 3]
@@ -34,7 +34,7 @@ def reduced(parts, reducers=REDUCERS, layer="h.0"):
 
 
 def step_of(made, rows, *, ids=None, keep=None, layers=("h.0",)):
-    """A step of windows, and the two other things that `Grouped.add` is told of it."""
+    """A step of windows, and the two other things that `Grouped.hold` is told of it."""
     parts = [rows[window.row][window.own_start : window.own_stop] for window in made]
     values = {key: value for layer in layers for key, value in reduced(parts, layer=layer).items()}
     ids = None if ids is None else [ids[window.row] for window in made]
@@ -47,20 +47,26 @@ def rows_of(lengths):
 
 
 def whole_rows(steps, grouped=None):
-    """Every row that comes whole: by place, its columns, id and kept values."""
+    """Every row, taken as soon as it is whole: by place, its columns, id and kept values."""
     grouped = grouped or Grouped(REDUCERS)
-    found = {}
-    for step in steps:
-        for places, whole in grouped.add(*step):
-            assert whole.rows == len(places)
-            for row, place in enumerate(places):
+    found, numbers = {}, {}
+    for step, parts, counts in steps:
+        grouped.hold(step, parts, counts)
+        for part in parts:
+            numbers.setdefault(part.place, set()).add(part.number)
+        single = [part.place for part in parts if part.windows == 1]
+        cut = {part.place for part in parts if 1 < part.windows == len(numbers[part.place])}
+        for places in [single, *([place] for place in cut)]:
+            taken = grouped.take(places)
+            assert sum(whole.rows for whole in taken) == len(places)
+            alone = [part_of(whole, [row]) for whole in taken for row in range(whole.rows)]
+            for place, row in zip(places, alone, strict=True):
                 columns = {
-                    key: value.rows()[row] if isinstance(value, Ragged) else value[row]
-                    for key, value in whole.values.items()
+                    key: value.values if isinstance(value, Ragged) else value[0] for key, value in row.values.items()
                 }
-                assert place not in found
-                found[place] = columns, whole.ids and whole.ids[row], {k: v[row] for k, v in whole.keep.items()}
-    grouped.end()
+                found[place] = columns, row.ids and row.ids[0], {name: kept[0] for name, kept in row.keep.items()}
+    assert not grouped._rows
+    assert not grouped._steps
     return found
 
 
@@ -92,75 +98,22 @@ def test_windows_in_any_order_and_any_batches_come_out_as_whole_rows(lengths, si
                 torch.testing.assert_close(columns[layer, reducer], expected)
 
 
-def test_rows_of_one_window_go_through_as_they_are_and_at_once():
-    rows = rows_of([2, 3])
-    step, parts, counts = step_of(windows([2, 3], size=4), rows, ids=["a", "b"])
-    ((places, whole),) = Grouped(REDUCERS).add(step, parts, counts)
-    assert places == [0, 1]
+def test_rows_of_one_window_go_through_as_they_are():
+    step, parts, counts = step_of(windows([2, 3], size=4), rows_of([2, 3]), ids=["a", "b"])
+    grouped = Grouped(REDUCERS)
+    grouped.hold(step, parts, counts)
+    (whole,) = grouped.take([0, 1])
     assert whole.values["h.0", "mean"] is step.values["h.0", "mean"]
     assert whole.values["h.0", "full"] is step.values["h.0", "full"]
 
 
-def test_only_rows_that_lack_windows_are_held():
-    lengths = [9] * 20
-    rows, made = rows_of(lengths), windows(lengths, size=4)
-    grouped = Grouped(REDUCERS)
-    held = []
-    for start in range(0, len(made), 3):
-        grouped.add(*step_of(made[start : start + 3], rows))
-        held.append(len(grouped._open))
-    assert max(held) == 1
-    grouped.end()
-
-
-def test_a_row_that_lacks_a_window_at_the_end_is_an_error_that_names_it():
-    made = windows([9, 9], size=4, stride=4)
-    grouped = Grouped(REDUCERS)
-    grouped.add(*step_of([made[0], made[2], *made[3:]], rows_of([9, 9]), ids=["a", "b"]))
-    with pytest.raises(
-        ArgumentError, match=r"^group must hold window 1 of row 0 \(id 'a'\), which has 3, got \[0, 2\]\.$"
-    ):
-        grouped.end()
-    grouped.add(*step_of([made[1]], rows_of([9]), ids=["a"]))
-    grouped.end()
-    grouped.add(*step_of([made[0], made[3]], rows_of([9, 9])))
-    with pytest.raises(ArgumentError, match=r"got \[0\]\. 2 rows lack windows\."):
-        grouped.end()
-
-
-def test_what_windows_of_a_row_say_differently_of_it_is_an_error_that_names_it():
-    made, rows = windows([9], size=4, stride=4), rows_of([9])
-
-    def add(**second):
-        grouped = Grouped(REDUCERS)
-        step, parts, counts = step_of(made[:2], rows, **second)
-        grouped.add(step, second.get("parts", parts), counts)
-
-    def kept(values):
-        return {"keep": {"label": lambda made: values}}
-
-    step, parts, counts = step_of(made[:2], rows)
-    for wrong, text in (
-        ([(0, 0, 3), (0, 1, 4)], r"group must give row 0 3 windows, as before, got \(0, 1, 4\)\."),
-        ([(0, 0, 3), (0, 0, 3)], r"group must hold window 0 of row 0 once, got \(0, 0, 3\)\."),
-    ):
-        with pytest.raises(ArgumentError, match=text):
-            Grouped(REDUCERS).add(step, check_parts(wrong), counts)
-    with pytest.raises(ArgumentError, match=r"ids must be the same for all windows of row 0 \(id 'a'\), got 'b'\."):
-        Grouped(REDUCERS).add(Step(0, 2, step.values, ["a", "b"]), parts, counts)
-    for values in (torch.tensor([1, 2]), ["x", "y"], torch.tensor([[1.0, 2.0], [1.0, math.nan]])):
-        with pytest.raises(ArgumentError, match=r"keep must hold one 'label' for all windows of row 0, .*, got"):
-            add(**kept(values))
-    with pytest.raises(ArgumentError, match=r"group must hold a window for each of the 2 rows of a batch, got 1\."):
-        Grouped(REDUCERS).add(step, parts[:1], counts)
-
-
-def test_kept_values_that_are_not_a_number_are_the_same_in_each_window():
-    made, rows = windows([9], size=4, stride=4), rows_of([9])
-    keep = {"label": lambda made: torch.full((len(made),), math.nan), "two": lambda made: torch.ones(len(made), 2)}
-    ((_, _, kept),) = whole_rows([step_of(made[:2], rows, keep=keep), step_of(made[2:], rows, keep=keep)]).values()
-    assert kept["label"].isnan()
-    assert kept["two"].tolist() == [1, 1]
+def test_rows_that_are_dropped_are_held_no_longer():
+    grouped, made = Grouped(REDUCERS), windows([9, 9], size=4)
+    grouped.hold(*step_of(made, rows_of([9, 9])))
+    grouped.drop([0])
+    assert [*grouped._rows] == [1]
+    assert grouped.take([1])[0].rows == 1
+    assert not grouped._rows
 
 
 def test_a_window_in_which_nothing_counts_changes_nothing_and_a_row_of_such_is_an_error():
@@ -168,15 +121,13 @@ def test_a_window_in_which_nothing_counts_changes_nothing_and_a_row_of_such_is_a
     columns = {("h.0", name): values for name in ("mean", "max", "first", "last")}
     parts = [Part(0, 0, 3), Part(0, 1, 3), Part(0, 2, 3)]
     grouped = Grouped(resolve_reducers(["mean", "max", "first", "last"]))
-    ((_, whole),) = grouped.add(Step(0, 3, columns), parts, [3, 0, 1])
-    assert {name: value.item() for (_, name), value in whole.values.items()} == {
-        "mean": 1.25,
-        "max": 2,
-        "first": 1,
-        "last": 2,
-    }
-    with pytest.raises(MaskError, match="must have a position that counts in every row, got none in row 0"):
-        grouped.add(Step(0, 3, columns), parts, [0, 0, 0])
+    grouped.hold(Step(0, 3, columns), parts, [3, 0, 1])
+    (whole,) = grouped.take([0])
+    merged = {name: value.item() for (_, name), value in whole.values.items()}
+    assert merged == {"mean": 1.25, "max": 2, "first": 1, "last": 2}
+    grouped.hold(Step(0, 3, columns, ["a"] * 3), parts, [0, 0, 0])
+    with pytest.raises(MaskError, match=r"must have a position that counts in every row, got none in row 0 \(id 'a'\)"):
+        grouped.take([0])
 
 
 def test_reducers_that_cannot_be_merged_are_an_error_where_a_row_has_several_windows():
@@ -222,7 +173,9 @@ def test_a_merge_that_returns_something_else_than_a_part_is_an_error(merge, got)
     step = Step(0, len(made), reduced([rows[0][:3]] * len(made), {"total": total}))
     text = "merge of reducer 'total' must return a tensor like its parts for layer 'h.0', torch.float32 of shape (3,)"
     with pytest.raises(ArgumentError, match=re.escape(f"{text}, got {got}")):
-        Grouped({"total": total}).add(step, check_parts(made), [3] * len(made))
+        grouped = Grouped({"total": total})
+        grouped.hold(step, check_parts(made), [3] * len(made))
+        grouped.take([0])
 
 
 def test_an_error_in_a_merge_says_where_it_happened():
@@ -236,7 +189,9 @@ def test_an_error_in_a_merge_says_where_it_happened():
     made = windows([9], size=4)
     step = Step(0, len(made), reduced([torch.ones(3, 2)] * len(made), {"total": total}), ["a"] * len(made))
     with pytest.raises(ZeroDivisionError) as caught:
-        Grouped({"total": total}).add(step, check_parts(made), [3] * len(made))
+        grouped = Grouped({"total": total})
+        grouped.hold(step, check_parts(made), [3] * len(made))
+        grouped.take([0])
     text = "while merging the windows of row 0 (id 'a'), layer 'h.0' with 'total'"
     assert text in str(getattr(caught.value, "__notes__", [str(caught.value)])[0])
 
@@ -244,35 +199,35 @@ def test_an_error_in_a_merge_says_where_it_happened():
 def test_a_layer_without_a_sequence_cannot_be_stored_whole_where_rows_have_several_windows():
     values = {("pooler", "full"): torch.randn(2, 8)}
     grouped = Grouped(resolve_reducers("full"))
-    assert [it.places for it in grouped.add(Step(0, 2, values), [Part(0, 0, 1), Part(1, 0, 1)], [3, 3])] == [[0, 1]]
+    grouped.hold(Step(0, 2, values), [Part(0, 0, 1), Part(1, 0, 1)], [3, 3])
+    assert grouped.take([0, 1])[0].values["pooler", "full"].shape == (2, 8)
     text = (
         r"hold sequences where a row has several windows, got shape \(2, 8\) of layer 'pooler'\. Leave that layer out"
     )
     with pytest.raises(StepError, match=text):
-        grouped.add(Step(0, 2, values), [Part(2, 0, 2), Part(2, 1, 2)], [3, 3])
+        grouped.hold(Step(0, 2, values), [Part(2, 0, 2), Part(2, 1, 2)], [3, 3])
 
 
 def test_a_layer_that_ran_for_some_windows_of_a_row_alone_is_an_error_and_one_that_ran_for_none_is_left_out():
     rows, made = rows_of([9, 9]), windows([9, 9], size=5, stride=4)
     grouped = Grouped(REDUCERS)
-    first = step_of([made[0]], rows, layers=("h.0", "h.1")), step_of([made[1]], rows, layers=("h.0",))
-    grouped.add(*first[0])
+    grouped.hold(*step_of([made[0], made[2]], rows, layers=("h.0", "h.1")))
+    grouped.hold(*step_of([made[1]], rows, layers=("h.0",)))
+    grouped.hold(*step_of([made[3]], rows, layers=("h.0", "h.1")))
     with pytest.raises(StepError, match=r"got layer 'h.1' in 1 of the 2 windows of row 0\. Leave that layer out"):
-        grouped.add(*first[1])
-    both, one = (step_of(made, rows, layers=layers) for layers in (("h.0", "h.1"), ("h.0",)))
-    for step, layers in ((both, {"h.0", "h.1"}), (one, {"h.0"})):
-        ((_, whole),) = Grouped(REDUCERS).add(*step)
-        assert {layer for layer, _ in whole.values} == layers
+        grouped.take([0])
+    assert {layer for layer, _ in grouped.take([1])[0].values} == {"h.0", "h.1"}
+    grouped.hold(*step_of(made[:2], rows, layers=("h.0",)))
+    assert {layer for layer, _ in grouped.take([0])[0].values} == {"h.0"}
 
 
-def test_rows_with_other_columns_come_in_steps_of_their_own():
-    rows, made = rows_of([9, 9]), windows([9, 9], size=5, stride=4)
+def test_checks_of_windows_go_with_the_next_rows_that_are_taken():
+    made, check = windows([9, 2], size=5, stride=4), object()
+    step, parts, counts = step_of(made, rows_of([9, 2]))
     grouped = Grouped(REDUCERS)
-    grouped.add(*step_of([made[0]], rows, layers=("h.0", "h.1")))
-    grouped.add(*step_of([made[2]], rows, layers=("h.0",)))
-    step, parts, counts = step_of([made[1]], rows, layers=("h.0", "h.1"))
-    found = grouped.add(step, parts, counts) + grouped.add(*step_of([made[3]], rows, layers=("h.0",)))
-    assert [(it.places, len(it.step.values)) for it in found] == [([0], 10), ([1], 5)]
+    grouped.hold(Step(0, step.rows, step.values, _checks=[check]), parts, counts)
+    assert [it._checks for it in grouped.take([1])] == [[check]]
+    assert [it._checks for it in grouped.take([0])] == [[]]
 
 
 @pytest.mark.parametrize(

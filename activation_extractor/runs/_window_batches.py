@@ -1,0 +1,164 @@
+"""Batches of windows, the rows whose windows they hold, and batches of these rows."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from activation_extractor._format._digests import bytes_where_they_are
+from activation_extractor._format._stored_rows import RowId
+from activation_extractor.errors import ArgumentError
+from activation_extractor.reducers._mask_fit import check_form
+from activation_extractor.runs._batch_rows import Digests, combined
+from activation_extractor.runs._batches import Batch
+from activation_extractor.runs._grouped import Part, check_parts, row_name
+
+
+@dataclass(eq=False)
+class WindowBatch:
+    """A batch whose rows are windows.
+
+    Attributes:
+        batch: the batch.
+        parts: which windows they are.
+        counts: how many positions count in each.
+        digests: of what each is made from.
+        pieces: in how many pieces it was run; 0 as long as it was not.
+    """
+
+    batch: Batch
+    parts: Sequence[Part]
+    counts: Sequence[int]
+    digests: Digests
+    pieces: int = 0
+
+    @classmethod
+    def of(cls, batch: Batch, mask: str) -> WindowBatch:
+        """A batch with windows in its field ``group``; `mask` names the argument that says what is padding.
+
+        Raises:
+            ArgumentError: the windows cannot be, are not as many as rows, or are of other places than `order` says.
+            MaskError: the pooling mask is no mask.
+        """
+        parts, is_real = check_parts(batch.group), batch.pooling_mask
+        check_form(is_real)
+        if len(parts) != len(is_real):
+            raise ArgumentError("group", f"hold a window for each of the {len(is_real)} rows of a batch", len(parts))
+        for place, part in zip(batch.places if batch.places is not None else (), parts, strict=False):
+            if place != part.place:
+                raise ArgumentError("order", f"hold the places that group holds, {part.place} here", int(place))
+        counts = (is_real != 0).sum(1).tolist()
+        digests = batch.digests(len(parts), mask)
+        empty = [index for index, part in enumerate(parts) if part.windows > 1 and not counts[index]]
+        if empty:  # reducers need a position, and what they give is left out
+            is_real = is_real.clone()
+            is_real[empty] = 1
+            batch = replace(batch, pooling_mask=is_real)
+        return cls(batch, parts, counts, digests)
+
+
+@dataclass(eq=False)
+class OpenRow:
+    """A row of which windows are still to come, or that is not run yet.
+
+    Attributes:
+        part: one of its windows.
+        row_id: its id.
+        keep: its values in kept columns.
+        windows: the batches of those that have come, with their rows in these, by the number of the window.
+    """
+
+    part: Part
+    row_id: RowId | None
+    keep: Mapping[str, Tensor | str]
+    windows: dict[int, tuple[WindowBatch, int]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The row for people."""
+        return row_name(self.part.place, self.row_id)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all windows have come."""
+        return len(self.windows) == self.part.windows
+
+    def add(self, new: OpenRow, batch: WindowBatch, index: int) -> None:
+        """Add a window, in a row of a batch; `new` is what it says of its row.
+
+        Raises:
+            ArgumentError: the window came before, or says something else of its row than another one.
+        """
+        if new.part.windows != self.part.windows:
+            raise ArgumentError("group", f"give {self.name} {self.part.windows} windows, as before", tuple(new.part))
+        if new.part.number in self.windows:
+            raise ArgumentError("group", f"hold window {new.part.number} of {self.name} once", tuple(new.part))
+        if new.row_id != self.row_id:
+            raise ArgumentError("ids", f"be the same for all windows of {self.name}", new.row_id)
+        for name in self.keep.keys() | new.keep.keys():
+            before, now = self.keep.get(name), new.keep.get(name)
+            if not _is_same(before, now):
+                raise ArgumentError("keep", f"hold one {name!r} for all windows of {self.name}, {before!r}", now)
+        self.windows[new.part.number] = batch, index
+
+    @property
+    def digest(self) -> int:
+        """A digest of what the row is made from."""
+        numbers = sorted(self.windows)
+        digests = [batch.digests[index] for batch, index in map(self.windows.__getitem__, numbers)]
+        return combined(np.array(digests, dtype=np.uint64), numbers)
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    """Whether two kept values are equal, NaN being equal to itself."""
+    if not isinstance(before, Tensor) or not isinstance(now, Tensor):
+        return isinstance(before, str) and before == now
+    if before.dtype != now.dtype or before.shape != now.shape:
+        return False
+    return torch.equal(before, now) or torch.equal(bytes_where_they_are(before), bytes_where_they_are(now))
+
+
+@dataclass(frozen=True)
+class RowBatch(Batch):
+    """A batch of rows whose windows have all come; it is run by running the batches of these.
+
+    Attributes:
+        row_digests: of what each row is made from.
+        needed: the batches that hold its windows, in the order in which they came.
+    """
+
+    row_digests: Digests = field(default_factory=lambda: np.zeros(0, np.uint64))
+    needed: Sequence[WindowBatch] = ()
+
+    @classmethod
+    def of(cls, rows: Sequence[OpenRow]) -> RowBatch:
+        """A batch of these rows."""
+        ids = [row.row_id for row in rows if row.row_id is not None]
+        needed = dict.fromkeys(batch for row in rows for batch, _ in row.windows.values())
+        digests = np.array([row.digest for row in rows], dtype=np.uint64)
+        places = [row.part.place for row in rows]
+        return cls((), ids or None, places, None, {}, row_digests=digests, needed=[*needed])
+
+    def part(self, rows: Sequence[int]) -> Batch:  # noqa: ARG002
+        """Raises a ValueError: the batches of windows are cut, and not this one."""
+        raise ValueError("windows, which were run in pieces")
+
+    def digests(self, rows: int, mask: str | None) -> Digests:  # noqa: ARG002
+        """The digests of its rows."""
+        return self.row_digests
+
+    def relative_to(self, start: int, places: Sequence[int]) -> str:  # noqa: ARG002
+        """A digest of which windows were in one batch."""
+        windows = [[(part.place - start, part.number) for part in batch.parts] for batch in self.needed]
+        return f"{zlib.crc32(repr(windows).encode()):08x}"
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether one of the batches of windows was run in pieces."""
+        return any(batch.pieces > 1 for batch in self.needed)
