@@ -14,7 +14,7 @@ from activation_extractor._tensors import as_dense, ordinary, refused_kind, rows
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
 from activation_extractor.activations._recorded_values import Key, Recorded
-from activation_extractor.errors import TensorKindError
+from activation_extractor.errors import StepError, TensorKindError
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers import full
 from activation_extractor.reducers._reducers import reduce_sequence
@@ -108,7 +108,9 @@ class Results:
         """The calls of a layer as one sequence, dense; nested rows one behind another, without their padding."""
         nested = next((part for part in parts if part.is_nested), None)
         if nested is None:
-            return torch.cat(list(map(as_dense, parts)), sequence_axes(self._layers[name], parts[0], layout)[0])
+            axis = sequence_axes(self._layers[name], parts[0], layout)[0]
+            _check_shapes(self._layers[name], parts, axis)
+            return torch.cat(list(map(as_dense, parts)), axis)
         slots = self._recorded.slots((name, "full"))
         rows = [_real_rows(self._layers[name], part, slot.mask) for part, slot in zip(parts, slots, strict=True)]
         return torch.nested.as_nested_tensor([torch.cat(row) for row in zip(*rows, strict=True)], layout=nested.layout)
@@ -178,6 +180,16 @@ class Results:
             lengths = torch.full((sequence.shape[0],), sequence.shape[1], dtype=torch.int64)
             return Ragged(sequence.flatten(0, 1), lengths)
         return real.of(sequence, mask)
+
+
+def _check_shapes(layer: str, parts: list[Tensor], axis: int) -> None:
+    """Raise StepError for parts that differ in more than the length of their sequence."""
+    others = [(*part.shape[:axis], *part.shape[axis + 1 :]) for part in parts]
+    other = next((part for part, rest in zip(parts, others, strict=True) if rest != others[0]), None)
+    if other is not None:
+        got = f"shapes {tuple(parts[0].shape)} and {tuple(other.shape)} of {layer!r}"
+        advice = "Pass calls='all', or enter a block for each batch."
+        raise StepError("give calls that go on from each other when they are joined", got, advice)
 
 
 def _real_rows(layer: str, value: Tensor, mask: Tensor | None) -> list[Tensor]:

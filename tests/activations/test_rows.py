@@ -213,6 +213,18 @@ def test_parts_of_the_sequence_are_joined_and_so_are_forwards_of_other_batches()
     assert acts["layer"].shape == (4, 12, 8)
 
 
+def test_calls_of_different_shapes_are_not_joined_and_the_error_names_the_layer():
+    model = nn.Sequential(nn.Linear(8, 8))
+    for reduce in ("full", "mean"):
+        with capture(model, "0", calls="join", reduce=reduce) as acts:
+            model(torch.randn(2, 5, 8))
+            model(torch.randn(3, 5, 8))
+        message = "must give calls that go on from each other when they are joined, got shapes (2, 5, 8) and (3, 5, 8)"
+        with pytest.raises(StepError, match=f"{re.escape(message)} of '0'. Pass calls='all'"):
+            acts["0"]
+        assert "0" in repr(acts)
+
+
 @pytest.mark.parametrize("tokens", [6, 2])  # guesses are rejected between forwards, and in the last one alone
 def test_positions_that_speculative_decoding_rejects_are_not_joined(gpt2, tokens):
     ids = torch.tensor([[5, 6, 7, 5, 6, 7, 5, 6]])
