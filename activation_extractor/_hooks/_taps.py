@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from activation_extractor._hooks._context import Owner, open_here, unrecorded
-from activation_extractor._hooks._copied_modules import hide_flags, hide_ours, ours, show_all
+from activation_extractor._hooks._copied_modules import hide_flags, hide_ours, is_ours, ours, show_all
 from activation_extractor._hooks._foreign_hooks import code_of, may_replace, registers_hooks
 from activation_extractor._private_torch import (
     Flags,
@@ -244,4 +244,6 @@ class Attached:
 
     def _note_first(self, hooks: Hooks, hook_id: int) -> None:
         """Note whose hooks run before one of ours: one that registers itself anew in a call has had its say in it."""
-        self._first[hook_id] = {code_of(hooks.get(key)) for key in [*hooks] if key != hook_id}
+        foreign = [hook for hook in [*hooks.values()] if not is_ours(hook)]
+        if foreign:
+            self._first[hook_id] = set(map(code_of, foreign))

@@ -168,12 +168,12 @@ class OpenBlock:
         """
         assert self._plan is not None
         tree, targets = ModuleTree(self._plan.root), self._plan.targets
-        places = {target.layer: tree.find(target.layer) for target in targets}
-        is_off = [(place := places[it.layer]) is not None and place[1] is not it.module for it in targets]
-        sides = [target.side == "input" for target in targets]
-        before = [off for off, is_input in zip(is_off, sides, strict=True) if is_input]
-        attached.set_aside([off for off, is_input in zip(is_off, sides, strict=True) if not is_input], before)
-        return frozenset(target.layer for target, off in zip(targets, is_off, strict=True) if off)
+        places = ((target, tree.find(target.layer)) for target in targets)
+        layers = {target.layer for target, place in places if place is not None and place[1] is not target.module}
+        if layers or self.state.displaced:
+            behind = [target.layer in layers for target in targets if target.side != "input"]
+            attached.set_aside(behind, [target.layer in layers for target in targets if target.side == "input"])
+        return frozenset(layers)
 
     def _watch(self, layer: str, module: nn.Module, positions: Mapping[str, int]) -> None:
         """Note the calls of a module in the model that may say which positions are real."""

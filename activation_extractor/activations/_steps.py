@@ -171,8 +171,10 @@ class Steps:
     def warn_of_left_out(self, stacklevel: int) -> None:
         """Warn of calls of layers alone that are not among the values which are kept together."""
         state = self._state
+        if not (state.left_out and state.keeps_together):
+            return
         layers = dict.fromkeys(target.layer for target in state.targets if self._has_left_out(target))
-        if layers and state.keeps_together:
+        if layers:
             warnings.warn(
                 f"Layer {examples(layers)} was called alone, outside of the model's own forward, as generate() calls "
                 "an encoder, and that call is left out since an earlier forward has run the layer. Enter a block of "

@@ -160,8 +160,8 @@ class CallArguments:
     def tokens(self) -> dict[int | str, Tensor]:
         """The arguments that are whole numbers, ``(batch, seq)``, by position or name."""
         arguments: list[tuple[int | str, Any]] = [*enumerate(self._args), *self._kwargs.items()]
-        tensors = ((key, it) for key, it in arguments if type(it) is Tensor and not it.is_meta)
-        return {key: it for key, it in tensors if it.dtype in _WHOLE and it.dim() == 2}
+        tensors = [named for named in arguments if type(named[1]) is Tensor and named[1].dtype in _WHOLE]
+        return {key: tensor for key, tensor in tensors if tensor.dim() == 2 and not tensor.is_meta}
 
     def inputs(self) -> list[str]:
         """The names of what the call takes as data: a kind of input each, text as token ids being one of them."""
