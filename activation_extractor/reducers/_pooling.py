@@ -208,15 +208,15 @@ def _per_row(what: str, given: Any, real: Tensor, default: Tensor) -> Tensor:
     return torch.where(given < 0, given + real, given)
 
 
-def take_fields(reduce: Any, weights: str | None, batch: RowFields) -> tuple[Any, list[str]]:
-    """What ``reduce=`` means where batches hold fields for reducers, and the names of these fields.
+def take_fields(reduce: Any, weights: str | None) -> tuple[Any, RowFields]:
+    """What ``reduce=`` means where batches hold fields for reducers, and where reducers take them from.
 
     `weights` is the field that the word ``weighted_mean`` stands for.
 
     Raises:
         ArgumentError: there are weights and no such word, or the word and no weights.
     """
-    names, words = list[str](), 0
+    fields, words = RowFields(), 0
 
     def with_fields(item: Any) -> Any:
         nonlocal words
@@ -225,8 +225,8 @@ def take_fields(reduce: Any, weights: str | None, batch: RowFields) -> tuple[Any
             item = weighted_mean(weights) if weights is not None else item  # else the word is refused later
         if not isinstance(item, RowReducer):
             return item
-        names.extend(item.fields)
-        return item.of_batch(batch)
+        fields.names.update(item.fields)
+        return item.of_batch(fields)
 
     if weights is not None and not isinstance(weights, str):
         advice = "In a with-block, give them to the reducer: weighted_mean(weights)."
@@ -239,4 +239,4 @@ def take_fields(reduce: Any, weights: str | None, batch: RowFields) -> tuple[Any
         reduce = with_fields(reduce)
     if weights is not None and not words:
         raise ArgumentError("weights", "be left out where reduce= lacks the word 'weighted_mean'", weights)
-    return reduce, names
+    return reduce, fields

@@ -18,11 +18,13 @@ class RowFields:
     """What the batch that is run holds for reducers, set anew before each call of the model.
 
     Attributes:
+        names: of the fields that reducers need.
         now: the fields of the batch, by name.
         made: what reducers have made of them, by what it depends on.
     """
 
     def __init__(self) -> None:
+        self.names: set[str] = set()
         self.now: Mapping[str, Any] = {}
         self.made: dict[Any, tuple[Any, Tensor]] = {}
 

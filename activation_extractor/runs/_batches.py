@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -33,6 +33,7 @@ class Batch:
     pooling_mask: Any  # which positions count, ``(batch, seq)``, or None
     keep: Mapping[str, Any]  # the columns to store as they are
     group: Any = None  # which windows of which rows its rows are, or None
+    pooling: Mapping[str, Any] = field(default_factory=dict)  # what reducers are told of its rows, by field
 
     @cached_property
     def rows(self) -> int | None:
@@ -52,7 +53,7 @@ class Batch:
         take = partial(take_rows, rows=self.rows or 0, chosen=rows)
         arguments = self.arguments
         taken = tuple(map(take, arguments)) if isinstance(arguments, tuple | list) else take(arguments)
-        return Batch(taken, *map(take, (self.ids, self.places, self.pooling_mask, self.keep)))
+        return Batch(taken, *map(take, (self.ids, self.places, self.pooling_mask, self.keep, self.group, self.pooling)))
 
     @property
     def was_cut(self) -> bool:
@@ -63,6 +64,7 @@ class Batch:
         """A digest of what each of its rows is made from; `mask` names the argument that says what is padding."""
         real = self.arguments.get(mask) if isinstance(self.arguments, Mapping) else None
         members = {"arguments": self.arguments, "keep": self.keep, "pooling_mask": self.pooling_mask}
+        members |= {"pooling": self.pooling} if self.pooling else {}
         return row_digests(members, rows, real)
 
     def relative_to(self, start: int, places: Sequence[int]) -> str:
@@ -72,7 +74,8 @@ class Batch:
     @property
     def inputs(self) -> tuple[Any, ...]:
         """What its rows in a store are made from; ids and places are compared by themselves."""
-        return (self.arguments, self.keep, *([] if self.pooling_mask is None else [self.pooling_mask]))
+        more = [] if self.pooling_mask is None else [self.pooling_mask]
+        return (self.arguments, self.keep, *more, *([self.pooling] if self.pooling else []))
 
 
 class BatchFields:
@@ -83,7 +86,13 @@ class BatchFields:
     """
 
     def __init__(
-        self, ids: Ids, keep: Any, order: str | None, pooling_mask: str | None, group: str | None = None
+        self,
+        ids: Ids,
+        keep: Any,
+        order: str | None,
+        pooling_mask: str | None,
+        group: str | None = None,
+        pooling: Iterable[str] = (),
     ) -> None:
         if ids is not None and not _is_name(ids) and not callable(ids):
             condition = "name a field of the batches, by its key or position, or be a callable that takes a batch"
@@ -95,8 +104,9 @@ class BatchFields:
             if name is not None and not isinstance(name, str):
                 raise ArgumentTypeError(argument, "name a field of the batches", name)
         self._ids, self._keep, self._order, self._pooling_mask = ids, sorted({*names}, key=str), order, pooling_mask
-        self._group = group
-        self._taken = {name for name in (ids, order, pooling_mask, group, *names) if _is_name(name)}
+        self._group, self._pooling = group, sorted({*pooling})
+        taken = (ids, order, pooling_mask, group, *self._pooling, *names)
+        self._taken = {name for name in taken if _is_name(name)}
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -117,7 +127,7 @@ class BatchFields:
             fields = _fields(batch)
             for name in sorted(self._taken, key=str):
                 if name not in fields:
-                    named = "ids=, keep=, order=, pooling_mask= and group="
+                    named = "ids=, keep=, order=, pooling_mask=, group=" + ", weights= and spans" * bool(self._pooling)
                     advice = f"Check {named}; a field of a tuple is named by its position."
                     raise ArgumentError("a batch", f"hold the field {name!r}", list(fields), advice)
             others = {name: value for name, value in fields.items() if name not in self._taken}
@@ -130,6 +140,7 @@ class BatchFields:
             pooling_mask=fields[self._pooling_mask] if self._pooling_mask else None,
             keep={str(name): fields[name] for name in self._keep},
             group=fields[self._group] if self._group else None,
+            pooling={name: fields[name] for name in self._pooling},
         )
 
 

@@ -25,6 +25,7 @@ from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.layers._modules import evaluating, unwrap
 from activation_extractor.reducers._masks import BatchMask
 from activation_extractor.reducers._own_masks import ATTENTION
+from activation_extractor.reducers._pooling import take_fields
 from activation_extractor.reducers._reducers import resolve_reducers
 from activation_extractor.reducers._sequence_axis import SequenceAxes
 from activation_extractor.runs._added_rows import AddedRows
@@ -54,6 +55,7 @@ def extract(
     order: str | None = None,
     pooling_mask: str | None = None,
     group: str | None = None,
+    weights: str | None = None,
     device: Any = None,
     progress: bool | None = None,
     rows_per_unit: int | None = None,
@@ -110,6 +112,8 @@ def extract(
             windows the row has), as an int tensor ``(rows, 3)`` or triples. Rows are stored, not windows: reducers are
             merged over what `pooling_mask` holds, which is each position of a row in one of its windows. Ids and kept
             columns are those of the row, for each of its windows.
+        weights: the field with the weights of positions, ``(batch, seq)``, that ``reduce="weighted_mean"`` takes; see
+            `reducers.weighted_mean`. Fields that a reducer names, as ``span("start", "end")`` does, are taken out too.
         device: move the model there first; without it the model stays where it is. A model whose weights are all
             offloaded stays, and its batches go there, unless hooks of accelerate say where it runs.
         progress: a progress bar, which needs tqdm; by default one is shown if tqdm is installed.
@@ -149,14 +153,14 @@ def extract(
         >>> store["1"].shape
         (2, 8)
     """
-    fields = BatchFields(ids, keep, order, pooling_mask, group)
+    reduce, told = take_fields(reduce, weights)
+    fields = BatchFields(ids, keep, order, pooling_mask, group, told.names)
     sizes = {"queue_bytes": queue_bytes, "rows_per_unit": rows_per_unit}
     _check_arguments(batches, ids, format, sizes, resume=resume, append=append)
-    _check_masks(mask, pooling_mask, group, calls)
+    padding = _check_masks(mask, pooling_mask, group, calls)
     check_weights(model)
     fingerprint = partial(_fingerprint, model, {**fields.fingerprint, **_dtype(dtype), "rows_per_unit": rows_per_unit})
     folder, codec = check_path("out", out), CODECS[format].storing(dtype)
-    padding = mask if isinstance(mask, str) else ATTENTION
     run: Run | AddedRows
     if append and ids is not None and has_manifest(folder):
         run = AddedRows(folder, codec, model, fingerprint, mask=padding, queue_bytes=queue_bytes)
@@ -183,6 +187,7 @@ def extract(
 
     def forward(batch: Batch, is_again: bool) -> None:
         counted.now = batch.pooling_mask
+        told.begin(batch.pooling)
         with acts.step(ids=batch.ids, keep=batch.keep):
             call_model(model, batch.arguments, where, copy=is_again)
 
@@ -234,8 +239,8 @@ def _check_arguments(
         raise ArgumentError("format", f"be one of {', '.join(map(repr, CODECS))}", format)
 
 
-def _check_masks(mask: Any, pooling_mask: str | None, group: str | None, calls: Any) -> None:
-    """Refuse masks beside each other, and windows of which it is not known what counts in them."""
+def _check_masks(mask: Any, pooling_mask: str | None, group: str | None, calls: Any) -> str:
+    """The argument that says what is padding; masks beside each other are refused, and windows without any."""
     if pooling_mask and mask != "attention_mask":
         raise ArgumentError("mask", "be left out with pooling_mask", mask)
     if group and pooling_mask is None:
@@ -243,6 +248,7 @@ def _check_masks(mask: Any, pooling_mask: str | None, group: str | None, calls: 
         raise ArgumentError("pooling_mask", "name the field of the positions that count, with group", None, advice)
     if group and calls == "join":
         raise ArgumentError("calls", "be 'last' or 'all' with group", calls, "Leave it out.")
+    return mask if isinstance(mask, str) else ATTENTION
 
 
 def _check_batches(batches: Any) -> None:
