@@ -77,8 +77,8 @@ __all__ = [
 
 _MOST_DIFFERENCES = 3
 _LIKELY_REASONS = (
-    "a branch that was not taken, `.forward()` called directly, another thread, or a fused path such as "
-    "MultiheadAttention's"
+    "a branch that was not taken, `.forward()` called directly, another thread, an error that the model caught, or a "
+    "fused path such as MultiheadAttention's"
 )
 
 

@@ -39,6 +39,7 @@ class Owner:
         picked_of: by recorded name, of how many tensors of a structure the recorded one is the first.
         put_last: moves our hooks behind those that were registered later; returns the ids of the dictionaries of hooks
             in which these may replace what a layer takes or returns.
+        unpacks: whether a packed sequence is recorded as its rows: where it is reduced, joined or stored.
     """
 
     __slots__ = (
@@ -50,12 +51,13 @@ class Owner:
         "put_last",
         "stops_early",
         "targets",
+        "unpacks",
         "was_cut",
     )
 
     def __init__(self, targets: tuple[Target, ...] = (), *, stops_early: bool = False) -> None:
         self.targets, self.stops_early = targets, stops_early
-        self.is_open, self.was_cut = True, False
+        self.is_open, self.was_cut, self.unpacks = True, False, False
         self.backwards = -1, backward_task()
         self.missed: dict[str, str] = {}
         self.picked_of: dict[str, int] = {}

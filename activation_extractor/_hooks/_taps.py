@@ -31,7 +31,7 @@ from activation_extractor._private_torch import (
 from activation_extractor.errors import TransformedCallError, ValueNotFoundError
 from activation_extractor.layers._selections import Target
 from activation_extractor.layers._signatures import bind, signature_of
-from activation_extractor.layers._structures import select_part, tensors_in, why_no_tensor
+from activation_extractor.layers._structures import select_part, tensors_in, unpacked, why_no_tensor
 
 Record = Callable[[Tensor], None]
 Pick = Callable[[Any], Tensor]
@@ -167,7 +167,8 @@ def pick_tensor(target: Target, owner: Owner, value: Any) -> Tensor:
     if is_placeholder(tensors[0]):
         raise TransformedCallError(target.layer, active_tracer() or "a FakeTensorMode")
     owner.picked_of[target.name] = len(tensors)
-    return tensors[0]
+    rows = unpacked(part) if owner.unpacks and target.side != "gradient" else None
+    return tensors[0] if rows is None else rows
 
 
 class Attached:

@@ -74,6 +74,7 @@ class OpenBlock:
             keeps_all=options.calls != "last",
             order=RowOrder() if options.calls == "join" else None,
         )
+        self.state.unpacks = options.needs_layouts
         recorded = Recorded(options.calls, options.max_bytes, self.state, detach=options.detach)
         self.results = Results(targets, options, recorded, self.state, layouts)
         self._shared = Shared(options, self.state, recorded, masks, layouts)

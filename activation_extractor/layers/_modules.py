@@ -68,6 +68,8 @@ def check_hookable(name: str, module: nn.Module) -> None:
         raise UnhookableLayerError(name, "a TorchScript module, which refuses hooks", "Capture the Python model.")
     if not has_forward(module):
         advice = f"Select what is in it: {name + '.*'!r}." if name else "Select its layers."
+        if not children_of(module):
+            advice = "Leave it out: it holds no layer. Of an exported program capture the model that it was made of."
         raise UnhookableLayerError(name, f"a {type(module).__name__}, which has no forward of its own", advice)
 
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from activation_extractor._display import examples
 from activation_extractor._tensors import ordinary, snapshot
@@ -25,6 +27,20 @@ def main_tensor(value: Any) -> Tensor | None:
 def tensors_in(value: Any) -> list[Tensor]:
     """All tensors of a structure."""
     return list(_tensors(value))
+
+
+def unpacked(value: Any) -> Tensor | None:
+    """The rows of the packed sequence that comes first in a structure, a nested tensor; None where something else does.
+
+    They are in the order of the batch, each with its own length.
+    """
+    while isinstance(value, tuple | list | Mapping) and not isinstance(value, PackedSequence):
+        value = next(iter(value.values() if isinstance(value, Mapping) else value), None)
+    if not isinstance(value, PackedSequence):
+        return None
+    padded, lengths = pad_packed_sequence(value, batch_first=True)
+    rows = [row[:length] for row, length in zip(padded, lengths.tolist(), strict=True)]
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
 
 def select_part(value: Any, select: int | str | Callable[[Any], Any], *, is_trusted: bool = False) -> Any:

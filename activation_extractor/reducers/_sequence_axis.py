@@ -132,7 +132,9 @@ def check_batch_first(layer: str, sequence: Tensor, layout: Layout, rows: int | 
     Raises:
         SequenceAxisError: it has.
     """
-    if rows is not None and layout == USUAL and sequence.shape[0] != rows == sequence.shape[1]:
+    if rows is None or layout != USUAL or sequence.is_nested:
+        return
+    if sequence.shape[0] != rows == sequence.shape[1]:
         advice = f"Pass sequence_axis={{{layer!r}: 0}}, or 1 where it is (batch, seq, features)."
         raise SequenceAxisError(layer, sequence.shape, f"have the {rows} rows of the batch first", advice)
 

@@ -31,8 +31,8 @@ def test_a_layer_that_did_not_run_is_an_error_that_names_it_and_the_likely_reaso
     assert caught.value.layers == (("direct",) if layers == "direct" else ("right",))
     assert str(caught.value) == (
         f"Requested layers did not run in the step: {caught.value.layers[0]!r} (a branch that was not taken, "
-        "`.forward()` called directly, another thread, or a fused path such as MultiheadAttention's). "
-        "Leave out what does not run, or pass missing='skip'."
+        "`.forward()` called directly, another thread, an error that the model caught, or a fused path such as "
+        "MultiheadAttention's). Leave out what does not run, or pass missing='skip'."
     )
     assert count_hooks(model) == 0
 

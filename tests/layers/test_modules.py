@@ -272,3 +272,9 @@ def test_a_forward_set_on_the_instance_counts():
     module = nn.Module()
     module.forward = lambda x: x
     assert has_forward(module)
+
+
+def test_a_part_of_an_exported_program_holds_no_layer_and_the_error_says_so():
+    program = torch.export.export(nn.Sequential(nn.Linear(4, 4)), (torch.randn(2, 4),))
+    with pytest.raises(UnhookableLayerError, match="Leave it out: it holds no layer. Of an exported program capture"):
+        capture(program.module(), "0")
