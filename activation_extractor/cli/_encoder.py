@@ -21,7 +21,8 @@ class Tally:
         rows: how many there were.
         characters: of all of them.
         positions: tokens that count, of all of them.
-        cut: rows that were too long.
+        cut: rows that were too long, and cut.
+        windowed: rows that were too long, and are run in windows.
         unknown: characters that the tokenizer does not know.
         unknown_rows: rows that hold some.
         lost: rows that hold nothing else.
@@ -32,6 +33,7 @@ class Tally:
     characters: int = 0
     positions: int = 0
     cut: int = 0
+    windowed: int = 0
     unknown: int = 0
     unknown_rows: int = 0
     lost: int = 0
@@ -52,10 +54,12 @@ class Encoder(ABC):
         batch_rows: how many rows a batch has at most, where rows keep their order.
         has_tokens: whether pieces have a length, and are sorted by it.
         makes_pooling_mask: whether batches say which positions count.
+        has_windows: whether pieces are windows of rows, and say which.
     """
 
     has_tokens = False
     makes_pooling_mask = False
+    has_windows = False
     rows_at_once: int
     batch_rows: int
 
@@ -74,6 +78,9 @@ class Encoder(ABC):
     def plan(self, pieces: Sequence[Any]) -> list[list[int]]:
         """Which pieces are batched together."""
         return [list(range(len(pieces)))]
+
+    def start_decoder(self, token: int) -> None:  # noqa: B027
+        """Give the model's decoder a token to begin with, for each row; nothing to do where rows are no text."""
 
     def count(self, values: Sequence[Any], pieces: Sequence[Sequence[Any]]) -> Tally:  # noqa: ARG002
         """What is seen of some rows, by their values and their pieces."""

@@ -18,7 +18,7 @@ from activation_extractor._tensors import as_dense, rows_of
 from activation_extractor.activations import capture
 from activation_extractor.cli._feed import Feed
 from activation_extractor.cli._fresh import check_replaceable
-from activation_extractor.cli._terminal import one_line
+from activation_extractor.cli._terminal import one_line, warn
 from activation_extractor.cli._texts import POOLING_MASK
 from activation_extractor.errors import ActivationError, ArgumentError, StoreError
 from activation_extractor.layers._modules import evaluating
@@ -83,12 +83,7 @@ def estimate(
             call_model(model, example, move(model, None))
         return acts
 
-    try:
-        acts = run(feed.example())
-    except ActivationError:
-        raise
-    except Exception as error:
-        raise _refusal(feed, run, error) from error
+    acts = _run_longest(model, feed, run)
     pairs = [key if isinstance(key, tuple) else (key, str(reduce[0])) for key in acts]
     sizes = [
         _column_bytes(value, CODECS[format].storing(dtype), rows, feed.positions if reducer == "full" else None)
@@ -96,6 +91,29 @@ def estimate(
     ]
     names, reducers = (list(dict.fromkeys(column)) for column in zip(*pairs, strict=True))
     return Expected(names, reducers, rows, sum(sizes))
+
+
+def _run_longest(model: nn.Module, feed: Feed, run: Callable[[dict[str, Any]], Any]) -> Any:
+    """Run a model on its longest rows; its decoder is given a token to begin with, where it needs input of its own."""
+    try:
+        return run(feed.example())
+    except ActivationError:
+        raise
+    except Exception as error:
+        config = getattr(model, "config", None)
+        names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+        token = next((token for name in names if (token := getattr(config, name, None)) is not None), None)
+        if not getattr(config, "is_encoder_decoder", False) or not isinstance(token, int):
+            raise _refusal(feed, run, error) from error
+    feed.start_decoder(token)
+    try:
+        acts = run(feed.example())
+    except ActivationError:
+        raise
+    except Exception as error:
+        raise _refusal(feed, run, error) from error
+    warn(f"The decoder is given its first token alone ({token}), since the input holds text for the encoder.")
+    return acts
 
 
 def _refusal(feed: Feed, run: Callable[[dict[str, Any]], Any], error: Exception) -> ArgumentError:

@@ -45,7 +45,7 @@ class Extraction:
         for note in (*loaded.notes, *self._source.notes, *self._feed.notes):
             warn(note)
 
-    def run(self, layers: Any, *, rows_per_unit: int | None, store_dtype: str, **options: Any) -> Store:
+    def run(self, layers: Any, *, rows_per_unit: int | None, store_dtype: str, append: bool, **options: Any) -> Store:
         """Say what is going to be stored, and store it; options are those of `extract`."""
         model, feed, entries = self._loaded.model, self._feed, self._feed.options
         selection = layers or blocks(model)
@@ -58,7 +58,7 @@ class Extraction:
         if not self._resume and (aside := set_aside(self._out)) is not None:
             warn(f"The earlier store is in {short_path(aside)!r} now.")
         feed.window_rows = options["rows_per_unit"] = rows_per_unit or self._stored_unit_rows or expected.unit_rows
-        options |= {"out": self._out, "resume": self._resume, **entries}
+        options |= {"out": self._out, "append": append, "resume": self._resume, **entries}
         try:
             store = extract(model, feed, selection, **options)
         except KeyboardInterrupt:

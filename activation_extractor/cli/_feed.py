@@ -19,7 +19,7 @@ from activation_extractor.cli.inputs import BadRows, Row, Source
 from activation_extractor.errors import ArgumentError
 from activation_extractor.runs._length_batches import WINDOW_ROWS
 
-IDS, ORDER = "id", "row"  # entries of batches beside what a model is called with
+IDS, ORDER, WINDOWS = "id", "row", "window"  # entries of batches beside what a model is called with
 
 _SAMPLE_ROWS = 1024
 
@@ -42,7 +42,7 @@ class Feed:
     def __init__(
         self, source: Source, encoder: Encoder, *, dtype: torch.dtype | None = None, bad_rows: BadRows | None = None
     ) -> None:
-        taken = [name for name in (IDS, ORDER, POOLING_MASK) if name in source.kept]
+        taken = [name for name in (IDS, ORDER, WINDOWS, POOLING_MASK) if name in source.kept]
         if taken:
             raise ArgumentError("a kept column", "have another name than what batches hold", taken[0], "Rename it.")
         self.total_rows, self.window_rows = source.rows, WINDOW_ROWS
@@ -58,10 +58,15 @@ class Feed:
         """The arguments of `extract` that name entries of these batches."""
         entries = {
             "ids": IDS if self._source.has_ids else None,
-            "order": ORDER if self._encoder.has_tokens else None,
+            "order": ORDER if self._encoder.has_tokens and not self._encoder.has_windows else None,
+            "group": WINDOWS if self._encoder.has_windows else None,
             "pooling_mask": POOLING_MASK if self._encoder.makes_pooling_mask else None,
         }
         return {name: entry for name, entry in entries.items() if entry} | {"keep": list(self._source.kept)}
+
+    def start_decoder(self, token: int) -> None:
+        """Give the model's decoder a token to begin with, for each row of text."""
+        self._encoder.start_decoder(token)
 
     @property
     def positions(self) -> int | None:
@@ -129,7 +134,10 @@ class Feed:
         entries = self._source.entries(rows)
         if self._source.has_ids:
             entries[IDS] = [row.id for row in rows]
-        if self._encoder.has_tokens:
+        if self._encoder.has_windows:
+            numbered = zip(places, pieces, strict=True)
+            entries[WINDOWS] = [(place, piece.number, piece.windows) for place, piece in numbered]
+        elif self._encoder.has_tokens:
             entries[ORDER] = places
         arguments = self._cast(self._encoder.batch(pieces))
         twice = sorted(entries.keys() & arguments.keys())
@@ -163,6 +171,8 @@ def make_feed(
     skip_special_tokens: bool = False,
     upper: bool = False,
     long: str = "cut",
+    window: int | None = None,
+    stride: int | None = None,
     bad_rows: BadRows | None = None,
 ) -> Feed:
     """Batches of a data set for a model.
@@ -173,7 +183,8 @@ def make_feed(
     `prepare` is that of `Loaded`. A batch has 32 rows at most where neither `batch_size` nor `max_tokens` is given. A
     text may have `max_length` tokens, special ones too; by default as many as the model can take. On
     `skip_special_tokens` the pooling mask leaves special tokens out; on `upper` text is read in upper case. A text that
-    is too long is cut, or on ``long="error"`` reported.
+    is too long is cut, on ``long="error"`` reported, on ``long="windows"`` run in overlapping windows of `window`
+    tokens, special ones too, each of which begins `stride` tokens after the one before.
 
     Raises:
         ArgumentError: the rows are not of a kind that the model can be given, or an option is not for them; or one of
@@ -185,13 +196,27 @@ def make_feed(
         "skip_special_tokens": skip_special_tokens or None,
         "upper": upper or None,
         "long": None if long == "cut" else long,
+        "window": window,
+        "stride": stride,
     }
+    if long != "windows" and (window or stride):
+        name = "window" if window else "stride"
+        raise ArgumentError(name, "be left out without --long windows", window or stride)
+    if window is not None and max_length is not None:
+        raise ArgumentError("max_length", "be left out with --window", max_length)
     if batch_size is None and max_tokens is None:
         batch_size = 32
     encoder: Encoder
     if source.kind == "text" and is_tokenizer(prepare):
-        texts = Texts(model, prepare, max_length=max_length, skip_special_tokens=skip_special_tokens, upper=upper)
-        encoder = TokenEncoder(texts, batch_size, max_tokens, long)
+        texts = Texts(
+            model,
+            prepare,
+            max_length=window or max_length,
+            skip_special_tokens=skip_special_tokens,
+            upper=upper,
+            cuts=long != "windows",
+        )
+        encoder = TokenEncoder(texts, batch_size, max_tokens, long, stride)
     else:
         for name, value in for_tokens.items():
             if value is not None:

@@ -34,19 +34,22 @@ class TokenRow(NamedTuple):
     is_cut: bool
     unknown: int  # characters that the tokenizer does not know
     is_lost: bool  # whether it knows no other
+    owned: slice = slice(None)  # of a row in windows: the tokens that count in this one
+    number: int = 0  # of the window in its row
+    windows: int = 1  # how many the row has
 
     @property
     def length(self) -> int:
         return len(self.special)
 
-    @property
-    def text_length(self) -> int:
-        """How many tokens are not special."""
-        return self.special.count(0)
+    def counted(self, *, skips_special_tokens: bool) -> int:
+        """How many tokens count."""
+        owned = self.special[self.owned]
+        return owned.count(0) if skips_special_tokens else len(owned)
 
 
 class Texts:
-    """Tokenizes texts for a model, cut to what it can take, and makes batches of them.
+    """Tokenizes texts for a model, cut to what it can take unless `cuts` is False, and makes batches of them.
 
     Whatever the tokenizer returns and the model's forward takes is in a batch.
 
@@ -56,6 +59,7 @@ class Texts:
         why_equal_lengths: why the rows of a batch must have one length; empty where they need not. Padding would change
             what the model computes.
         makes_pooling_mask: whether batches say which positions count; else the attention mask does.
+        decoder_start: the token that a decoder is given, which then has one position for each row; None gives it none.
 
     Raises:
         ArgumentError: `max_length` is more than the model takes.
@@ -69,12 +73,18 @@ class Texts:
         max_length: int | None = None,
         skip_special_tokens: bool = False,
         upper: bool = False,
+        cuts: bool = True,
     ) -> None:
         self.limit = token_limit(model, tokenizer, max_length)
+        self._cuts = cuts
         self.skips_special_tokens, self._upper = skip_special_tokens, upper
         self._model, self._tokenizer = model, tokenizer
         if tokenizer.pad_token is None and tokenizer.eos_token is not None:
             tokenizer.pad_token = tokenizer.eos_token  # the mask leaves it out
+        self.decoder_start: int | None = None
+        config = getattr(model, "config", None)
+        # Such a decoder is given the text, moved by one: as many positions are real.
+        self._shifts = getattr(config, "is_encoder_decoder", False) and is_taken(model, "decoder_attention_mask")
         self._takes: dict[str, bool] = {}
         asked = {"return_special_tokens_mask": True, "return_attention_mask": True, "verbose": False}
         self._asked = {name: value for name, value in asked.items() if takes(signature(tokenizer), name)}
@@ -86,7 +96,7 @@ class Texts:
             "the tokenizer pads on the left, which would move the positions that the model has learned": is_shifted,
         }
         self.why_equal_lengths = next((reason for reason, is_so in reasons.items() if is_so), "")
-        self.makes_pooling_mask = skip_special_tokens or not is_masked
+        self.makes_pooling_mask = skip_special_tokens or not is_masked or not cuts
         names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
         self._unknown_id = getattr(tokenizer, "unk_token_id", None)
         self._special_ids = {getattr(tokenizer, name, None) for name in names} - {None, self._unknown_id}
@@ -103,7 +113,7 @@ class Texts:
         places = places or ["a row"] * len(texts)
         rows = self._call(texts, places)
         unknown = [self._find_unknown(text, *row) for text, row in zip(texts, rows, strict=True)]
-        long = [index for index, (row, _) in enumerate(rows) if len(row[_IDS]) > self.limit]
+        long = [index for index, (row, _) in enumerate(rows) if self._cuts and len(row[_IDS]) > self.limit]
         if long:
             longs = [[values[index] for index in long] for values in (texts, places)]
             for index, row in zip(long, self._call(*longs, truncation=True, max_length=self.limit), strict=True):
@@ -131,7 +141,16 @@ class Texts:
             batch[first_argument(self._model)] = tensors[_IDS]
         if self.makes_pooling_mask:
             counts = tensors[_MASK].bool()
+            for row, piece in enumerate(rows):
+                if piece.windows > 1:
+                    real = counts[row].nonzero().squeeze(1)
+                    counts[row] = False
+                    counts[row, real[piece.owned]] = True
             batch[POOLING_MASK] = counts & (special == 0) if self.skips_special_tokens else counts
+        if self.decoder_start is not None:
+            batch["decoder_input_ids"] = torch.full((len(rows), 1), self.decoder_start)
+        elif self._shifts:
+            batch["decoder_attention_mask"] = tensors[_MASK]
         return batch
 
     def known_in_upper_case(self, texts: Sequence[str]) -> bool:

@@ -29,14 +29,14 @@ def load_transformers(name: str, trust_remote_code: bool, dtype: Any) -> tuple[n
         raise ArgumentError("model", KINDS, name, "The folder holds no config.json.")
     if find_spec("transformers") is None:
         raise MissingExtraError(f"The model {name!r}", "demo", "transformers")
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
 
     trust = {"trust_remote_code": trust_remote_code}  # left out, transformers asks on stdin
     options: dict[str, Any] = trust if dtype is None else {**trust, "dtype": dtype}
     with quiet(shows_downloads=not is_folder):
         try:
             config = AutoConfig.from_pretrained(name, **trust)
-            model, info = AutoModel.from_pretrained(
+            model, info = _auto_model(config).from_pretrained(
                 name, config=config, weights_only=True, output_loading_info=True, **options
             )
         except Exception as error:  # of every kind: from the hub, the files, torch and the model's own code
@@ -45,6 +45,15 @@ def load_transformers(name: str, trust_remote_code: bool, dtype: Any) -> tuple[n
     if missing := sorted(info["missing_keys"]):
         notes = (f"Random numbers stand for what is not among the saved weights: {examples(missing)}.", *notes)
     return model, prepare, notes
+
+
+def _auto_model(config: Any) -> Any:
+    """What loads a model by its configuration: an encoder that was saved alone has no decoder of random numbers."""
+    from transformers import AutoModel, AutoModelForTextEncoding
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+    is_encoder = any(name.endswith("EncoderModel") for name in getattr(config, "architectures", None) or ())
+    return AutoModelForTextEncoding if is_encoder and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
 
 
 def _refusal(name: str, error: Exception, trusts_code: bool) -> ArgumentError:

@@ -166,7 +166,7 @@ def test_a_long_row_is_an_error_when_asked_for_and_may_be_left_out(here):
     command = ["--model", "factories:dna", "--input", "x.jsonl", "--id-column", "id", "--long", "error", "--out", "out"]
     said = mistake(*command)
     assert re.match(r"the text of \w+ 2.* must have at most 64 tokens, got 'AAAA", said)
-    assert said.endswith("Shorten it, or pass --long cut.")
+    assert said.endswith("Shorten it, or pass --long windows or --long cut.")
     done = run(*command, "--layers", LAST, "--skip-bad-rows", "bad.jsonl")
     assert done.stderr.endswith("2 rows left out; 'bad.jsonl' lists them.\n")
     assert [json.loads(line)["id"] for line in Path("bad.jsonl").read_text().splitlines()] == [80, 90]

@@ -175,7 +175,7 @@ def test_what_is_unknown_may_be_known_in_upper_case():
 
 def test_a_text_that_is_cut_counts_what_is_unknown_in_all_of_it():
     (row,) = Texts(tiny_bert(), tiny_tokenizer(), max_length=5).tokenize(["MKTacd"])
-    assert (row.length, row.text_length, row.is_cut, row.unknown) == (5, 3, True, 3)
+    assert (row.length, row.counted(skips_special_tokens=True), row.is_cut, row.unknown) == (5, 3, True, 3)
 
 
 def test_a_text_that_the_tokenizer_refuses_is_named():

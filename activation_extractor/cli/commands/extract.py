@@ -44,7 +44,17 @@ def extract(
     max_length: Annotated[
         int | None, typer.Option(help="Tokens of a text at most; by default as many as the model takes.")
     ] = None,
-    long: Annotated[Literal["cut", "error"], typer.Option(help="What becomes of texts with more tokens.")] = "cut",
+    long: Annotated[
+        Literal["cut", "error", "windows"],
+        typer.Option(help="What becomes of texts with more tokens; windows that overlap are pooled as one row."),
+    ] = "cut",
+    window: Annotated[
+        int | None, typer.Option(help="Tokens of a window; by default as many as the model takes.")
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Tokens from the beginning of a window to that of the next; by default half of it."),
+    ] = None,
     upper: Annotated[
         bool, typer.Option("--upper", help="Read text in upper case, as of soft-masked sequences.")
     ] = False,
@@ -69,6 +79,10 @@ def extract(
             "--resume/--fresh", help="Go on with the store in the folder, or begin another and rename that one."
         ),
     ] = True,
+    append: Annotated[
+        bool,
+        typer.Option("--append", help="Add the rows that are new in an input that grew to the store in the folder."),
+    ] = False,
     stop_early: Annotated[
         bool, typer.Option("--stop-early", help="Leave out what comes behind the last layer wanted.")
     ] = False,
@@ -110,12 +124,15 @@ def extract(
         skip_special_tokens=skip_special_tokens,
         upper=upper,
         long=long,
+        window=window,
+        stride=stride,
     )
     store = job.run(
         layers,
         reduce=reduce or ["mean"],
         sequence_axis=tuple(sequence_axis) if sequence_axis else None,
         stop_early=stop_early,
+        append=append,
         format=format,
         store_dtype=store_dtype,
         rows_per_unit=rows_per_unit,
