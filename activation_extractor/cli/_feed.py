@@ -211,7 +211,8 @@ def make_feed(
         texts = Texts(
             model,
             prepare,
-            max_length=window or max_length,
+            max_length=max_length,
+            window=window,
             skip_special_tokens=skip_special_tokens,
             upper=upper,
             cuts=long != "windows",

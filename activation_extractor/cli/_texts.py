@@ -62,7 +62,7 @@ class Texts:
         decoder_start: the token that a decoder is given, which then has one position for each row; None gives it none.
 
     Raises:
-        ArgumentError: `max_length` is more than the model takes.
+        ArgumentError: `max_length`, or `window` in its place, is more than the model takes.
     """
 
     def __init__(
@@ -71,11 +71,12 @@ class Texts:
         tokenizer: Any,
         *,
         max_length: int | None = None,
+        window: int | None = None,
         skip_special_tokens: bool = False,
         upper: bool = False,
         cuts: bool = True,
     ) -> None:
-        self.limit = token_limit(model, tokenizer, max_length)
+        self.limit = token_limit(model, tokenizer, window or max_length, "window" if window else "max_length")
         self._cuts = cuts
         self.skips_special_tokens, self._upper = skip_special_tokens, upper
         self._model, self._tokenizer = model, tokenizer

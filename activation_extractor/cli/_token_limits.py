@@ -17,8 +17,10 @@ _OTHER_SENSES = ("vision", "visual", "image", "audio", "speech")  # their tables
 _CONFIGURED = ("max_position_embeddings", "max_seq_len")
 
 
-def token_limit(model: nn.Module, tokenizer: Any, max_length: int | None = None) -> int:
+def token_limit(model: nn.Module, tokenizer: Any, max_length: int | None = None, name: str = "max_length") -> int:
     """How many tokens a row may have, special ones counted: `max_length`, or what the model was trained for.
+
+    Errors call `max_length` by a `name`.
 
     The lengths that a configuration and a tokenizer name are a default. Only a table of learned positions limits what a
     model can be given; rotary, relative and ALiBi positions go on.
@@ -27,15 +29,15 @@ def token_limit(model: nn.Module, tokenizer: Any, max_length: int | None = None)
         ArgumentError: `max_length` is beyond the table, or has no room for a token beside special ones.
     """
     config = next((module.config for module in model.modules() if hasattr(module, "config")), None)
-    configured = [_number(config, name) for name in _CONFIGURED]
-    most = min((_room(name, table, configured[0]) for name, table in position_tables(model)), default=NO_LIMIT)
+    configured = [_number(config, entry) for entry in _CONFIGURED]
+    most = min((_room(kind, table, configured[0]) for kind, table in position_tables(model)), default=NO_LIMIT)
     special = getattr(tokenizer, "num_special_tokens_to_add", int)()
     if max_length is not None and not 0 < max_length <= most:
         condition = f"be from 1 to the {most} tokens that the model takes" if most < NO_LIMIT else "be positive"
-        raise ArgumentError("max_length", condition, max_length)
+        raise ArgumentError(name, condition, max_length)
     if max_length is not None and max_length <= special:
         advice = f"The tokenizer adds {special} of its own to each text."
-        raise ArgumentError("max_length", "have room for a token of the text", max_length, advice)
+        raise ArgumentError(name, "have room for a token of the text", max_length, advice)
     return max_length or min(most, _number(tokenizer, "model_max_length"), *configured)
 
 

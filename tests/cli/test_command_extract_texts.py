@@ -4,71 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from functools import partial
 from pathlib import Path
 
 import commands
 import pytest
+import text_models
 import torch
 from tiny import tiny_bert, tiny_tokenizer
 
 from activation_extractor import capture, open_store
 
-FACTORIES = """
-import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from torch import nn
-from transformers import BertConfig, BertModel, EsmConfig, EsmModel, GPTJConfig, GPTJModel, RobertaConfig, RobertaModel
-from transformers import PreTrainedTokenizerFast
-from tiny import tiny_bert, tiny_tokenizer
-
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-
-def build(kind, config, **sizes):
-    torch.manual_seed(0)
-    return kind(config(vocab_size=24, pad_token_id=0, **SIZES | sizes)).eval()
-
-def dna():
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"ACGTN"]
-    inner = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, "[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=64, **special)
-    return build(EsmModel, EsmConfig, position_embedding_type="rotary", max_position_embeddings=64), tokenizer
-
-def roberta():
-    return build(RobertaModel, RobertaConfig, max_position_embeddings=33), tiny_tokenizer(10**30)
-
-def rotary():
-    model = build(EsmModel, EsmConfig, position_embedding_type="rotary", max_position_embeddings=20)
-    return model, tiny_tokenizer(20)
-
-def typed():
-    class Typed(type(tiny_tokenizer())):
-        def __call__(self, texts, **options):
-            made = super().__call__(texts, **options)
-            made["token_type_ids"] = [[int(token > 8) for token in row] for row in made["input_ids"]]
-            return made
-    tokenizer = tiny_tokenizer()
-    tokenizer.__class__ = Typed
-    return tiny_bert(), tokenizer
-
-def short():
-    torch.manual_seed(0)
-    config = GPTJConfig(vocab_size=24, n_positions=10, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)
-    return GPTJModel(config).eval(), tiny_tokenizer(20)
-
-def maskless():
-    class Maskless(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.blocks = tiny_bert()
-        def forward(self, tokens):
-            return self.blocks(tokens)
-    return Maskless(), tiny_tokenizer()
-"""
 LAST = "encoder.layer.1"
 
 run, mistake = partial(commands.run, "extract"), partial(commands.mistake, "extract")
@@ -77,23 +23,14 @@ run, mistake = partial(commands.run, "extract"), partial(commands.mistake, "extr
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
-    Path("factories.py").write_text(FACTORIES)
     Path("dna.fasta").write_text(">s1\nACGTacgtNN\n>s2\nggatACCA\n>s3\nACGT\n")
     Path("x.txt").write_text("\n".join(["MKTLLA", "A" * 50, "CDEFGHIK"]))
-    yield tmp_path
-    sys.modules.pop("factories", None)
-
-
-def factory(name):
-    namespace: dict = {}
-    exec(FACTORIES, namespace)
-    return namespace[name]()
+    return tmp_path
 
 
 def raw(name, texts, layer=LAST, **options):
     """The mean of each text alone, by transformers and torch."""
-    model, tokenizer = factory(name)
+    model, tokenizer = getattr(text_models, name)()
     rows = []
     for text in texts:
         with torch.no_grad(), capture(model, layer, reduce="full") as acts:
@@ -111,7 +48,7 @@ def close(found, expected):
 
 
 def test_soft_masked_sequences_are_said_to_be_unknown_and_read_in_upper_case_when_asked_for(here):
-    command = ["--model", "factories:dna", "--input", "dna.fasta", "--layers", LAST]
+    command = ["--model", "text_models:dna", "--input", "dna.fasta", "--layers", LAST]
     said = run(*command, "--out", "masked").stderr
     assert "The tokenizer does not know 8 characters in 2 of 3 rows: '[UNK]' stands for them." in said
     assert "--upper reads them in upper case." in said
@@ -122,14 +59,14 @@ def test_soft_masked_sequences_are_said_to_be_unknown_and_read_in_upper_case_whe
 
 def test_rows_of_nothing_known_are_counted_and_upper_case_is_offered_only_where_it_helps(here):
     Path("x.txt").write_text("acgt\n123\nACGT1\n")
-    said = run("--model", "factories:dna", "--input", "x.txt", "--layers", LAST, "--out", "out").stderr
+    said = run("--model", "text_models:dna", "--input", "x.txt", "--layers", LAST, "--out", "out").stderr
     assert "8 characters in 3 of 3 rows: '[UNK]' stands for them. 2 rows of them hold nothing else. --upper" in said
-    said = run("--model", "factories:dna", "--input", "x.txt", "--upper", "--layers", LAST, "--out", "upper").stderr
+    said = run("--model", "text_models:dna", "--input", "x.txt", "--upper", "--layers", LAST, "--out", "upper").stderr
     assert "4 characters in 2 of 3 rows: '[UNK]' stands for them. 1 row of them hold nothing else.\n" in said
 
 
 def test_types_of_tokens_reach_the_model(here):
-    run("--model", "factories:typed", "--input", "x.txt", "--layers", LAST, "--out", "out")
+    run("--model", "text_models:typed", "--input", "x.txt", "--layers", LAST, "--out", "out")
     model, tokenizer = tiny_bert(), tiny_tokenizer()
     made = tokenizer(["MKTLLA"], return_tensors="pt")
     with torch.no_grad(), capture(model, LAST, reduce="mean") as acts:
@@ -138,23 +75,23 @@ def test_types_of_tokens_reach_the_model(here):
 
 
 def test_a_row_longer_than_the_positions_that_roberta_can_use_is_cut(here):
-    said = run("--model", "factories:roberta", "--input", "x.txt", "--layers", LAST, "--out", "out").stderr
+    said = run("--model", "text_models:roberta", "--input", "x.txt", "--layers", LAST, "--out", "out").stderr
     assert "1 of 3 rows have more than 32 tokens and are cut." in said
     texts = Path("x.txt").read_text().splitlines()
     close(stored(), raw("roberta", texts, truncation=True, max_length=32))
-    command = ["--model", "factories:roberta", "--input", "x.txt", "--out", "more"]
+    command = ["--model", "text_models:roberta", "--input", "x.txt", "--out", "more"]
     assert mistake(*command, "--max-length", 33).startswith("--max-length must be from 1 to the 32 tokens that the")
 
 
 def test_a_rotary_model_takes_more_tokens_than_it_was_configured_for(here):
-    command = ["--model", "factories:rotary", "--input", "x.txt", "--layers", LAST]
+    command = ["--model", "text_models:rotary", "--input", "x.txt", "--layers", LAST]
     assert "1 of 3 rows have more than 20 tokens" in run(*command, "--out", "cut").stderr
     assert "are cut" not in run(*command, "--max-length", 52, "--out", "out").stderr
     close(stored(), raw("rotary", Path("x.txt").read_text().splitlines()))
 
 
 def test_the_length_is_blamed_where_the_model_runs_on_shorter_rows(here):
-    command = ["--model", "factories:short", "--input", "x.txt", "--layers", "h.0", "--out", "out"]
+    command = ["--model", "text_models:short", "--input", "x.txt", "--layers", "h.0", "--out", "out"]
     line = run(*command, "--max-length", 20, code=2).stderr.splitlines()[-1]
     assert line.startswith("the model must run on rows of 20 tokens, got 'IndexError: ")
     assert line.endswith("It runs on a row of 8 tokens: pass a --max-length below 20.")
@@ -163,7 +100,18 @@ def test_the_length_is_blamed_where_the_model_runs_on_shorter_rows(here):
 
 def test_a_long_row_is_an_error_when_asked_for_and_may_be_left_out(here):
     Path("x.jsonl").write_text("".join(json.dumps({"id": n, "text": "A" * n}) + "\n" for n in (3, 80, 5, 90)))
-    command = ["--model", "factories:dna", "--input", "x.jsonl", "--id-column", "id", "--long", "error", "--out", "out"]
+    command = [
+        "--model",
+        "text_models:dna",
+        "--input",
+        "x.jsonl",
+        "--id-column",
+        "id",
+        "--long",
+        "error",
+        "--out",
+        "out",
+    ]
     said = mistake(*command)
     assert re.match(r"the text of \w+ 2.* must have at most 64 tokens, got 'AAAA", said)
     assert said.endswith("Shorten it, or pass --long windows or --long cut.")
@@ -177,7 +125,7 @@ def test_a_long_row_is_an_error_when_asked_for_and_may_be_left_out(here):
 def test_padding_that_a_model_would_see_is_avoided(here):
     Path("x.txt").write_text("MKT\nAC\nDEF\n")
     options = ["--layers", "blocks.encoder.layer.1", "--reduce", "mean", "--reduce", "last", "--out", "out"]
-    said = run("--model", "factories:maskless", "--input", "x.txt", *options).stderr
+    said = run("--model", "text_models:maskless", "--input", "x.txt", *options).stderr
     assert "Only rows of one length share a batch: the model takes no attention_mask." in said
     model, tokenizer = tiny_bert(), tiny_tokenizer()
     for row, text in enumerate(["MKT", "AC", "DEF"]):
@@ -189,9 +137,9 @@ def test_padding_that_a_model_would_see_is_avoided(here):
 
 def test_what_is_said_of_the_first_rows_is_said_of_all_at_the_end(here):
     Path("x.txt").write_text("ACGT\n" * 1500 + "acgt\n" * 2)
-    said = run("--model", "factories:dna", "--input", "x.txt", "--layers", LAST, "--out", "out").stderr
+    said = run("--model", "text_models:dna", "--input", "x.txt", "--layers", LAST, "--out", "out").stderr
     assert "8 characters in 2 of 1,502 rows" in said
     Path("y.txt").write_text("acgt\n" * 1500)
-    said = run("--model", "factories:dna", "--input", "y.txt", "--layers", LAST, "--out", "more").stderr
+    said = run("--model", "text_models:dna", "--input", "y.txt", "--layers", LAST, "--out", "more").stderr
     assert "4,096 characters in 1,024 of the first 1,024 rows" in said
     assert "6,000 characters in 1,500 of 1,500 rows" in said
