@@ -83,6 +83,8 @@ class Reader:
     def ids(self, path: str, kind: str | None = None) -> list[RowId] | None:
         """The ids of a shard's rows, which must be of a kind, ``str`` or ``int``, if one is given; None without ids."""
         found = self._kind_of_ids(path)
+        if found is None and not self.shard(path).rows:  # of a unit whose rows could not be run
+            return None if kind is None else []
         if kind not in (None, found):
             raise StoreError(path, f"hold ids of the manifest's kind, {kind}", found or "none", REPAIR)
         if found is None:

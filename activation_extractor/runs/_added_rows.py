@@ -14,17 +14,17 @@ from torch import nn
 
 from activation_extractor._display import plural
 from activation_extractor._format._codecs import Codec
-from activation_extractor._format._manifest import read_manifest, store_name
+from activation_extractor._format._manifest import BATCHES_PER_UNIT, ROWS_PER_UNIT, store_name
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._shards import list_units, shard_path, unit_name
 from activation_extractor._format._stored_rows import RowId
-from activation_extractor.errors import StoreError
 from activation_extractor.runs._batch_rows import Digests, combined
 from activation_extractor.runs._batches import Batch
 from activation_extractor.runs._items import RowItems
 from activation_extractor.runs._pieces import Pieces
 from activation_extractor.runs._proof import Proof
 from activation_extractor.runs._run_units import CUT
+from activation_extractor.runs._stored_run import manifest_of_run
 from activation_extractor.runs._stored_unit import FIRST_BATCH, INPUTS, StoredUnit
 from activation_extractor.sinks import Sink, Step
 from activation_extractor.sinks._step import part_of
@@ -47,15 +47,17 @@ class AddedRows(Sink):
         codec: Codec,
         model: nn.Module,
         fingerprint: Callable[[], Mapping[str, Any]],
+        items: RowItems,
         *,
-        mask: str | None,
         queue_bytes: int,
+        on_failure: Callable[[RowId, Exception], Any] | None,
     ) -> None:
         self.stored_rows = 0  # that the data set had so far
         self._folder, self._codec, self._model, self._fingerprint = folder, codec, model, fingerprint
-        self._items, self._size = RowItems(None, mask), 1
+        self._items, self._size = items, 1
         self._writer = StoreWriter(folder, codec, queue_bytes=queue_bytes, shares_store=True)
-        self._pieces, self._proof = Pieces(), Proof(folder, codec, model)
+        self._pieces, self._on_failure = Pieces(skips_rows=on_failure is not None), on_failure
+        self._proof = Proof(folder, codec, model)
         self._stored: list[str] = []  # the units that were there before
         self._committed = 0
         self._new: set[RowId] = set()  # the ids that were added: one that comes again is an error
@@ -85,17 +87,11 @@ class AddedRows(Sink):
             OtherRunError: the store is of another run.
             StoreError: with-blocks wrote the store.
         """
-        manifest = read_manifest(self._folder)
-        if manifest.unit_size is None:
-            advice = "Give extract a folder of its own."
-            raise StoreError(self._folder, "be a store that extract wrote", "one that with-blocks wrote", advice)
-        size = {"rows_per_unit": manifest.fingerprint.get("rows_per_unit")}
-        about = {**about, **self._fingerprint(), **size}
+        manifest, self._size = manifest_of_run(self._folder)
+        about = {**about, **self._fingerprint(), "rows_per_unit": manifest.fingerprint.get("rows_per_unit")}
         self._writer.begin(about)
-        self._writer.unit_size = {"rows_per_unit": manifest.rows_per_unit} if manifest.rows_per_unit else {}
-        self._writer.unit_size = self._writer.unit_size or {"batches_per_unit": manifest.unit_size}
+        self._writer.unit_size = {ROWS_PER_UNIT if manifest.rows_per_unit else BATCHES_PER_UNIT: self._size}
         self._writer.resume()
-        self._size = manifest.rows_per_unit or manifest.unit_size
         self._reader = Reader(self._codec, store_name(about))
         self._stored = list_units(self._folder, self._codec)
         for unit in self._stored:
@@ -119,10 +115,12 @@ class AddedRows(Sink):
         new = sorted(set(range(len(ids))) - set(stored))
         if new:
             self._proof.check_further()
-            self._digests.append(self._items.digests(batch, places)[new])
-            self._places += [places[row] for row in new]
+            digests = self._items.digests(batch, places)
             self._new.update(ids[row] for row in new)
-            self._run(batch, new, forward)
+            failed = self._run(batch, new, forward)
+            new = [row for row in new if row not in failed]
+            self._digests.append(digests[new])
+            self._places += [places[row] for row in new]
         if len(self._places) >= self._size and not self._seen:
             self._end_unit()
 
@@ -133,6 +131,7 @@ class AddedRows(Sink):
             return
         start = self._row
         self._row += step.rows
+        self._pieces.is_final = True
         rows = [row - start for row in self._chosen if start <= row < self._row]
         if rows:
             self._writer.add(part_of(step, rows), self._unit)
@@ -147,14 +146,23 @@ class AddedRows(Sink):
         """Wait until the finished units are on the disk; the current one is dropped."""
         self._writer.finish()
 
-    def _run(self, batch: Batch, new: Sequence[int], forward: Callable[[Batch, bool], None]) -> None:
-        """Run the new rows of a batch alone, or all of them where it cannot be cut."""
+    def _run(self, batch: Batch, new: Sequence[int], forward: Callable[[Batch, bool], None]) -> set[int]:
+        """Run the new rows of a batch alone, or all rows where it cannot be cut; returns the rows that are left out."""
+        ids, numbers = batch.ids or [], new
         try:
-            batch, self._chosen = (batch.part(new) if len(new) < len(batch.ids or ()) else batch), range(len(new))
+            batch, self._chosen = (batch.part(new) if len(new) < len(ids) else batch), range(len(new))
         except ValueError:
-            self._chosen = new
-        self._row = 0
-        self._pieces.run(batch, lambda piece: forward(piece, False))
+            self._chosen, numbers = new, range(len(ids))
+        self._row, failed = 0, set[int]()
+
+        def leave_out(error: Exception) -> None:
+            assert self._on_failure is not None
+            failed.add(numbers[self._row])
+            self._on_failure(ids[numbers[self._row]], error)
+            self._row += 1
+
+        self._pieces.run(batch, lambda piece: forward(piece, False), leave_out)
+        return failed
 
     def _prove(self, batch: Batch, stored: Sequence[int], forward: Callable[[Batch, bool], None]) -> None:
         """Run a batch again, and compare its rows with those of the unit that has the first of them."""
@@ -167,10 +175,13 @@ class AddedRows(Sink):
         else:
             return  # another process added it meanwhile
         unit = StoredUnit(self._folder, self._reader, self._path(name))
+        stored_rows = [unit_ids[ids[row]] for row in rows]
+        if self._on_failure is not None:  # others may not run
+            batch, rows = batch.part(rows), list(range(len(rows)))
         self._is_again = True
         try:
             again = partial(self._pieces.run, batch, lambda piece: forward(piece, True))
-            self._proof.run(unit, [unit_ids[ids[row]] for row in rows], rows, again, is_same_batch=False)
+            self._proof.run(unit, stored_rows, rows, again, is_same_batch=False)
         finally:
             self._is_again = False
         self._proof.end(unit)

@@ -33,7 +33,7 @@ from activation_extractor.runs._batches import Batch, BatchFields, Ids, Keep, ca
 from activation_extractor.runs._devices import check_weights, move, without_gradients
 from activation_extractor.runs._items import BatchItems, RowItems
 from activation_extractor.runs._progress import Progress
-from activation_extractor.runs._run import Run
+from activation_extractor.runs._run import OnFailure, Run
 from activation_extractor.runs._windowed_rows import WindowedRows
 from activation_extractor.runs._workers import each_row_once
 from activation_extractor.sinks._store_writer import QUEUE_BYTES
@@ -64,6 +64,7 @@ def extract(
     queue_bytes: int = QUEUE_BYTES,
     resume: bool = True,
     append: bool = False,
+    on_failure: OnFailure | None = None,
     mask: Any = "attention_mask",
     sequence_axis: SequenceAxes = None,
     calls: Calls = "last",
@@ -128,6 +129,9 @@ def extract(
         append: add what is new in a data set that grew: the rows whose ids the store lacks, wherever they stand, behind
             those that it has; their inputs are not compared with what is stored. Without `ids`, the rows behind the
             last one that is stored. A store whose run was interrupted may be added to as well.
+        on_failure: called with the id of each row that the model cannot run, or its number, and the exception; the row
+            is left out, and the run goes on. A batch that fails is halved until the rows that fail are found. By
+            default the exception is raised. It needs rows that can be counted.
         mask: as for `capture`.
         sequence_axis: as for `capture`.
         calls: as for `capture`.
@@ -157,17 +161,16 @@ def extract(
     fields = BatchFields(ids, keep, order, pooling_mask, group, told.names)
     sizes = {"queue_bytes": queue_bytes, "rows_per_unit": rows_per_unit}
     _check_arguments(batches, ids, format, sizes, resume=resume, append=append)
-    padding = _check_masks(mask, pooling_mask, group, calls)
+    padding = _check_masks(mask, pooling_mask, group, calls, on_failure)
     check_weights(model)
     fingerprint = partial(_fingerprint, model, {**fields.fingerprint, **_dtype(dtype), "rows_per_unit": rows_per_unit})
     folder, codec = check_path("out", out), CODECS[format].storing(dtype)
-    run: Run | AddedRows
-    if append and ids is not None and has_manifest(folder):
-        run = AddedRows(folder, codec, model, fingerprint, mask=padding, queue_bytes=queue_bytes)
-    else:
-        has_rows = missing == "error" or any(name is not None for name in (ids, order, group))
-        counts = RowItems(rows_per_unit, padding) if has_rows else BatchItems(rows_per_unit)
-        run = Run(folder, codec, model, fingerprint, counts, queue_bytes=queue_bytes, resume=resume, may_grow=append)
+    is_counted = missing == "error" or any(name is not None for name in (ids, order, group))
+    items = RowItems(rows_per_unit, padding) if is_counted else BatchItems(rows_per_unit)
+    what: Any = (folder, codec, model, fingerprint, items)
+    how: Any = {"queue_bytes": queue_bytes, "on_failure": on_failure}
+    adds = append and ids is not None and has_manifest(folder)
+    run = AddedRows(*what, **how) if adds else Run(*what, **how, resume=resume, may_grow=append)
     sink = WindowedRows(run, resolve_reducers("full" if reduce is None else reduce), padding) if group else run
     counted = BatchMask(pooling_mask or "", is_of_windows=group is not None)
     recorded = capture(
@@ -239,13 +242,15 @@ def _check_arguments(
         raise ArgumentError("format", f"be one of {', '.join(map(repr, CODECS))}", format)
 
 
-def _check_masks(mask: Any, pooling_mask: str | None, group: str | None, calls: Any) -> str:
+def _check_masks(mask: Any, pooling_mask: str | None, group: str | None, calls: Any, on_failure: Any) -> str:
     """The argument that says what is padding; masks beside each other are refused, and windows without any."""
     if pooling_mask and mask != "attention_mask":
         raise ArgumentError("mask", "be left out with pooling_mask", mask)
     if group and pooling_mask is None:
         advice = "Take it from Window.owns; where windows share nothing, it is a copy of the attention mask."
         raise ArgumentError("pooling_mask", "name the field of the positions that count, with group", None, advice)
+    if group and on_failure:
+        raise ArgumentError("on_failure", "be left out with group", on_failure)
     if group and calls == "join":
         raise ArgumentError("calls", "be 'last' or 'all' with group", calls, "Leave it out.")
     return mask if isinstance(mask, str) else ATTENTION

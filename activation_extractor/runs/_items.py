@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
@@ -26,11 +26,13 @@ class Arrived:
         batch: the batch.
         places: of its items in the data set.
         digests: of what each item is made from.
+        failed: what was raised for rows that are left out, by their number in the batch.
     """
 
     batch: Batch
     places: Sequence[int]
     digests: Digests
+    failed: dict[int, Exception] = field(default_factory=dict)
 
     def relative_to(self, start: int) -> str:
         """A digest of the places of its items, counted from a unit's first one: the same for the same batch."""

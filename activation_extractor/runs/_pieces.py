@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory, run in pieces."""
+"""Batches that do not fit into memory, or have rows that cannot be run: they are run in pieces."""
 
 from __future__ import annotations
 
@@ -12,71 +12,102 @@ from activation_extractor._display import plural
 from activation_extractor.errors import add_note
 from activation_extractor.runs._batches import Batch
 
-_TEXTS = (
-    "out of memory",
-    "can't allocate memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)  # of RuntimeErrors that are no subclass
+_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of RuntimeErrors
+_TRIED_ROWS = 100
+
+Failed = Callable[[Exception], None]
 
 
 class Pieces:
-    """Runs batches; one that does not fit into memory is halved until it does, and later ones begin at that size."""
+    """Runs batches; one that does not fit into memory is halved until it does, and later ones begin at that size.
 
-    def __init__(self) -> None:
+    With `skips_rows`, a batch that raises another error is halved until single rows are left that raise it; these are
+    left out.
+    """
+
+    def __init__(self, *, skips_rows: bool = False) -> None:
+        self._skips_rows = skips_rows
         self._most: int | None = None  # elements of a batch that fits; None as long as all do
+        self.is_final = False  # set it where what is raised from then on is not to be tried again
+        self._has_run = False
+        self._failed: list[Exception] = []  # of rows that were left out as long as none has run
 
-    def run(self, batch: Batch, forward: Callable[[Batch], None]) -> None:
+    def run(self, batch: Batch, forward: Callable[[Batch], None], leave_out: Failed | None = None) -> None:
         """Call `forward` with a batch, or with pieces of it in their order; raises what it raises.
 
-        What was raised before a piece ended is raised again where the batch cannot be cut, or is a single row.
+        `leave_out` is called in place of the piece that is a row to be left out. What was raised before a piece ended
+        is raised again where the batch cannot be cut, or is a single row that does not fit; and once a hundred
+        rows were to be left out and none has run.
         """
         rows = batch.rows or 1
         pieces = 1 if self._most is None else min(rows, -(-batch.elements // self._most))
         if pieces == 1:
-            failed = self._try(batch, forward)
-            if failed:
-                self.run(batch, forward)  # in pieces, once nothing holds what did not fit
-            return
+            if not self._fails(batch, forward, leave_out):
+                return
+            pieces = 2
         size = -(-rows // pieces)
         for start in range(0, rows, size):
-            self.run(batch.part(range(start, min(start + size, rows))), forward)
+            self.run(batch.part(range(start, min(start + size, rows))), forward, leave_out)
 
-    def _try(self, batch: Batch, forward: Callable[[Batch], None]) -> bool:
+    def _fails(self, batch: Batch, forward: Callable[[Batch], None], leave_out: Failed | None) -> bool:
         """Call `forward`; returns whether the batch has to be cut."""
+        self.is_final = False
         try:
             forward(batch)
-            return False
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+        except Exception as error:
+            if self.is_final:
                 raise
-            why = self._cannot_cut(batch)
+            is_memory = is_out_of_memory(error)
+            if not (is_memory or (self._skips_rows and leave_out)):
+                raise
+            if not is_memory and leave_out and batch.rows == 1:
+                self._note_failed(error)
+                leave_out(error)
+                return False
+            why = _cannot_cut(batch)
             if why:
                 add_note(error, f"The batch was not run in smaller pieces: {why}.")
                 raise
-        rows = batch.rows or 1
+        else:
+            self._has_run, self._failed = True, []
+            return False
+        if is_memory:
+            self._make_room(batch)
+        return True
+
+    def _make_room(self, batch: Batch) -> None:
         if self._most is None:
-            text = f"A batch of {plural(rows, 'row')} does not fit into memory. It is run in smaller pieces, and so are"
-            warnings.warn(f"{text} others of its size; the rows and their order stay the same.", stacklevel=2)
+            text = f"A batch of {plural(batch.rows or 1, 'row')} does not fit into memory. It is run in smaller pieces,"
+            warnings.warn(f"{text} and so are others of its size; rows and their order stay the same.", stacklevel=2)
         self._most = -(-batch.elements // 2)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return True
 
-    @staticmethod
-    def _cannot_cut(batch: Batch) -> str:
-        """Why a batch cannot be cut; empty where it can."""
-        if batch.rows is None:
-            return "how many rows it has cannot be told, give them ids"
-        if batch.rows < 2:
-            return "it has a single row"
-        try:
-            batch.part(range(1))
-        except ValueError as error:
-            return f"it holds {error}"
-        return ""
+    def _note_failed(self, error: Exception) -> None:
+        if self._has_run:
+            return
+        self._failed.append(error)
+        if len(self._failed) == _TRIED_ROWS:
+            add_note(self._failed[0], f"None of the first {_TRIED_ROWS} rows could be run.")
+            raise self._failed[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device or the machine has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _TEXTS)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
+
+
+def _cannot_cut(batch: Batch) -> str:
+    """Why a batch cannot be cut; empty where it can."""
+    if batch.rows is None:
+        return "how many rows it has cannot be told, give them ids"
+    if batch.rows < 2:
+        return "it has a single row"
+    try:
+        batch.part(range(1))
+    except ValueError as error:
+        return f"it holds {error}"
+    return ""

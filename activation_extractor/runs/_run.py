@@ -7,25 +7,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, final
 
-from torch import Tensor, nn
+from torch import nn
 
 from activation_extractor._format._codecs import Codec
-from activation_extractor._format._manifest import has_manifest, read_manifest, store_name
+from activation_extractor._format._manifest import store_name
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._shards import list_units, shard_path, unit_name
-from activation_extractor._format._stored_rows import Ragged
-from activation_extractor.errors import OtherRunError, StepError, StoreError
+from activation_extractor._format._stored_rows import RowId
+from activation_extractor.errors import OtherRunError, StepError
 from activation_extractor.runs._arithmetic import COMPUTED_WITH
 from activation_extractor.runs._batches import Batch
 from activation_extractor.runs._items import Arrived, BatchItems, Items, RowItems
 from activation_extractor.runs._pieces import Pieces
 from activation_extractor.runs._proof import Proof
 from activation_extractor.runs._run_units import RunUnit, RunUnits
-from activation_extractor.runs._stored_unit import BATCHES, FIRST_BATCH, INPUTS, StoredUnit
+from activation_extractor.runs._stored_run import manifest_of_run, may_resume
+from activation_extractor.runs._stored_unit import BATCHES, INPUTS, StoredUnit
 from activation_extractor.sinks import Sink, Step
-from activation_extractor.sinks._resume import check_free
-from activation_extractor.sinks._step import part_of
+from activation_extractor.sinks._step import nbytes_of, part_of
 from activation_extractor.sinks._store_writer import StoreWriter
+
+OnFailure = Callable[[RowId, Exception], Any]
 
 
 @final
@@ -38,7 +40,8 @@ class Run(Sink):
 
     Units are ranges of `items`: of rows, so that a run may go on with batches of another size, or of batches. Where the
     first batch gives another number of rows than its arguments have, they become ranges of batches. With `may_grow` the
-    data set may go on after a last unit that is not full.
+    data set may go on after a last unit that is not full. Rows that raise an error are left out and told to
+    `on_failure`, where there is one.
     """
 
     reads_later = True
@@ -54,22 +57,16 @@ class Run(Sink):
         queue_bytes: int,
         resume: bool,
         may_grow: bool,
+        on_failure: OnFailure | None,
     ) -> None:
         self._folder, self._codec, self._fingerprint = folder, codec, fingerprint
         self._model, self._items, self._may_grow = model, items, may_grow
         self._writer = StoreWriter(folder, codec, queue_bytes=queue_bytes, shares_store=resume)
-        self._has_store = resume and has_manifest(folder)
-        if not self._has_store:
-            try:
-                check_free(folder, "Choose another folder, or leave out resume=False to go on with it.")
-            except StoreError:
-                self._has_store = resume and has_manifest(folder)  # another process may have begun it meanwhile
-                if not self._has_store:
-                    raise
+        self._has_store = may_resume(folder, resume=resume)
         self._about: Mapping[str, Any] = {}
         self._units: RunUnits | None = None  # until the size of units is known
         self._waiting: list[Arrived] = []  # batches that came before that
-        self._pieces = Pieces()
+        self._pieces, self._on_failure = Pieces(skips_rows=on_failure is not None), on_failure
         self._now: Arrived  # the batch that runs
         self._piece: Batch  # the part of it that runs
         self._row = 0  # of the batch, the first of that part
@@ -104,13 +101,10 @@ class Run(Sink):
         self._writer.begin(self._about, {COMPUTED_WITH: self._proof.computed_with})
         if not self._has_store:
             return
-        manifest = read_manifest(self._folder)
-        if manifest.unit_size is None:
-            advice = "Give extract a folder of its own."
-            raise StoreError(self._folder, "be a store that extract wrote", "one that with-blocks wrote", advice)
+        manifest, size = manifest_of_run(self._folder)
         if manifest.rows_per_unit is None:
             self._items = self._items.in_batches()
-        self._begin_units(manifest.unit_size)
+        self._begin_units(size)
         self._writer.resume()
         self._writer.hold_back = bool(list_units(self._folder, self._codec))
 
@@ -134,9 +128,10 @@ class Run(Sink):
             self._run(batch, forward)
         else:
             self._parts = self._take(self._now)
-        for unit in self._parts:
-            if unit.stored:
-                self._compare(unit, forward)
+        stored = {unit: self._compare(unit) for unit in self._parts if unit.stored}
+        for unit, indices in stored.items():
+            if self._proof.is_open and indices:
+                self._prove(unit, indices, forward)
         if not is_first and any(unit.stored is None for unit in self._parts):
             self._proof.check_further()
             self._run(batch, forward)
@@ -145,11 +140,7 @@ class Run(Sink):
                 self._end_unit(unit)
 
     def write(self, step: Step) -> None:
-        """Add the rows of a batch, or of a part of it, to their units; raises what `StoreWriter.add` raises.
-
-        Raises:
-            StepError: there are more rows than the batch has.
-        """
+        """Add the rows of a batch, or of a part of it, to their units; raises what `StoreWriter.add` raises."""
         if self._is_again:
             self._proof.take(step)
             return
@@ -157,6 +148,7 @@ class Run(Sink):
             self._choose_size(step)
         start = self._row
         self._row += step.rows
+        self._pieces.is_final = True
         for unit, indices in self._parts.items():
             if unit.stored is not None:
                 continue
@@ -184,6 +176,11 @@ class Run(Sink):
     def _run(self, batch: Batch, forward: Callable[[Batch, bool], None]) -> None:
         """Run a batch, of which rows are missing in the store."""
         self._row = pieces = 0
+        failed = self._now.failed
+
+        def leave_out(error: Exception) -> None:
+            failed[self._row] = error
+            self._row += 1
 
         def run(piece: Batch) -> None:
             nonlocal pieces
@@ -194,30 +191,49 @@ class Run(Sink):
                 raise StepError("have the rows of its batch", got, "Give each row an id, with ids=.")
             pieces += 1
 
-        self._pieces.run(batch, run)
-        for unit in self._parts if pieces > 1 or batch.was_cut else ():
-            unit.cut()
+        self._pieces.run(batch, run, leave_out if isinstance(self._items, RowItems) else None)
+        if self._units is not None and (pieces > 1 or failed or batch.was_cut):
+            for unit, indices in self._parts.items():
+                unit.cut(self._now, indices)
+        for row, error in failed.items():
+            self._report(row, error)
 
-    def _compare(self, unit: RunUnit, forward: Callable[[Batch, bool], None]) -> None:
-        """Compare the rows of the current batch that are of a stored unit with those in the store."""
+    def _report(self, row: int, error: Exception) -> None:
+        assert self._on_failure is not None
+        batch = self._now.batch
+        self._on_failure(self._now.places[row] if batch.ids is None else batch.ids[row], error)
+
+    def _compare(self, unit: RunUnit) -> list[int]:
+        """Compare ids with those of a stored unit; returns which rows of the batch are stored there."""
         stored, batch, indices = unit.stored, self._now.batch, self._parts[unit]
         assert stored is not None
-        rows: list[int] | None = None  # of the unit
-        if isinstance(self._items, RowItems):
-            rows = [self._now.places[index] - unit.start for index in indices]
-            ids = None if batch.ids is None else [batch.ids[index] for index in indices]
+        if isinstance(self._items, BatchItems):
+            ids, rows = batch.ids, None
         else:
-            ids = batch.ids
+            places = {index: self._now.places[index] - unit.start for index in indices}
+            for index in stored.left_out(places, is_allowed=self._on_failure is not None):
+                self._report(index, RuntimeError(stored.failed[places[index]]))
+            indices = [index for index in indices if places[index] not in stored.failed]
+            ids = None if batch.ids is None else [batch.ids[index] for index in indices]
+            rows = [stored.row_of(places[index]) for index in indices]
         if ids is not None:
             stored.compare(ids, rows)
         self._writer.remember_ids(ids)
-        if not self._proof.is_open:
-            return
+        return indices
+
+    def _prove(self, unit: RunUnit, indices: list[int], forward: Callable[[Batch, bool], None]) -> None:
+        """Run the batch again, and compare its rows that are in a stored unit with what is stored."""
+        stored, batch, chosen, rows = unit.stored, self._now.batch, indices, None
+        assert stored is not None
+        if isinstance(self._items, RowItems):
+            rows = [stored.row_of(self._now.places[index] - unit.start) for index in indices]
+        if self._on_failure and len(indices) < len(self._now.places):  # others may not run
+            batch, chosen = batch.part(indices), list(range(len(indices)))
         self._is_again = True
         try:
             same = stored.first_batch in (None, self._now.relative_to(unit.start))
             again = partial(self._pieces.run, batch, lambda piece: forward(piece, True))
-            self._proof.run(stored, rows, indices if rows else None, again, is_same_batch=same)
+            self._proof.run(stored, rows, chosen if rows else None, again, is_same_batch=same)
         finally:
             self._is_again = False
 
@@ -229,13 +245,13 @@ class Run(Sink):
             self._items = self._items.in_batches()
             self._waiting = [self._items.arrive(batch)]
             self._now = self._waiting[0]
-        columns = [value.values if isinstance(value, Ragged) else value for value in step.values.values()]
-        columns += [value for value in step.keep.values() if isinstance(value, Tensor)]
-        self._items.choose_size(max(step.rows, 1), max(sum(column.nbytes for column in columns), 1))
+        self._items.choose_size(max(step.rows, 1), max(nbytes_of(step), 1))
         assert self._items.size is not None
         self._begin_units(self._items.size)
         for arrived in self._waiting:
             self._parts = self._take(arrived)
+            for unit, indices in self._parts.items() if arrived.failed else ():
+                unit.cut(arrived, indices)
         self._waiting = []
 
     def _begin_units(self, size: int) -> None:
@@ -268,10 +284,8 @@ class Run(Sink):
             self._writer.hold_back = self._writer.hold_back and not self._proof.is_done
         else:  # a unit without rows too, so that a resumed run finds it
             unit.check_gapless()
-            metadata = {INPUTS: unit.inputs, FIRST_BATCH: unit.first_batch}
             is_of_rows = isinstance(self._items, RowItems)
-            if not is_of_rows:
-                metadata = {BATCHES: str(len(unit.places)), INPUTS: unit.inputs}
+            metadata = unit.metadata if is_of_rows else {BATCHES: str(len(unit.places)), INPUTS: unit.inputs}
             order = unit.permutation if is_of_rows else None
             self._writer.commit(unit.gathered, unit_name(unit.number), metadata, order)
         self._units.close(unit)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from activation_extractor.errors import ArgumentError
 from activation_extractor.runs._items import Arrived, Items
-from activation_extractor.runs._stored_unit import StoredUnit
+from activation_extractor.runs._stored_unit import FAILED, FIRST_BATCH, INPUTS, StoredUnit
 from activation_extractor.sinks._units import Unit
 
 _GAPS = "Sort rows within windows that follow each other, as length_batches does."
@@ -31,6 +33,7 @@ class RunUnit:
         places: of the items that have come, counted from its first one.
         inputs: a digest of what they are made from, in hexadecimal.
         first_batch: which rows came with the first of them, counted from the unit's first one, as a digest; or `CUT`.
+        failed: what was raised for items that are left out, by their places.
     """
 
     number: int
@@ -41,6 +44,7 @@ class RunUnit:
     places: list[int] = field(default_factory=list)
     inputs: str = "0"
     first_batch: str = ""
+    failed: dict[int, str] = field(default_factory=dict)
     _taken: set[int] = field(default_factory=set)
     _is_first: bool = True  # whether the last batch gave its first item
 
@@ -57,10 +61,19 @@ class RunUnit:
         self.places += own
         self.inputs = items.digest(self.inputs, batch.digests[indices], own)
 
-    def cut(self) -> None:
-        """Note that the last batch was run in pieces."""
+    def cut(self, batch: Arrived, indices: Sequence[int]) -> None:
+        """Note that the last batch was run in pieces, and which of its rows were left out."""
         if self._is_first:
             self.first_batch = CUT
+        for index in indices:
+            if error := batch.failed.get(index):
+                self.failed[batch.places[index] - self.start] = f"{type(error).__name__}: {error}"
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a shard of rows says of where they come from."""
+        failed = {FAILED: json.dumps(self.failed, sort_keys=True)} if self.failed else {}
+        return {INPUTS: self.inputs, FIRST_BATCH: self.first_batch, **failed}
 
     @property
     def is_complete(self) -> bool:
@@ -78,9 +91,10 @@ class RunUnit:
     @property
     def permutation(self) -> Tensor | None:
         """Which of its rows is stored first, second, ...: ``(rows,)`` int64; None for as they came."""
-        if all(before < after for before, after in zip(self.places, self.places[1:], strict=False)):
+        places = [place for place in self.places if place not in self.failed]
+        if all(before < after for before, after in pairwise(places)):
             return None
-        return torch.tensor(self.places, dtype=torch.int64).argsort()
+        return torch.tensor(places, dtype=torch.int64).argsort()
 
 
 class RunUnits:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from activation_extractor._format._reader import Reader
@@ -12,6 +14,7 @@ from activation_extractor.errors import OtherRunError, StoreError
 # Metadata of a data set's shards: the number of batches, where units are counted in them; a digest of what its rows are
 # made from; and which rows were in the batch that gave its first row.
 BATCHES, INPUTS, FIRST_BATCH = "batches", "inputs", "first_batch"
+FAILED = "failed"  # a JSON object: what was raised for rows that were left out, by their places in the unit
 
 
 class StoredUnit:
@@ -20,6 +23,7 @@ class StoredUnit:
     Attributes:
         rows: how many it has.
         items: how many rows or batches of the data set it is made from.
+        failed: what was raised for rows that were left out, by their places.
         first_batch: the metadata of that name; None where the store does not say.
     """
 
@@ -30,8 +34,22 @@ class StoredUnit:
         self._row = 0
         batches = self._metadata.get(BATCHES)
         self._item = "rows" if batches is None else "batches"
-        self.items = self.rows if batches is None else int(batches)
+        self.failed = {int(place): text for place, text in json.loads(self._metadata.get(FAILED, "{}")).items()}
+        self.items = self.rows + len(self.failed) if batches is None else int(batches)
+        self._failed_places = sorted(self.failed)
         self.first_batch = self._metadata.get(FIRST_BATCH)
+
+    def left_out(self, places: Mapping[int, int], *, is_allowed: bool) -> list[int]:
+        """The keys of places whose rows could not be run; an OtherRunError where that is not allowed."""
+        found = [key for key, place in places.items() if place in self.failed]
+        if found and not is_allowed:
+            text = self.failed[places[found[0]]]
+            self.fail(f"a row was left out, since it raised {text}; on_failure= goes on without it")
+        return found
+
+    def row_of(self, place: int) -> int:
+        """The row of the shard that was at a place of the unit."""
+        return place - bisect_left(self._failed_places, place)
 
     def compare(self, ids: Sequence[RowId], rows: Sequence[int] | None) -> None:
         """Compare ids with those of some rows of the shard; None means the rows after those that were compared."""

@@ -60,6 +60,12 @@ def part_of(step: Step, rows: Sequence[int]) -> Step:
     return replace(step, rows=len(rows), values=values, ids=ids, keep=keep)
 
 
+def nbytes_of(step: Step) -> int:
+    """The bytes of its columns, but for text."""
+    columns = [value.values if isinstance(value, Ragged) else value for value in step.values.values()]
+    return sum(column.nbytes for column in [*columns, *step.keep.values()] if isinstance(column, Tensor))
+
+
 def join(steps: Sequence[Step]) -> Step:
     """One step of the rows of several, with the columns that all of them have."""
     if len(steps) == 1:
