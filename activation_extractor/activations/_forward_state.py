@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from activation_extractor._hooks._context import Owner, open_here
 from activation_extractor._hooks._module_registrations import module_registrations
 from activation_extractor._private_torch import active_tracer, backward_task, hook_counter
-from activation_extractor.activations._row_order import Break, RowOrder, goes_on
+from activation_extractor.activations._row_order import Break, RowOrder, goes_on, has_nothing
 from activation_extractor.errors import StepError, TransformedCallError
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers._calls import CallArguments
@@ -96,9 +96,9 @@ class ForwardState(Owner):
         """A forward begins."""
         if not self._keeps_all:
             before, self._tokens = self._tokens, call.tokens
-            # The next token of a generation replaces nothing.
-            if not self.was_read and not call.is_cached and not goes_on(before, self._tokens):
-                self.replaced += 1
+            if not self.was_read:
+                is_next = goes_on(before, self._tokens) if (cache := call.cache) is None else not has_nothing(cache)
+                self.replaced += not is_next  # the next token of a generation replaces nothing
         if module_registrations.latest != self.places_seen:
             self._look_at_places()
         if self.displaced:

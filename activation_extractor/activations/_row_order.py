@@ -90,6 +90,15 @@ def goes_on(before: Mapping[int | str, Tensor], now: Mapping[int | str, Tensor])
     )
 
 
+def has_nothing(cache: Any) -> bool:
+    """Whether a cache says that it is empty, as that of a generation which begins; a recurrent state says nothing."""
+    try:
+        length = cache.get_seq_length()
+    except Exception:  # it has no such method, or none for its layers
+        return False
+    return type(length) is int and length == 0  # not a tensor: to ask that for its value would make a device wait
+
+
 def _rows(tokens: Tensor) -> list[bytes]:
     return [row.tobytes() for row in tokens.cpu().numpy()]
 

@@ -79,6 +79,40 @@ def test_two_generations_lose_one():
         model.generate(TOKENS, use_cache=False, **OPTIONS)
 
 
+@pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}, {"num_beams": 2}])
+def test_a_loop_of_generations_with_a_cache_says_what_it_loses(options):
+    model, options = gpt2(), {**OPTIONS, **options}
+    with torch.no_grad(), pytest.warns(UserWarning, match=REPLACED.format(12, 2)), capture(model, "transformer.h.1"):
+        for _ in range(3):
+            model.generate(TOKENS, **options)
+    with torch.no_grad(), warnings.catch_warnings(), capture(model, "transformer.h.1") as acts:
+        warnings.simplefilter("error")
+        for _ in range(3):
+            model.generate(TOKENS, **options)
+            assert len(acts["transformer.h.1"])
+        del acts
+
+
+def test_a_recurrent_state_that_says_no_length_goes_on():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    model = MambaForCausalLM(MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2, state_size=4)).eval()
+    with torch.no_grad(), warnings.catch_warnings(), capture(model, "backbone.layers.1") as acts:
+        warnings.simplefilter("error")
+        model.generate(TOKENS, **OPTIONS)
+    assert acts["backbone.layers.1"].shape == (2, 1, 8)
+
+
+def test_a_conversation_that_goes_on_with_its_cache_replaces_nothing():
+    model = gpt2()
+    with torch.no_grad(), warnings.catch_warnings(), capture(model, "transformer.h.1") as acts:
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*past_key_values.*")
+        first = model.generate(TOKENS, return_dict_in_generate=True, **OPTIONS)
+        model.generate(longer(first.sequences), past_key_values=first.past_key_values, **OPTIONS)
+    assert acts["transformer.h.1"].shape == (2, 1, 8)
+
+
 def test_batches_of_lengths_that_grow_are_forwards_of_their_own():
     model, other = gpt2(), TOKENS.flip(1)
     types = torch.zeros(2, 6, dtype=torch.int64)

@@ -256,6 +256,7 @@ def test_generate_keeps_the_last_token_and_the_encoder_that_it_called_alone():
     tokens, options = torch.randint(4, 20, (2, 7)), {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     with capture(model, ["model.encoder.layers.1", "model.decoder.layers.1"]) as acts:
         model.generate(tokens[:1], **options)
+        assert len(acts["model.decoder.layers.1"]) == 1
         model.generate(tokens, **options)
     assert acts["model.encoder.layers.1"].shape == (2, 7, 8)
     assert acts["model.decoder.layers.1"].shape == (2, 1, 8)
