@@ -72,7 +72,9 @@ class CallArguments:
         self._positions, self._args, self._kwargs = positions, args, kwargs
         self._values: dict[str, Any] = {}
         self._masks: dict[str, Any] = {}
-        self.filled = _filled(self.cache)
+        # Each forward comes by here, most of them without a cache.
+        has_cache = not _CACHE_ARGUMENTS.isdisjoint(kwargs) or (args and not _CACHE_ARGUMENTS.isdisjoint(positions))
+        self.filled = _filled(self.cache) if has_cache else None
 
     def get(self, name: str) -> Any:
         """The argument of this name, or what a dict among the arguments has under it; else None."""
