@@ -71,3 +71,19 @@ def maskless():
             return self.blocks(tokens)
 
     return Maskless(), tiny_tokenizer()
+
+
+def fragile():
+    """A model that does not run on the letter W, once it has run on its example."""
+
+    class Fragile(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = tiny_bert()
+
+        def forward(self, input_ids, attention_mask):
+            if (input_ids == tiny_tokenizer().convert_tokens_to_ids("W")).any():
+                raise IndexError("index out of range in self")
+            return self.blocks(input_ids, attention_mask)
+
+    return Fragile(), tiny_tokenizer()

@@ -30,6 +30,8 @@ from activation_extractor.sinks._unit_policy import UNIT_BYTES
 
 LEAST_ROWS = 64
 
+Probe = Callable[[dict[str, Any]], Any]
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -75,14 +77,14 @@ def estimate(
     Raises:
         ArgumentError: the model cannot be run on these rows, or the format lacks the dtype of what is kept.
     """
-
-    def run(example: dict[str, Any]) -> Any:
-        mask = example.pop(POOLING_MASK) if pooling_mask else "attention_mask"
-        recorded = capture(model, layers, mask=mask, reduce=reduce, stop_early=stop_early, sequence_axis=sequence_axis)
-        with evaluating(model), without_gradients(model), recorded as acts:
-            call_model(model, example, move(model, None))
-        return acts
-
+    run = probe(
+        model,
+        layers,
+        reduce=reduce,
+        stop_early=stop_early,
+        pooling_mask=pooling_mask,
+        sequence_axis=sequence_axis,
+    )
     acts = _run_longest(model, feed, run)
     pairs = [key if isinstance(key, tuple) else (key, str(reduce[0])) for key in acts]
     sizes = [
@@ -93,7 +95,28 @@ def estimate(
     return Expected(names, reducers, rows, sum(sizes))
 
 
-def _run_longest(model: nn.Module, feed: Feed, run: Callable[[dict[str, Any]], Any]) -> Any:
+def probe(
+    model: nn.Module,
+    layers: Any,
+    *,
+    reduce: Any,
+    stop_early: bool = False,
+    pooling_mask: str | None = None,
+    sequence_axis: tuple[int, ...] | None = None,
+) -> Probe:
+    """What runs the model on a batch and returns what is captured of it, and stores nothing."""
+
+    def run(example: dict[str, Any]) -> Any:
+        mask = example.pop(POOLING_MASK) if pooling_mask else "attention_mask"
+        recorded = capture(model, layers, mask=mask, reduce=reduce, stop_early=stop_early, sequence_axis=sequence_axis)
+        with evaluating(model), without_gradients(model), recorded as acts:
+            call_model(model, example, move(model, None))
+        return acts
+
+    return run
+
+
+def _run_longest(model: nn.Module, feed: Feed, run: Probe) -> Any:
     """Run a model on its longest rows; its decoder is given a token to begin with, where it needs input of its own."""
     try:
         return run(feed.example())
@@ -116,7 +139,7 @@ def _run_longest(model: nn.Module, feed: Feed, run: Callable[[dict[str, Any]], A
     return acts
 
 
-def _refusal(feed: Feed, run: Callable[[dict[str, Any]], Any], error: Exception) -> ArgumentError:
+def _refusal(feed: Feed, run: Probe, error: Exception) -> ArgumentError:
     """Why a model could not be run on its longest rows: their length, if it can be run on the shortest."""
     advice = "Check that --input and --model belong together."
     shortest, longest = feed.lengths

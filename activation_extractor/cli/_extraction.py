@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from activation_extractor._display import plural, short_path
 from activation_extractor._format._manifest import has_manifest, read_manifest
-from activation_extractor.cli._estimate import check_out, check_room, estimate
+from activation_extractor.cli._estimate import Probe, check_out, check_room, estimate, probe
+from activation_extractor.cli._failing_rows import FailingRow, failed_before, find_failing
 from activation_extractor.cli._feed import Feed, make_feed
 from activation_extractor.cli._fresh import set_aside
 from activation_extractor.cli._models import DTYPES, Loaded, load_model
@@ -31,6 +33,7 @@ class Extraction:
 
     def read(self, name: str, *, skip_bad_rows: Path | None, **options: Any) -> None:
         """Look through the rows of an input; options are those of `open_source`."""
+        self._failed_before = list(failed_before(skip_bad_rows))
         self._bad_rows, self._bad_file = BadRows(skip_bad_rows), str(skip_bad_rows)
         self._source = open_source(name, bad_rows=self._bad_rows, **options)
 
@@ -59,8 +62,12 @@ class Extraction:
             warn(f"The earlier store is in {short_path(aside)!r} now.")
         feed.window_rows = options["rows_per_unit"] = rows_per_unit or self._stored_unit_rows or expected.unit_rows
         options |= {"out": self._out, "append": append, "resume": self._resume, **entries}
+        names = ("reduce", "stop_early", "mask", "sequence_axis")
+        run = probe(
+            model, selection, pooling_mask=pooling_mask, **{name: options[name] for name in names if name in options}
+        )
         try:
-            store = extract(model, feed, selection, **options)
+            store = self._store(selection, run, options)
         except KeyboardInterrupt:
             self._say_stopped(options["rows_per_unit"])
             raise  # typer ends with the code of an interrupt
@@ -69,6 +76,28 @@ class Extraction:
         if self._bad_rows.count:
             warn(f"{plural(self._bad_rows.count, 'row')} left out; {self._bad_file!r} lists them.")
         return store
+
+    def _store(self, selection: Any, run: Probe, options: dict[str, Any]) -> Store:
+        """Run the model over all rows; where it fails on some, again without them from the last unit on."""
+        if self._stored_unit_rows:
+            self._leave_out(self._failed_before)
+        while True:
+            try:
+                return extract(self._loaded.model, self._feed, selection, **options)
+            except StoreError:
+                raise
+            except Exception:
+                failing = find_failing(self._feed, run)
+                if not failing:
+                    raise
+                self._leave_out(failing)
+                options["resume"] = True
+
+    def _leave_out(self, rows: Iterable[FailingRow]) -> None:
+        """Leave out rows that the model does not run on, or raise the error of the first."""
+        for row in rows:
+            self._bad_rows.report(*row)
+            self._feed.leave_out(row.place)
 
     @property
     def _stored_unit_rows(self) -> int | None:

@@ -37,6 +37,7 @@ class Feed:
     Attributes:
         total_rows: how many rows the source has.
         window_rows: texts are sorted by length within windows of so many; set it before the first batch is asked for.
+        current: the rows of the latest batch, each with its piece.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class Feed:
             raise ArgumentError("a kept column", "have another name than what batches hold", taken[0], "Rename it.")
         self.total_rows, self.window_rows = source.rows, WINDOW_ROWS
         self._source, self._encoder, self._dtype, self._bad_rows = source, encoder, dtype, bad_rows or BadRows()
+        self.current: list[tuple[Row, Any]] = []
+        self._left_out: set[str] = set()
         self._sample = list(islice(self._prepare(source), _SAMPLE_ROWS if encoder.has_tokens else 2))
         if not self._sample:
             advice = "The file of --skip-bad-rows says what is wrong with each of them."
@@ -114,6 +117,14 @@ class Feed:
         """The shortest row that is known, alone."""
         return self._cast(self._encoder.batch([min(self._known(), key=self._encoder.length)]))
 
+    def alone(self, piece: Any) -> dict[str, Any]:
+        """A piece of `current` as what the model is called with."""
+        return self._cast(self._encoder.batch([piece]))
+
+    def leave_out(self, place: str) -> None:
+        """Leave a row out of batches from now on."""
+        self._left_out.add(place)
+
     def _known(self) -> list[Any]:
         """The pieces of the first rows and, of texts, of the longest ones."""
         longest = list(self._prepare(self._source.longest)) if self._encoder.has_tokens else []
@@ -125,6 +136,8 @@ class Feed:
         rows = iter(rows)
         while some := list(islice(rows, self._encoder.rows_at_once)):
             for row, made in zip(some, self._encoder.prepare(some), strict=True):
+                if row.place in self._left_out:
+                    continue
                 if isinstance(made, Exception):
                     self._bad_rows.report(row.place, row.id, made)
                 else:
@@ -139,6 +152,7 @@ class Feed:
             entries[WINDOWS] = [(place, piece.number, piece.windows) for place, piece in numbered]
         elif self._encoder.has_tokens:
             entries[ORDER] = places
+        self.current = list(zip(rows, pieces, strict=True))
         arguments = self._cast(self._encoder.batch(pieces))
         twice = sorted(entries.keys() & arguments.keys())
         if twice:
