@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from activation_extractor.errors import ActivationError
     from activation_extractor.extractors.intermediateExtractor import IntermediateExtractor
     from activation_extractor.extractors.intermediateExtractorBase import IntermediateExtractorBase
-    from activation_extractor.layers import blocks, gradients, inputs, outputs
+    from activation_extractor.layers import blocks, combined, gradients, inputs, outputs
     from activation_extractor.reducers import position, positions, span, weighted_mean, without_tokens
     from activation_extractor.runs import extract, length_batches, windows
     from activation_extractor.sinks import MemorySink, NpySink, NpzSink, SafetensorsSink, Sink
@@ -28,7 +28,7 @@ _ROOMS = {
     "errors": "ActivationError",
     "extractors.intermediateExtractor": "IntermediateExtractor",
     "extractors.intermediateExtractorBase": "IntermediateExtractorBase",
-    "layers": "blocks gradients inputs outputs",
+    "layers": "blocks combined gradients inputs outputs",
     "reducers": "position positions span weighted_mean without_tokens",
     "runs": "extract length_batches windows",
     "sinks": "MemorySink NpySink NpzSink SafetensorsSink Sink",
@@ -38,9 +38,9 @@ _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()
 __all__ = [
     "ActivationError", "Activations", "Capture", "Column", "Comparison", "IntermediateExtractor",
     "IntermediateExtractorBase", "MemorySink", "NpySink", "NpzSink", "Preview", "SafetensorsSink", "Sink",
-    "Statistics", "Store", "blocks", "capture", "compare", "extract", "gradients", "inputs", "length_batches",
-    "open_store", "outputs", "position", "positions", "preview", "span", "statistics", "weighted_mean", "windows",
-    "without_tokens",
+    "Statistics", "Store", "blocks", "capture", "combined", "compare", "extract", "gradients", "inputs",
+    "length_batches", "open_store", "outputs", "position", "positions", "preview", "span", "statistics",
+    "weighted_mean", "windows", "without_tokens",
 ]  # fmt: skip
 
 

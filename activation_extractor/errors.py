@@ -20,6 +20,7 @@ Each error derives from `ActivationError` and from the built-in that a stranger 
     ├── PositionError            IndexError     a row is too short for `position(k)`
     ├── PoolingError             ValueError     a row whose span or weights cannot be pooled
     ├── ReducerError             TypeError      a reducer returned something else than a tensor
+    ├── CombinationError         ValueError     layers combined as one column that are not alike
     ├── StoredDtypeError         OverflowError  a value is too large for the dtype that is to be stored
     ├── CapacityError            MemoryError    more is kept than `max_bytes`
     ├── StepError                RuntimeError   a step was begun, or left out, where it may not be
@@ -50,6 +51,7 @@ __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
     "CapacityError",
+    "CombinationError",
     "DuplicateLayerError",
     "GradientNotFoundError",
     "InferenceReferenceError",
@@ -351,6 +353,21 @@ class StoredDtypeError(ActivationError, OverflowError):
         super().__init__(
             f"What is stored of layer {layer!r} with {reducer!r} must fit {dtype}, whose largest number is "
             f"{largest:.6g}, got {value:.6g} in {row}. Store it in a dtype of a wider range, or leave dtype= out."
+        )
+
+
+class CombinationError(ActivationError, ValueError):
+    """Layers cannot be combined as one column: they differ in what has to be the same.
+
+    Attributes:
+        name: the recorded name of the column.
+    """
+
+    def __init__(self, name: str, condition: str, got: str) -> None:
+        self.name = name
+        super().__init__(
+            f"The layers combined as {name!r} must {condition}, got {got}. "
+            "Combine layers that are alike, or record each by itself."
         )
 
 

@@ -41,6 +41,7 @@ EXAMPLES = {
     "PositionError": errors.PositionError(-3, 1, 2),
     "PoolingError": errors.PoolingError("A span", "lie in its row", "3 to 9 of 5", 2, "Cut it."),
     "ReducerError": errors.ReducerError("mine", "h.0", "a float"),
+    "CombinationError": errors.CombinationError("last", "have one dtype", "float32 of 'h.0' and float16 of 'h.1'"),
     "StoredDtypeError": errors.StoredDtypeError("h.0", "mean", "row 3, id 'P1'", 7e4, "float16", 65504.0),
     "CapacityError": errors.CapacityError(100, 120, "h.0"),
     "StepError": errors.StepError(

@@ -235,7 +235,8 @@ class Capture:
     def _resolve(self, model: nn.Module) -> Plan:
         root, targets, options = unwrap(model), resolve(model, self._layers), self._options
         masks = Masks(options.mask, root, is_asked=options.needs_masks)  # its checks belong to the door
-        by_layer = Layouts(options.sequence_axis, root) if options.needs_layouts or options.sequence_axis else None
+        asks = options.needs_layouts or options.sequence_axis or any(target.part_of for target in targets)
+        by_layer = Layouts(options.sequence_axis, root) if asks else None
         layouts = {target.name: by_layer.of(target) for target in targets} if by_layer else {}
         if options.stop_early and any(target.side == "gradient" for target in targets):
             advice = "Backward needs the whole forward."
@@ -258,7 +259,10 @@ class Capture:
             mask = {"entry": options.mask.name} if isinstance(options.mask, BatchMask) else options.mask
             self._known_metadata = {
                 "model": type(root).__qualname__,
-                "layers": [[it.name, it.layer, it.side, describe(it.select)] for it in targets],
+                "layers": [
+                    [it.name, it.layer, it.side, describe(it.select), *([it.part_of.how] if it.part_of else [])]
+                    for it in targets
+                ],
                 "reducers": describe(options.reducers),
                 "mask": describe(mask),
                 "sequence_axis": describe(options.sequence_axis),

@@ -137,6 +137,7 @@ class OpenBlock:
             elif error is None:
                 recorded.check()
                 self.steps.check_complete()
+                self.results.settle()
                 state.warn_of_replaced()
                 self.steps.warn_of_left_out(stacklevel=4)
             if state.was_cut and isinstance(error, AttributeError | TypeError) and "NoneType" in str(error):
@@ -151,7 +152,7 @@ class OpenBlock:
         attached, make_hook, state = Attached(), fast_hooks(self._shared), self.state
         self._undo.append(lambda: attached.detach())
         for target in state.targets:
-            if make_hook is not None and target.side == "output" and target.select is None:
+            if make_hook is not None and target.side == "output" and target.select is target.part_of is None:
                 attached.add(target.module, make_hook(target))
             elif target.side == "gradient":
                 gradients = self._gradients[target.name] = GradientRecorder(target, self._shared)

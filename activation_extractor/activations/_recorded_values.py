@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, count
 from typing import Literal
 
@@ -132,6 +132,20 @@ class Recorded:
             slot.turn = next(self.turns)
         slot.tensor, slot.version, slot.stamp, slot.mask = tensor, version, stamp, None
         return slot
+
+    def turn_of(self, name: str) -> int:
+        """The number of a name's first value."""
+        last = [slots[name].turn for slots in self._last.values() if name in slots]
+        return min([*last, *(slots[name][0].turn for slots in self._calls.values() if slots.get(name))])
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Let go of the values of some names."""
+        for name in names:
+            for last in self._last.values():
+                if name in last:
+                    last[name].tensor = None
+            for calls in self._calls.values():
+                calls.pop(name, None)
 
     def _call_slot(self, key: Key, index: int | None) -> Slot:
         slots = self._calls.setdefault(key[1], {}).setdefault(key[0], [])

@@ -14,6 +14,7 @@ from activation_extractor._hooks._forwards import current_cut
 from activation_extractor._hooks._taps import Record
 from activation_extractor._private_torch import version_of
 from activation_extractor._tensors import moved
+from activation_extractor.activations._combinations import WHOLE, recorded_reducers
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
 from activation_extractor.activations._recorded_values import Recorded
@@ -182,7 +183,7 @@ def _call_recorder(target: Target, shared: Shared) -> RecordCall:
     """What reduces or copies one value and stores it."""
     options, recorded, layout = shared.options, shared.recorded, shared.layouts.get(target.name, USUAL)
     # With calls="join" the parts are stored whole, and are reduced when they are read.
-    reducers = {"full": full} if options.calls == "join" else options.reducers
+    reducers = {"full": full} if options.calls == "join" else recorded_reducers(target, options.reducers)
 
     def record_call(value: Tensor, call: Call) -> None:
         if options.detach and value.requires_grad:
@@ -214,7 +215,8 @@ def _record_whole(reducer: str, target: Target, value: Tensor, call: Call, share
         raise InferenceReferenceError
     else:
         slot = recorded.put(key, value, call.stamp, version_of(value), call.number)
-    is_reduced_later = options.calls == "join" and any(reducer is not full for reducer in options.reducers.values())
+    is_joined = options.calls == "join" or reducer == WHOLE
+    is_reduced_later = is_joined and any(reducer is not full for reducer in options.reducers.values())
     if is_reduced_later or (options.has_sink and has_sequence(value, layout)):
         sequence = sequence_second(target.layer, value, layout)
         slot.mask = mask_source(options, shared.masks)(target, sequence, call.arguments)

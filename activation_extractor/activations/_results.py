@@ -11,6 +11,7 @@ from torch import Tensor
 from activation_extractor._format._stored_rows import Ragged
 from activation_extractor._streams import hold
 from activation_extractor._tensors import as_dense, ordinary, refused_kind, rows_of
+from activation_extractor.activations._combined_columns import CombinedColumns
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
 from activation_extractor.activations._recorded_values import Key, Recorded
@@ -39,6 +40,10 @@ class Results:
         layouts: Mapping[str, Layout],
     ) -> None:
         self._layers, self._layouts = {target.name: target.layer for target in targets}, layouts
+        self._combined = CombinedColumns(targets, options, recorded, layouts, self._joined_whole)
+        if members := self._combined.members:
+            self._layers |= {name: name for name in members}
+            self._layouts = {**layouts, **{name: layouts[first.name] for name, (first, *_) in members.items()}}
         self._options, self._recorded, self._state = options, recorded, state
         self._joined: dict[Key, tuple[list[Tensor], Tensor]] = {}
         self.picked_of = state.picked_of
@@ -48,6 +53,11 @@ class Results:
     @property
     def names(self) -> list[str]:
         """The recorded names that have a value, in the order in which the layers ran."""
+        return self._combined.names(self._recorded.names)
+
+    @property
+    def recorded_names(self) -> list[str]:
+        """The names of what is recorded: of a column that is combined, those of its members until it is settled."""
         return self._recorded.names
 
     def last_stamp(self, name: str) -> int | None:
@@ -70,6 +80,8 @@ class Results:
 
     def has(self, key: Key) -> bool:
         """Whether a key has a value."""
+        if key[0] in self._combined:
+            return key[1] in self._options.reducers and key[0] in self.names
         stored = (key[0], "full") if self._options.calls == "join" else key
         return key[1] in self._options.reducers and bool(self._recorded.slots(stored))
 
@@ -81,6 +93,8 @@ class Results:
             OverwrittenError, TransformedCallError: see `Slot.read`.
         """
         self._state.was_read = True
+        if self._combined.members and key[0] in self._combined:
+            return self._combined.read(key)
         if self._options.calls == "last":
             return self._recorded.read_last(key)
         if self._options.calls == "all":
@@ -88,21 +102,32 @@ class Results:
             if not values:
                 raise KeyError(key)
             return values
+        return self._read_joined(key)
+
+    def _read_joined(self, key: Key) -> Tensor:
+        """The calls of a layer as one, the same tensor each time; KeyError where it has no value."""
         parts = self._recorded.read((key[0], "full"))
         if not parts or key[1] not in self._options.reducers:
             raise KeyError(key)
         known, joined = self._joined.get(key, ([], None))
-        if len(parts) > 1:
-            self._state.check_order(self._layers[key[0]])
         if joined is None or len(known) != len(parts) or any(map(is_not, known, parts)):
             layer, layout = self._layers[key[0]], self._layouts.get(key[0], USUAL)
-            joined = self._concatenated(key[0], parts, layout)
+            joined, mask = self._joined_whole(key[0])
             if (reducer := self._options.reducers[key[1]]) is not full:
-                sequence, mask = sequence_second(layer, joined, layout), self._joined_mask(key[0], parts)
+                sequence = sequence_second(layer, joined, layout)
                 joined = ordinary(reduce_sequence(layer, key[1], reducer, sequence, mask))
                 joined = joined.detach() if self._options.detach else joined
             self._joined[key] = parts, joined
+        elif len(parts) > 1:
+            self._state.check_order(self._layers[key[0]])
         return joined
+
+    def _joined_whole(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """The calls of a layer as one sequence, and its mask."""
+        parts = self._recorded.read((name, "full"))
+        if len(parts) > 1:
+            self._state.check_order(self._layers[name])
+        return self._concatenated(name, parts, self._layouts.get(name, USUAL)), self._joined_mask(name, parts)
 
     def _concatenated(self, name: str, parts: list[Tensor], layout: Layout) -> Tensor:
         """The calls of a layer as one sequence, dense; nested rows one behind another, without their padding."""
@@ -134,15 +159,21 @@ class Results:
                         columns[f"{name}#{index}", reducer] = self._packed(name, reducer, call, index, real)
                 else:
                     columns[name, reducer] = self._packed(name, reducer, value, 0, real)
+        self._combined.settle()
         return columns
+
+    def settle(self) -> None:
+        """The last value has come: hold what is combined, and let go of what it was combined from."""
+        self._combined.settle()
 
     def clear(self) -> None:
         """Let go of everything."""
-        self.cleared.update((name, self.last_stamp(name) or 0) for name in self.names)
+        self.cleared.update((name, self.last_stamp(name) or 0) for name in self.recorded_names)
         self._state.was_read = True
         self._state.left_out.clear()
         self._recorded.clear()
         self._joined.clear()
+        self._combined.clear()
 
     def _joined_mask(self, name: str, parts: list[Tensor]) -> Tensor | None:
         masks = [slot.mask for slot in self._recorded.slots((name, "full"))]
@@ -168,7 +199,9 @@ class Results:
         if not value.is_nested and not (is_whole and has_sequence(value, layout)):
             return value
         sequence = sequence_second(self._layers[name], value, layout) if is_whole else value
-        if self._options.calls == "join":
+        if name in self._combined:
+            mask = self._combined.masks((name, reducer))[index]
+        elif self._options.calls == "join":
             mask = self._joined_mask(name, self._recorded.read((name, "full")))
         else:
             mask = self._recorded.slots((name, reducer))[index].mask

@@ -127,7 +127,7 @@ class Steps:
         if self._may_lack:
             return
         gradients, lacks = self._gradients, self._state.lacks
-        held = set(self._results.names)
+        held = set(self._results.recorded_names)
         ran = held.union(name for name, recorder in gradients.items() if recorder.has_run)
         cleared = {name for name, stamp in self._results.cleared.items() if self._state.counts(stamp)} - held
         names = ran | cleared if self._sink is None else ran - cleared  # which cannot be stored
@@ -201,7 +201,7 @@ class Steps:
         columns = self._results.columns()
         if self._sink is not None and (columns or ids is not None or keep):
             step = make_step(self._count, columns, ids, keep, self.checks or ())
-            is_of_forwards = all((self._results.last_stamp(name) or 0) > 0 for name in self._results.names)
+            is_of_forwards = all((self._results.last_stamp(it) or 0) > 0 for it in self._results.recorded_names)
             if columns and ids is None and is_of_forwards and self._rows and step.rows not in self._rows:
                 got = f"{step.rows} in {next(iter(columns))!r} beside {min(self._rows)} in the model's call"
                 advice = "Pass sequence_axis= if a layer has the batch elsewhere, or ids= if a sample has several rows."

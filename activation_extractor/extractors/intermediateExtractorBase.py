@@ -51,7 +51,7 @@ class IntermediateExtractorBase:
     def __init__(self, model: nn.Module, layer_list: Sequence[str]) -> None:
         self.model = check_model(model)
         targets = resolve(model, layer_list)
-        if any(target.side != "output" or target.select is not None for target in targets):
+        if any(target.side != "output" or target.select is not None or target.part_of for target in targets):
             advice = "Use activation_extractor.capture for inputs, gradients and select=."
             raise ArgumentError("layer_list", "select layers, whose whole outputs are kept", layer_list, advice)
         self._modules = {target.name: target.module for target in targets}

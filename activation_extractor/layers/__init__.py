@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from activation_extractor.layers._blocks import blocks
-from activation_extractor.layers._selections import gradients, inputs, outputs
+from activation_extractor.layers._selections import combined, gradients, inputs, outputs
 
-__all__ = ["blocks", "gradients", "inputs", "outputs"]
+__all__ = ["blocks", "combined", "gradients", "inputs", "outputs"]

@@ -17,6 +17,7 @@ from activation_extractor.layers._modules import WRAPPER_SEGMENTS, ModuleTree, c
 from activation_extractor.layers._patterns import glob
 
 Side = Literal["output", "input", "gradient"]
+How = Literal["mean", "concat"]
 
 _SINGLE = (str, bytes, nn.Module, type)  # one selection each, also where it can be iterated over
 
@@ -76,6 +77,55 @@ def gradients(layers: Any, *, select: Any = None) -> Selection:
     return Selection(layers, "gradient", select)
 
 
+@dataclass(frozen=True)
+class Combined:
+    """Layers whose values are combined as one column; made by `combined`."""
+
+    layers: Any
+    how: How
+
+
+def combined(layers: Any, how: How) -> Combined:
+    """Record one value for several layers: their mean, or their features side by side.
+
+    It needs a name: ``{"last_four": combined("encoder.layer.[8-11]", "mean")}``. What is kept, by each reducer, is the
+    reduction of the combined activation; only that is handed out and stored. Where a reducer and the combination may
+    change places, as the mean over positions with both, each layer is reduced when it runs; for others, as ``full`` or
+    a reducer of one's own, each layer's activation is held until all of them have run. In a step that lacks one of the
+    layers there is no value.
+
+    Args:
+        layers: any selection that `capture` takes, `inputs` and `gradients` too. ``"concat"`` goes in its order, that
+            of the model for a pattern.
+        how: ``"mean"`` of activations of one shape, accumulated in at least float32, in their dtype; or ``"concat"``
+            along the last axis of the features, for activations that differ in nothing else.
+
+    Raises:
+        ArgumentError: another `how`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from activation_extractor import capture, combined
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> with capture(model, {"both": combined(["0", "2"], "concat")}) as acts:
+        ...     _ = model(torch.randn(2, 4))
+        >>> acts["both"].shape
+        torch.Size([2, 11])
+    """
+    if how not in ("mean", "concat"):
+        raise ArgumentError("how of combined", "be 'mean' or 'concat'", how)
+    return Combined(layers, how)
+
+
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """A column of several layers: its recorded name, and how their values are combined."""
+
+    name: str
+    how: How
+
+
 @dataclass(slots=True)  # frozen would take three times as long to make; a tuple's names are slower to read
 class Target:
     """One thing to record.
@@ -86,6 +136,7 @@ class Target:
         module: the module that is hooked.
         side: which side of its call.
         select: which part of a structured value, or None for its first tensor.
+        part_of: the column that its values are combined to, if they are.
     """
 
     name: str
@@ -93,14 +144,27 @@ class Target:
     module: nn.Module
     side: Side
     select: Any
+    part_of: Combination | None = None
 
 
 def resolve(model: nn.Module, layers: Any) -> tuple[Target, ...]:
     """The targets that a selection means on this model, in the selection's order, patterns in the model's order."""
-    tree = ModuleTree(model)
+    targets = _united(_expand(ModuleTree(model), layers, "output", None))
+    if not targets:
+        raise ArgumentError("layers", "select at least one layer", layers, "Try blocks(model) or '**'.")
+    columns: dict[str, Any] = {}
+    for target in targets.values():
+        name, column = (target.name, target) if target.part_of is None else (target.part_of.name, target.part_of)
+        if columns.setdefault(name, column) is not column:
+            raise DuplicateLayerError(name, "for two things, of which one is combined", "Give one another name.")
+    return tuple(targets.values())
+
+
+def _united(expanded: Iterable[tuple[Target, bool]]) -> dict[str, Target]:
+    """Targets by name, where patterns that overlap unite; each comes with whether it was named one by one."""
     targets: dict[str, Target] = {}
     literal: set[str] = set()
-    for target, is_literal in _expand(tree, layers, "output", None):
+    for target, is_literal in expanded:
         known = targets.setdefault(target.name, target)
         is_known = known is not target
         if is_known and (known.module, known.side, known.select) != (target.module, target.side, target.select):
@@ -110,9 +174,7 @@ def resolve(model: nn.Module, layers: Any) -> tuple[Target, ...]:
             raise DuplicateLayerError(target.name, "twice", "Leave one of them out.")
         if is_literal:
             literal.add(target.name)
-    if not targets:
-        raise ArgumentError("layers", "select at least one layer", layers, "Try blocks(model) or '**'.")
-    return tuple(targets.values())
+    return targets
 
 
 def _expand(tree: ModuleTree, layers: Any, side: Side, select: Any) -> Iterator[tuple[Target, bool]]:
@@ -127,15 +189,28 @@ def _expand(tree: ModuleTree, layers: Any, side: Side, select: Any) -> Iterator[
             yield Target(name, layer, module, side, select), is_literal
     elif isinstance(layers, Mapping):
         for name, selection in layers.items():
-            yield _renamed(tree, name, selection, side, select), True
+            if not isinstance(name, str):
+                raise ArgumentTypeError("a new name in layers", "be a string", name)
+            yield from ((target, True) for target in _named(tree, name, selection, side, select))
     else:
         for selection in layers:
             yield from _expand(tree, selection, side, select)
 
 
-def _renamed(tree: ModuleTree, name: Any, selection: Any, side: Side, select: Any) -> Target:
-    if not isinstance(name, str):
-        raise ArgumentTypeError("a new name in layers", "be a string", name)
+def _named(tree: ModuleTree, name: str, selection: Any, side: Side, select: Any) -> list[Target]:
+    """The target that has a new name, or those that are combined under it, each under one of its own."""
+    if not isinstance(selection, Combined):
+        return [_renamed(tree, name, selection, side, select)]
+    targets = [*_united(_expand(tree, selection.layers, side, select)).values()]
+    if not targets:
+        raise ArgumentError(f"the layers combined as {name!r}", "be at least one", selection.layers)
+    sides = {target.side for target in targets}
+    suffix = "" if len(sides) > 1 or "output" in sides else f":{sides.pop()}"
+    column = Combination(name + suffix, selection.how)
+    return [replace(target, name=f"{column.name}[{target.name}]", part_of=column) for target in targets]
+
+
+def _renamed(tree: ModuleTree, name: str, selection: Any, side: Side, select: Any) -> Target:
     targets = [target for target, _ in _expand(tree, selection, side, select)]
     if len(targets) != 1:
         reason = f"for {len(targets)} layers selected by {shown(selection)}"
@@ -185,6 +260,9 @@ def _fitting(selection: Any, modules: Mapping[str, nn.Module]) -> Iterable[str]:
         return [name for name, module in modules.items() if isinstance(module, selection)]
     if callable(selection):
         return _chosen(modules, selection)
+    if isinstance(selection, Combined):
+        advice = "Write it as {'name': combined(...)}, which may stand in a list, but not in another combined(...)."
+        raise ArgumentTypeError("what is combined", "have a name of its own", selection.layers, advice)
     condition = "be a name, pattern, regex, module, module type, predicate, or an iterable or dict of these"
     raise ArgumentTypeError("layers", condition, selection)
 
