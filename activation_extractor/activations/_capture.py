@@ -63,9 +63,10 @@ def capture(
             may take the decorated function's first argument, as in ``capture(lambda self: self.model, ...)``.
         layers: a dotted name; a pattern (``*`` and ``?`` within a dotted segment, ``**`` across segments, ``[0-3]``,
             ``[8-11]``); a compiled regex that matches the whole name; a module; a module type; a predicate
-            ``(name, module) -> bool``; an iterable of these; a dict ``{new name: selection}``. `outputs`, `inputs` and
-            `gradients` say which side of the call is wanted; a bare selection means outputs. Everything but a name and
-            a module leaves out the root, whose name is ``""``, and modules without a forward.
+            ``(name, module) -> bool``; an iterable of these; a dict ``{new name: selection}``, in which `combined`
+            makes one column of several layers. `outputs`, `inputs` and `gradients` say which side of the call is
+            wanted; a bare selection means outputs. Everything but a name and a module leaves out the root, whose name
+            is ``""``, and modules without a forward.
         reduce: what to keep of an activation, a name (``full``, ``mean``, ``first``, ``last``, ``max``), a callable
             ``(activation, mask) -> tensor``, several of these, or a dict of names; by default ``full``. See
             `activation_extractor.reducers`. Reduction happens in the hook, on the activation's device; a callable is

@@ -32,7 +32,8 @@ def preview(model: nn.Module, layers: Any, *args: Any, **kwargs: Any) -> Preview
 
     Args:
         model: the model, wrapped or not.
-        layers: any selection that `capture` takes; a gradient has the shape of its layer's output.
+        layers: any selection that `capture` takes; a gradient has the shape of its layer's output. Layers that are
+            combined have a row each.
         *args: the example, as the model is called; it is not moved to the model's device.
         **kwargs: the example's keyword arguments.
 
