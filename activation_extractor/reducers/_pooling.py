@@ -23,6 +23,7 @@ from activation_extractor.reducers._row_reducers import RowFields, RowReducer, n
 
 PerRow = int | str | Sequence[int] | Tensor | np.ndarray[Any, Any] | None
 _WEIGHTED = "weighted_mean"
+_EACH_POSITION = "Give a weight for each position of the batch, padding included."
 Weights = str | Tensor | np.ndarray[Any, Any]
 
 
@@ -121,7 +122,9 @@ def span(start: PerRow, end: PerRow, reduce: Literal["mean", "max", "first", "la
     return _Span(start, end, str(reducer))
 
 
-class _WeightedMean(RowReducer):
+class WeightedMean(RowReducer):
+    """What `weighted_mean` returns."""
+
     def __init__(self, weights: Weights) -> None:
         super().__init__(_WEIGHTED, [weights], is_linear=True)
         self._weights = weights
@@ -137,14 +140,25 @@ class _WeightedMean(RowReducer):
         total = (values.to(sum_dtype) * _expand(shares.to(sum_dtype), dense)).sum(1)
         return total.to(dtype if is_inexact else sum_dtype)
 
+    def totals(self, batch: Mapping[str, Any], is_real: Tensor) -> list[float]:
+        """The sum of the weights of each row of a batch, over the positions that are real, ``(batch, seq)``.
+
+        Raises:
+            ArgumentError: the weights have another shape.
+        """
+        given = batch[self._weights] if isinstance(self._weights, str) else self._weights
+        weights = numbers_of("weights", given, "numbers").to(is_real.device)
+        if weights.shape != is_real.shape:
+            raise ArgumentError("weights", f"have shape {tuple(is_real.shape)}", tuple(weights.shape), _EACH_POSITION)
+        return weights.where(is_real, 0).sum(1, dtype=torch.float64).tolist()
+
     def _shares(self, activation: Tensor, dense: Tensor, mask: Tensor | None) -> Tensor:
         """The weights of the real positions, made so that those of each row add up to 1, ``(batch, seq)``."""
         weights = numbers_of("weights", self._value(self._weights), "numbers").to(dense.device)
         if activation.is_nested:
             weights = weights[:, : dense.shape[1]]
         if weights.shape != dense.shape[:2]:
-            advice = "Give a weight for each position of the batch, padding included."
-            raise ArgumentError("weights", f"have shape {tuple(dense.shape[:2])}", tuple(weights.shape), advice)
+            raise ArgumentError("weights", f"have shape {tuple(dense.shape[:2])}", tuple(weights.shape), _EACH_POSITION)
         weights = weights.to(torch.float32 if dense.dtype != torch.float64 else torch.float64)
         weights = weights if mask is None else torch.where(mask, weights, 0)
         total = weights.sum(1, keepdim=True)
@@ -180,7 +194,7 @@ def weighted_mean(weights: Weights) -> Reducer:
     """
     if not isinstance(weights, str):
         numbers_of("weights", weights, "numbers")
-    return _WeightedMean(weights)
+    return WeightedMean(weights)
 
 
 def _all_real(activation: Tensor) -> Tensor:

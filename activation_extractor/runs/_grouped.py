@@ -84,17 +84,24 @@ class Grouped:
         lacking = [name for name, merge in self._merges.items() if merge is None]
         several = next((part for part in parts if part.windows > 1), None)
         if lacking and several is not None:
-            advice = "Use mean, max, first, last or full, or give the reducer an attribute merge(parts, counts)."
+            advice = "Use mean, weighted_mean, max, first, last or full, or give it an attribute merge(parts, counts)."
             condition = f"say how the {several.windows} windows of row {several.place} are merged"
             raise ArgumentError("reduce", condition, lacking[0], advice)
 
-    def hold(self, step: Step, parts: Sequence[Part], counts: Sequence[int]) -> None:
+    def hold(
+        self,
+        step: Step,
+        parts: Sequence[Part],
+        counts: Sequence[int],
+        weights: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
         """Hold the rows of a step, which are windows.
 
         Args:
             step: the step. Its ids and kept columns are those of the row, for each of its windows.
             parts: which windows they are.
             counts: how many positions count in each of them. One of several windows of a row may have none.
+            weights: by reducer, what is to take the place of `counts` for it: the sums of weights.
 
         Raises:
             StepError: a layer gave something that windows cannot be merged of.
@@ -111,16 +118,22 @@ class Grouped:
         for row, index in enumerate(cut):
             kept = {name: column[row : row + 1] for name, column in chosen.keep.items()}
             held = _HeldRow(parts[index], chosen.ids and [chosen.ids[row]], kept)
-            self._rows.setdefault(parts[index].place, held).counts[parts[index].number] = counts[index]
-        for key, value in chosen.values.items():
+            held = self._rows.setdefault(parts[index].place, held)
+            held.counts[parts[index].number] = counts[index]
+            for name, sums in (weights or {}).items():
+                held.weights.setdefault(name, {})[parts[index].number] = sums[index]
+        self._hold_values(chosen, [parts[index] for index in cut])
+
+    def _hold_values(self, step: Step, parts: Sequence[Part]) -> None:
+        for key, value in step.values.items():
             if isinstance(value, Ragged):
                 self._ragged.add(key)
             elif key[1] in self._full:
                 got = f"shape {tuple(value.shape)} of layer {key[0]!r}"
                 raise StepError("hold sequences where a row has several windows", got, "Leave that layer out.")
             tensors = value.rows() if isinstance(value, Ragged) else value.unbind()
-            for index, tensor in zip(cut, tensors, strict=True):
-                self._rows[parts[index].place].values.setdefault(key, {})[parts[index].number] = tensor
+            for part, tensor in zip(parts, tensors, strict=True):
+                self._rows[part.place].values.setdefault(key, {})[part.number] = tensor
 
     def take(self, places: Sequence[int]) -> list[Step]:
         """Take rows, all of whose windows are held; returns steps of them, in the order of the rows.
@@ -150,8 +163,7 @@ class Grouped:
         """A step of one row that is whole."""
         numbers = sorted(number for number, count in row.counts.items() if count)
         if not numbers:
-            advice = "Leave empty rows out of the data set."
-            raise MaskError("have a position that counts in every row", f"none in {row.name}", advice)
+            refuse_empty(row.name)
         values: dict[Key, Tensor | Ragged] = {}
         for key, by_number in row.values.items():
             if len(by_number) < row.part.windows:
@@ -160,7 +172,8 @@ class Grouped:
             tensors = [by_number[number] for number in numbers]
             hold(tensors)
             try:
-                merged = self._merges[key[1]](tensors, [row.counts[number] for number in numbers])  # type: ignore[misc]
+                counts = row.weights.get(key[1], row.counts)
+                merged = self._merges[key[1]](tensors, [counts[number] for number in numbers])  # type: ignore[misc]
             except Exception as error:
                 add_note(error, f"while merging the windows of {row.name}, layer {key[0]!r} with {key[1]!r}")
                 raise
@@ -177,6 +190,7 @@ class _HeldRow:
     Attributes:
         part: one of its windows.
         counts: how many positions count in each of them, by its number.
+        weights: what takes their place, by reducer.
         values: what windows were reduced to, by column and number.
     """
 
@@ -184,6 +198,7 @@ class _HeldRow:
     ids: Sequence[RowId] | None
     keep: Mapping[str, KeptColumn]
     counts: dict[int, int] = field(default_factory=dict)
+    weights: dict[str, dict[int, float]] = field(default_factory=dict)
     values: dict[Key, dict[int, Tensor]] = field(default_factory=dict)
 
     @property
@@ -195,6 +210,12 @@ class _HeldRow:
 def row_name(place: int, row_id: RowId | None) -> str:
     """A row of a data set for people."""
     return f"row {place}" + ("" if row_id is None else f" (id {row_id!r})")
+
+
+def refuse_empty(row: str) -> None:
+    """Raise a MaskError: nothing counts in a row of the data set."""
+    advice = "Leave empty rows out of the data set."
+    raise MaskError("have a position that counts in every row", f"none in {row}", advice)
 
 
 def _checked(key: Key, result: Any, like: Tensor, is_ragged: bool) -> Tensor:

@@ -14,10 +14,13 @@ from torch import Tensor
 from activation_extractor._format._digests import bytes_where_they_are
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import ArgumentError
+from activation_extractor.reducers import Reducer
 from activation_extractor.reducers._mask_fit import check_form
+from activation_extractor.reducers._pooling import WeightedMean
 from activation_extractor.runs._batch_rows import Digests, combined
 from activation_extractor.runs._batches import Batch
-from activation_extractor.runs._grouped import Part, check_parts, row_name
+from activation_extractor.runs._grouped import Part, check_parts, refuse_empty, row_name
+from activation_extractor.sinks._step import check_keep
 
 
 @dataclass(eq=False)
@@ -28,6 +31,7 @@ class WindowBatch:
         batch: the batch.
         parts: which windows they are.
         counts: how many positions count in each.
+        weights: the sums of the weights of these, by the reducers that have weights.
         digests: of what each is made from.
         pieces: in how many pieces it was run; 0 as long as it was not.
     """
@@ -35,32 +39,43 @@ class WindowBatch:
     batch: Batch
     parts: Sequence[Part]
     counts: Sequence[int]
+    weights: Mapping[str, Sequence[float]]
     digests: Digests
     pieces: int = 0
 
     @classmethod
-    def of(cls, batch: Batch, mask: str) -> WindowBatch:
+    def of(cls, batch: Batch, mask: str, reducers: Mapping[str, Reducer]) -> WindowBatch:
         """A batch with windows in its field ``group``; `mask` names the argument that says what is padding.
 
         Raises:
-            ArgumentError: the windows cannot be, are not as many as rows, or are of other places than `order` says.
-            MaskError: the pooling mask is no mask.
+            ArgumentError: the windows cannot be, are not as many as rows, or are of other places than `order` says; a
+                kept column cannot be, or weights have another shape than the pooling mask.
+            MaskError: the pooling mask is no mask, or nothing counts in a row of one window.
         """
         parts, is_real = check_parts(batch.group), batch.pooling_mask
         check_form(is_real)
-        if len(parts) != len(is_real):
-            raise ArgumentError("group", f"hold a window for each of the {len(is_real)} rows of a batch", len(parts))
+        keep = check_keep(batch.keep)
+        rows = {"pooling_mask": is_real, **({} if batch.ids is None else {"ids": batch.ids}), **keep}
+        for name, of_rows in rows.items():
+            if len(of_rows) != len(parts):
+                raise ArgumentError(
+                    "group", f"hold a window for each of the {len(of_rows)} rows of {name!r}", len(parts)
+                )
         for place, part in zip(batch.places if batch.places is not None else (), parts, strict=False):
             if place != part.place:
                 raise ArgumentError("order", f"hold the places that group holds, {part.place} here", int(place))
         counts = (is_real != 0).sum(1).tolist()
+        weighted = {name: it for name, it in reducers.items() if isinstance(it, WeightedMean)}
+        weights = {name: it.totals(batch.pooling, is_real != 0) for name, it in weighted.items()}
         digests = batch.digests(len(parts), mask)
+        for index, part in enumerate(parts):
+            if part.windows == 1 and not counts[index]:
+                refuse_empty(row_name(part.place, batch.ids[index] if batch.ids else None))
         empty = [index for index, part in enumerate(parts) if part.windows > 1 and not counts[index]]
         if empty:  # reducers need a position, and what they give is left out
             is_real = is_real.clone()
             is_real[empty] = 1
-            batch = replace(batch, pooling_mask=is_real)
-        return cls(batch, parts, counts, digests)
+        return cls(replace(batch, pooling_mask=is_real, keep=keep, group=None), parts, counts, weights, digests)
 
 
 @dataclass(eq=False)

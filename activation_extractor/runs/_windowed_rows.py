@@ -16,7 +16,7 @@ from activation_extractor.runs._pieces import Pieces
 from activation_extractor.runs._run import Run
 from activation_extractor.runs._window_batches import OpenRow, RowBatch, WindowBatch
 from activation_extractor.sinks import Sink, Step
-from activation_extractor.sinks._step import check_keep, part_of
+from activation_extractor.sinks._step import part_of
 
 Forward = Callable[[Batch, bool], None]
 
@@ -55,7 +55,7 @@ class WindowedRows(Sink):
             ArgumentError: a window comes twice, or says something else of its row than one before; or a reducer does
                 not say how windows are merged. And whatever `Run.add` raises.
         """
-        for places in self._arrive(WindowBatch.of(batch, self._mask)):
+        for places in self._arrive(WindowBatch.of(batch, self._mask, self._reducers)):
             rows = RowBatch.of([self._open[place] for place in places])
             self._run.add(rows, partial(self._compute, rows, forward))
             self._grouped.drop(places)
@@ -70,7 +70,9 @@ class WindowedRows(Sink):
         wanted = [row for row in rows if now.parts[start + row].place in self._wanted]
         if wanted:
             parts = [now.parts[start + row] for row in wanted]
-            self._into.hold(part_of(step, wanted), parts, [now.counts[start + row] for row in wanted])
+            counts = [now.counts[start + row] for row in wanted]
+            weights = {name: [sums[start + row] for row in wanted] for name, sums in now.weights.items()}
+            self._into.hold(part_of(step, wanted), parts, counts, weights)
 
     def end(self) -> None:
         """End the run, after the last batch; raises an ArgumentError where a row lacks a window."""
@@ -89,8 +91,7 @@ class WindowedRows(Sink):
     def _arrive(self, windows: WindowBatch) -> Iterator[list[int]]:
         """The places of the rows that are whole with a batch: those of one window together, each other one alone."""
         self._grouped.check_merges(windows.parts)
-        ids, several = windows.batch.ids, any(part.windows > 1 for part in windows.parts)
-        keep = check_keep(windows.batch.keep) if several else {}
+        ids, keep = windows.batch.ids, windows.batch.keep
         for index, part in enumerate(windows.parts):
             kept = {name: column[index] for name, column in keep.items()}
             new = OpenRow(part, ids[index] if ids else None, kept)

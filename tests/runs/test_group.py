@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 import torch
 from long_rows import (
     LENGTHS,
     ROWS,
+    LocalModel,
     by_hand,
     check_columns,
     local_model,
@@ -19,10 +21,12 @@ from long_rows import (
     window_batches,
 )
 from small_runs import counted
+from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel
 
 from activation_extractor import position, windows
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError, StoreError
+from activation_extractor.runs._windowed_rows import WindowedRows
 
 
 @pytest.mark.parametrize("kind", ["conv", "band"])
@@ -126,6 +130,81 @@ def test_a_window_in_which_nothing_counts_is_run_and_changes_nothing(tmp_path):
             batch["counts"][row] *= window.row != 0
     with pytest.raises(MaskError, match=r"got none in row 0 \(id 'row 0'\)"):
         run_windows(tmp_path / "other", batches)
+    with pytest.raises(MaskError, match=r"got none in row 1 \(id 'row 1'\)\. Leave empty rows out of the data set\."):
+        run_windows(tmp_path / "third", window_batches([[4, 5], []], 10))
+
+
+def test_weighted_means_are_merged_by_their_weights(tmp_path):
+    weight = torch.rand(30, generator=torch.Generator().manual_seed(0))
+    batches = [{**batch, "idf": weight[batch["input_ids"]]} for batch in window_batches(ROWS, 10)]
+    store = run_windows(tmp_path / "out", batches, reduce=["weighted_mean", "mean"], weights="idf")
+    for number, (row, whole) in enumerate(zip(ROWS, whole_rows(local_model()), strict=True)):
+        shares = weight[row] / weight[row].sum()
+        torch.testing.assert_close(store["blocks.1", "weighted_mean"][number], (shares[:, None] * whole).sum(0))
+        torch.testing.assert_close(store["blocks.1", "mean"][number], whole.mean(0), atol=1e-6, rtol=1e-5)
+
+
+def test_padding_may_be_on_the_left(tmp_path):
+    batches = list(window_batches(ROWS, 10))
+    for batch in batches:
+        shifts = (batch["input_ids"].shape[1] - batch["attention_mask"].sum(1)).tolist()
+        for name in ("input_ids", "attention_mask", "counts"):
+            rows = zip(batch[name], shifts, strict=True)
+            batch[name] = torch.stack([row.roll(shift) for row, shift in rows])
+    store = run_windows(tmp_path / "out", batches)
+    check_columns(store, "blocks.1", whole_rows(local_model()), tolerance=1e-6)
+
+
+def test_windows_come_from_the_workers_of_a_loader_and_are_stored_in_another_dtype(tmp_path):
+    loader = DataLoader(windows(LENGTHS, size=10), batch_size=4, num_workers=1, collate_fn=partial(window_batch, ROWS))
+    store = run_windows(tmp_path / "out", loader, dtype=torch.float16, format="npy")
+    check_columns(store, "blocks.1", [row.half() for row in whole_rows(local_model())], tolerance=2e-3)
+
+
+def test_a_layer_that_does_not_run_for_some_rows_has_the_others(tmp_path):
+    class Sometimes(LocalModel):
+        def __init__(self):
+            super().__init__(blocks=2, reach=1, kind="conv")
+            self.extra = torch.nn.Identity()
+
+        def forward(self, input_ids, attention_mask):
+            hidden = super().forward(input_ids, attention_mask)
+            return self.extra(hidden) if len(hidden[0]) < 10 else hidden
+
+    batches = window_batches(ROWS, 10, batch_size=1)
+    store = run_windows(tmp_path / "out", batches, Sometimes(), ["blocks.1", "extra"], missing="skip")
+    short = [row for row, length in enumerate(LENGTHS) if length < 10]
+    assert store["extra", "mean"].rows.tolist() == short
+    assert torch.equal(store["extra", "mean"].torch(), store["blocks.1", "mean"].torch()[short])
+
+
+def test_calls_of_a_layer_are_merged_each_by_itself(tmp_path):
+    class Twice(LocalModel):
+        def forward(self, input_ids, attention_mask):
+            hidden = self.embed(input_ids)
+            for _ in range(2):
+                hidden = self.blocks[0](hidden, attention_mask.bool())
+            return hidden
+
+    model = Twice(blocks=2, reach=1, kind="conv")
+    store = run_windows(tmp_path / "out", window_batches(ROWS, 10), model, "blocks.0", calls="all")
+    once = [by_hand(local_model(), "blocks.0", row, 1000, 1) for row in ROWS]
+    check_columns(store, "blocks.0#0", once, tolerance=1e-6)
+    assert store["blocks.0#1", "full"].lengths().tolist() == LENGTHS
+
+
+def test_what_is_computed_of_a_row_is_held_only_until_its_last_window_has_come(tmp_path, monkeypatch):
+    held = []
+    add = WindowedRows.add
+
+    def counting(self, *arguments):
+        add(self, *arguments)
+        held.append((len(self._open), len(self._grouped._rows), len(self._grouped._steps)))
+
+    monkeypatch.setattr(WindowedRows, "add", counting)
+    run_windows(tmp_path / "out", window_batches(random_rows([40] * 30), 10, batch_size=3))
+    assert max(held) == (1, 1, 0)
+    assert held[-1] == (0, 0, 0)
 
 
 # -- refused ----------------------------------------------------------------------------------------------------------
@@ -170,4 +249,7 @@ def test_options_that_windows_do_not_go_with_are_an_error(tmp_path):
         run_windows(tmp_path / "out", batches, group="windows")
     with pytest.raises(ArgumentTypeError, match=r"group must hold for each row of a batch"):
         run_windows(tmp_path / "out", [{**batch, "window": batch["id"]} for batch in batches])
+    for name in ("id", "length", "counts"):
+        with pytest.raises(ArgumentError, match=r"group must hold a window for each of the 1 rows of '\w+', got 4\."):
+            run_windows(tmp_path / "out", [{**batch, name: batch[name][:1]} for batch in batches])
     assert not list(tmp_path.rglob("*.safetensors"))

@@ -134,7 +134,7 @@ def test_reducers_that_cannot_be_merged_are_an_error_where_a_row_has_several_win
     grouped = Grouped(resolve_reducers(["mean", position(1)]))
     grouped.check_merges([Part(0, 0, 1), Part(1, 0, 1)])
     text = (
-        r"^reduce must say how the 3 windows of row 5 are merged, got 'position\(1\)'\. Use mean, max, first, last or"
+        r"^reduce must say how the 3 windows of row 5 are merged, got 'position\(1\)'\. Use mean, weighted_mean, max,"
     )
     with pytest.raises(ArgumentError, match=text):
         grouped.check_merges([Part(0, 0, 1), Part(5, 0, 3)])
