@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,21 +18,11 @@ class ColumnKind(NamedTuple):
 
     Attributes:
         dtype: of numbers; None for text.
-        reads_numbers: whether numbers are written as text, which `convert` reads.
+        convert: makes a Python number or text of a cell; ``str`` where cells are text already.
     """
 
     dtype: np.dtype[Any] | None
-    reads_numbers: bool = False
-
-    def convert(self, cell: Any) -> Any:
-        """A cell as a Python number or text."""
-        if self.dtype is None:
-            return as_text(cell)
-        if self.reads_numbers:
-            return float(cell) if self.dtype.kind == "f" else int(cell)
-        if cell is None:
-            return float("nan")
-        return float(cell) if self.dtype.kind == "f" else cell
+    convert: Callable[[Any], Any]
 
 
 def as_text(cell: Any) -> str:
@@ -46,6 +36,10 @@ def as_text(cell: Any) -> str:
     if isinstance(cell, bytes):
         return cell.decode()
     return cell.isoformat() if hasattr(cell, "isoformat") else str(cell)
+
+
+def _as_float(cell: Any) -> float:
+    return float("nan") if cell is None else float(cell)
 
 
 def as_numbers(values: list[Any]) -> list[Any]:
@@ -89,9 +83,8 @@ class _Column:
     """
 
     def __init__(self, name: str, cells_are_text: bool, is_unsigned: bool) -> None:
-        self._name, self._shape_of = name, _written_shape if cells_are_text else _typed_shape
-        self._reads_numbers, self._shape, self._nulls = cells_are_text, "", 0
-        self._smallest, self._largest, self._is_unsigned = 0, 0, is_unsigned
+        self._name, self._cells_are_text, self._is_unsigned = name, cells_are_text, is_unsigned
+        self._shape, self._nulls, self._smallest, self._largest = "", 0, 0, 0
         self._breaks: tuple[str, str, Any] | None = None  # what it was before, where that ended, and with which cell
 
     def add(self, cell: Any, place: str) -> None:
@@ -100,9 +93,13 @@ class _Column:
             return
         if self._shape == "text":
             return
-        shape = self._shape_of(cell)
+        shape = _written_shape(cell) if self._cells_are_text else _typed_shape(cell)
         if shape == "int":
-            self._smallest, self._largest = min(self._smallest, int(cell)), max(self._largest, int(cell))
+            number = int(cell)
+            if number > self._largest:
+                self._largest = number
+            elif number < self._smallest:
+                self._smallest = number
         if shape == self._shape:
             return
         if not self._shape or {shape, self._shape} == {"int", "float"}:
@@ -112,12 +109,13 @@ class _Column:
 
     def kind(self) -> ColumnKind:
         """What the column is: integers that no dtype has, or beside nulls, are text."""
-        dtype: Any = None
         if self._shape == "float" and max(-self._smallest, self._largest) <= _EXACT:
-            dtype = np.float64
-        elif self._shape in ("int", "bool") and not self._nulls:
-            dtype = np.bool_ if self._shape == "bool" else self._integers()
-        return ColumnKind(None if dtype is None else np.dtype(dtype), self._reads_numbers)
+            return ColumnKind(np.dtype(np.float64), _as_float)
+        if self._shape == "int" and not self._nulls and self._integers() is not None:
+            return ColumnKind(np.dtype(self._integers()), int)
+        if self._shape == "bool" and not self._nulls:
+            return ColumnKind(np.dtype(np.bool_), bool)
+        return ColumnKind(None, str if self._cells_are_text else as_text)
 
     def _integers(self) -> Any:
         if self._smallest >= 0 and self._largest < 2**64 and (self._is_unsigned or self._largest >= 2**63):
@@ -135,13 +133,15 @@ class _Column:
 
 def _written_shape(cell: str) -> str:
     """What a written cell is: a number only if it prints back as it stands."""
-    for shape, kind in (("int", int), ("float", float)):
-        try:
-            if str(kind(cell)) == cell:
-                return shape
-        except ValueError:
-            continue
-    return "text"
+    try:
+        if str(int(cell)) == cell:
+            return "int"
+    except ValueError:  # no integer, or one of thousands of digits
+        pass
+    try:
+        return "float" if repr(float(cell)) == cell else "text"
+    except ValueError:
+        return "text"
 
 
 def _typed_shape(cell: Any) -> str:

@@ -42,9 +42,9 @@ class Ids:
         self._digests = array("q")
         return bool(self._twins)
 
-    def twins(self) -> Twins:
-        """What compares ids from the first row on."""
-        return Twins(self._twins)
+    def twins(self) -> Twins | None:
+        """What compares ids from the first row on; None where none can come twice."""
+        return Twins(self._twins) if self._twins else None
 
     def convert(self, row_id: str | int | None) -> str | int | None:
         """An id as it is stored."""
@@ -69,7 +69,7 @@ class Twins:
         Raises:
             ArgumentError: an earlier row has it.
         """
-        if not self._digests or hash(str(row_id)) not in self._digests:
+        if hash(str(row_id)) not in self._digests:
             return
         earlier = self._places.setdefault(str(row_id), place)
         if earlier is not place:

@@ -14,6 +14,7 @@ from activation_extractor.cli.inputs._source import Reader, Row
 from activation_extractor.errors import MissingExtraError
 
 _ROWS = 1024  # that are held at once
+_BUFFER = 1 << 20  # bytes of a column that are read at once, or else a column's whole row group is
 
 
 class ParquetReader(Reader):
@@ -38,7 +39,7 @@ class ParquetReader(Reader):
         from pyarrow.parquet import ParquetFile
 
         number = 0
-        with self._file.reading(), ParquetFile(self._file.path) as table:
+        with self._file.reading(), ParquetFile(self._file.path, buffer_size=_BUFFER, pre_buffer=False) as table:
             for batch in table.iter_batches(_ROWS, columns=sorted({*self._wanted}), use_threads=False):
                 columns = [_cells(batch.column(name)) for name in self._wanted]
                 for cells in zip(*columns, strict=True):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from activation_extractor.cli.inputs._bad_rows import BadRows
-from activation_extractor.cli.inputs._checks import check_cell, check_id, check_text
+from activation_extractor.cli.inputs._checks import check_cell, check_id, check_text, is_plain_text
 from activation_extractor.cli.inputs._columns import ColumnKind, Survey
 from activation_extractor.cli.inputs._ids import Ids
 from activation_extractor.errors import ArgumentError
@@ -114,7 +114,8 @@ class Source:
         self._kinds, self.notes = columns.kinds(), columns.notes
 
     def __iter__(self) -> Iterator[Row]:
-        return map(self._converted, self._usable())
+        is_as_read = not self._ids.are_converted and all(kind.convert is str for kind in self._kinds)
+        return self._usable() if is_as_read else map(self._converted, self._usable())
 
     def entries(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The kept columns of some rows, as batches of `extract` hold them: arrays of their dtypes, or texts."""
@@ -125,27 +126,36 @@ class Source:
         }
 
     def _converted(self, row: Row) -> Row:
-        if not self._kinds and not self._ids.are_converted:
-            return row
-        cells = tuple(kind.convert(cell) for kind, cell in zip(self._kinds, row.kept, strict=True))
+        cells = tuple([kind.convert(cell) for kind, cell in zip(self._kinds, row.kept, strict=True)])
         return Row(row.value, self._ids.convert(row.id), cells, row.place)
 
     def _usable(self) -> Iterator[Row]:
         """The rows without those that cannot be used, which are reported."""
-        is_text, has_ids, twins = self.kind == "text", self.has_ids, self._ids.twins()
+        check = self._checker()
         for row in self._reader.rows(self._bad_rows):
             try:
-                if is_text:
-                    check_text(row.value, row.place)
-                for name, cell in zip(self.kept, row.kept, strict=True):
-                    check_cell(cell, name, row.place)
-                if has_ids:
-                    check_id(row.id, row.place)
-                    twins.check(row.id, row.place)
+                check(row)
             except ArgumentError as error:
                 self._bad_rows.report(row.place, row.id, error)
             else:
                 yield row
+
+    def _checker(self) -> Callable[[Row], None]:
+        """What refuses a row that cannot be used; most rows are ASCII, for which one question is enough."""
+        is_text, has_ids, twins = self.kind == "text", self.has_ids, self._ids.twins()
+
+        def check(row: Row) -> None:
+            if is_text and not is_plain_text(row.value):
+                check_text(row.value, row.place)
+            for name, cell in zip(self.kept, row.kept, strict=True):
+                if not (type(cell) is str and cell.isascii()):
+                    check_cell(cell, name, row.place)
+            if has_ids and not is_plain_text(row.id):
+                check_id(row.id, row.place)
+            if twins is not None:
+                twins.check(row.id, row.place)
+
+        return check
 
     def _measure(self, row: Row) -> None:
         if self.characters is None:
