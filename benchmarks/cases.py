@@ -11,6 +11,7 @@ from contextlib import suppress
 from benchmarks.calls import CALLS
 from benchmarks.extraction import EXTRACTION
 from benchmarks.fresh import FRESH
+from benchmarks.inputs import INPUTS
 from benchmarks.llama import LLAMA
 from benchmarks.measure import Case, Group, UnavailableError
 from benchmarks.peer_cases import PEER_CASES
@@ -20,7 +21,7 @@ from benchmarks.start_up import START_UP
 from benchmarks.storage import STORAGE
 from benchmarks.whole_models import WHOLE_MODELS
 
-GROUPS: list[Group] = [*CALLS, *FRESH, *WHOLE_MODELS, *SCALING, *EXTRACTION, *LLAMA, *STORAGE, *START_UP]
+GROUPS: list[Group] = [*CALLS, *FRESH, *WHOLE_MODELS, *SCALING, *EXTRACTION, *LLAMA, *STORAGE, *START_UP, *INPUTS]
 
 
 def all_groups(*, with_peers: bool = False) -> list[Group]:

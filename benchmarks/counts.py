@@ -19,7 +19,7 @@ from torch import nn
 
 from activation_extractor import SafetensorsSink, capture
 from activation_extractor.sinks._store_writer import QUEUE_BYTES
-from benchmarks import llama
+from benchmarks import inputs, llama
 from benchmarks.extraction import BLOCKS, POOLED, Handing, extract_into, forward_alone
 from benchmarks.measure import UnavailableError
 from benchmarks.models import gpt2, token_batches
@@ -187,6 +187,15 @@ COUNTS = [
         "MiB of the device above the forwards of a Llama, whole activations",
         _LLAMA_MIB,
         partial(llama_memory, reduce="full"),
+    ),
+    *(
+        Count(
+            f"input_memory.{suffix}",
+            f"MiB of a process that surveys and reads a .{suffix} file",
+            600,
+            partial(inputs.held_memory, suffix=suffix),
+        )
+        for suffix in ("csv", "jsonl", "fa", "parquet")
     ),
 ]
 

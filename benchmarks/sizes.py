@@ -62,6 +62,7 @@ class Size:
         shards: of the store that is opened.
         whole_megabytes: MiB that are written by the run whose memory is measured.
         cold_megabytes: MiB of the store that is read cold.
+        input_rows: of a file that is read.
         decoder: the model of real size.
         device: where models run.
     """
@@ -80,6 +81,7 @@ class Size:
     shards: int = 1000
     whole_megabytes: int = 4096
     cold_megabytes: int = 1024
+    input_rows: int = 1_000_000
     decoder: Decoder = Decoder()
     device: torch.device = CPU
 
@@ -94,7 +96,9 @@ class Size:
         return 2 * self.loops if self.has_accelerator else 1
 
 
-QUICK = Size(loops=2, batches=16, megabytes=64, whole_megabytes=512, cold_megabytes=256, decoder=TINY_DECODER)
+QUICK = Size(
+    loops=2, batches=16, megabytes=64, whole_megabytes=512, cold_megabytes=256, input_rows=100_000, decoder=TINY_DECODER
+)
 SMALLEST = Size(
     layers=3,
     set_up_layers=(3,),
@@ -110,5 +114,6 @@ SMALLEST = Size(
     shards=3,
     whole_megabytes=4,
     cold_megabytes=4,
+    input_rows=1000,
     decoder=TINY_DECODER,
 )

@@ -28,7 +28,8 @@ class ArrayReader(Reader):
             raise ArgumentError("input", "be a .npy file of numbers", file.name, f"{error}.") from error
         dtype = self._array.dtype
         if dtype.kind not in _NUMBERS or dtype.itemsize > _WIDEST.get(dtype.kind, 8):
-            raise ArgumentError("input", "be a .npy file of numbers that torch has", f"{file.name!r} of {dtype}")
+            advice = f"Convert what is in {file.name!r}."
+            raise ArgumentError("input", "be a .npy file of numbers that torch has", str(dtype), advice)
         if not self._array.ndim:
             raise ArgumentError("input", "hold an array with a row for each sample", file.name)
         self.count, self._file = len(self._array), file

@@ -13,20 +13,25 @@ class BadRows:
     """Where rows that cannot be used are reported: the first one is an error, or each is a line of a file.
 
     Args:
-        path: a file that gets an object for each of them, ``{"place": ..., "id": ..., "error": ...}``; one that exists
-            is replaced. By default the first bad row raises its error.
+        path: a file that gets an object for each of them, ``{"place": ..., "id": ..., "error": ...}``; the list of an
+            earlier run is replaced. By default the first bad row raises its error.
 
     Attributes:
         count: how many were reported, each counted once.
 
     Raises:
-        ArgumentError: the file cannot be written.
+        ArgumentError: the file cannot be written, or holds something else.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self._path, self._places = path, set[str]()
         if path is not None:
             try:
+                if path.exists() and _start(path) not in (b"", b'{"place":'):
+                    advice = "Choose another name: it would be overwritten."
+                    raise ArgumentError(
+                        "skip_bad_rows", "be a new file, or the list of an earlier run", str(path), advice
+                    )
                 path.write_bytes(b"")
             except OSError as error:
                 self._fail(error)
@@ -58,3 +63,8 @@ class BadRows:
         if isinstance(error, ActivationError):
             raise error
         raise ArgumentError("skip_bad_rows", "be a file that can be written", str(self._path), f"{error}.") from error
+
+
+def _start(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(9)

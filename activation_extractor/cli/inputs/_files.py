@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import shutil
 import sys
 import tempfile
@@ -24,6 +25,7 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
     codecs.BOM_UTF8: "utf-8-sig",
 }
+_COPIED_BYTES = 1 << 20  # of a pipe at once
 PACKED_SUFFIXES = tuple(f".{name}" for name in _PACKED.values())
 
 
@@ -40,6 +42,7 @@ class InputFile:
     name: str
     path: Path
     encoding: str | None = None
+    _first_state: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
     _copy: Any = field(default=None, repr=False)  # a temporary file, which is removed with this object
 
     def __post_init__(self) -> None:
@@ -51,8 +54,13 @@ class InputFile:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """What goes wrong in the block with the file is one sentence."""
+        """What goes wrong with the file in the block is one sentence; so is a change of it since the first block."""
         try:
+            found = os.stat(self.path)
+            state = (found.st_size, found.st_mtime_ns)
+            if self._first_state.setdefault("", state) != state:
+                advice = "Run it again when nothing is written to it."
+                raise ArgumentError("input", "stay as it is while it is read", self.name, advice)
             yield
         except (ActivationError, GeneratorExit):
             raise
@@ -100,14 +108,29 @@ class InputFile:
 
 
 def piped(name: str, encoding: str | None) -> InputFile:
-    """What comes through standard input (``-``) or a named pipe, such as a shell's ``<(command)``, in a file."""
-    copy = tempfile.NamedTemporaryFile(prefix="activation_extractor.")  # noqa: SIM115 - closed with what is returned
+    """What comes through standard input (``-``) or a named pipe, as a shell's ``<(command)`` is, in a temporary file.
+
+    Raises:
+        ArgumentError: it cannot be read, or there is no room for it.
+    """
+    shown = "standard input" if name == "-" else name
+    try:
+        copy = tempfile.NamedTemporaryFile(prefix="activation_extractor.")  # noqa: SIM115 - closed with what is returned
+        _copy_pipe(name, copy)
+        copy.flush()
+    except OSError as error:
+        advice = f"{error}. It is copied to {tempfile.gettempdir()!r}, or where TMPDIR says."
+        raise ArgumentError("input", "be a pipe that can be read", shown, advice) from error
+    return InputFile(shown, Path(copy.name), encoding, _copy=copy)
+
+
+def _copy_pipe(name: str, copy: Any) -> None:
     if name != "-":
         with open(name, "rb") as pipe:
-            shutil.copyfileobj(pipe, copy, 1 << 20)
+            shutil.copyfileobj(pipe, copy, _COPIED_BYTES)
+    elif sys.stdin is None:
+        raise OSError("Standard input is closed")
     elif hasattr(sys.stdin, "buffer"):
-        shutil.copyfileobj(sys.stdin.buffer, copy, 1 << 20)
+        shutil.copyfileobj(sys.stdin.buffer, copy, _COPIED_BYTES)
     else:
         copy.write(sys.stdin.read().encode())
-    copy.flush()
-    return InputFile("standard input" if name == "-" else name, Path(copy.name), encoding, copy)

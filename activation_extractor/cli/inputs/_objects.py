@@ -66,7 +66,7 @@ class ObjectReader(Reader):
             place = f"line {number}"
             try:
                 yield place, _DECODER.decode(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 text = line.rstrip("\n")
                 bad_rows.report(place, None, ArgumentError(place, "hold a JSON object", text, f"{error}."))
 

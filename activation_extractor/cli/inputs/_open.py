@@ -63,10 +63,10 @@ def open_source(
             cannot be used.
         MissingExtraError: reading it needs a package that is not installed.
     """
-    path, columns = Path(name), Columns(text_column, id_column, tuple(keep))
+    path, columns = Path(name), Columns(text_column, id_column, tuple(dict.fromkeys(keep)))
     if format is not None:
         check_format(format)
-    if name != "-" and not path.exists():
+    if not name or (name != "-" and not path.exists()):
         raise ArgumentError("input", "be an existing file or folder", name)
     open_reader = partial(_reader, columns=columns, separator=separator)
     if name != "-" and path.is_dir():

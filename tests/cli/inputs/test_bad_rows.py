@@ -27,7 +27,7 @@ def test_bad_rows_are_left_out_and_listed_once_however_often_the_rows_are_read(t
 
 
 def test_the_file_is_there_when_no_row_is_bad_and_holds_nothing_of_an_earlier_run(tmp_path):
-    (tmp_path / "bad.jsonl").write_text("of an earlier run")
+    (tmp_path / "bad.jsonl").write_text('{"place": "row 1", "id": null, "error": "of an earlier run"}\n')
     source_of("text", ["a"], bad_rows=BadRows(tmp_path / "bad.jsonl"))
     assert (tmp_path / "bad.jsonl").read_text() == ""
 
@@ -35,3 +35,10 @@ def test_the_file_is_there_when_no_row_is_bad_and_holds_nothing_of_an_earlier_ru
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(ArgumentError, match=r"skip_bad_rows must be a file that can be written, got '.*nowhere.*'\."):
         BadRows(tmp_path / "nowhere" / "bad.jsonl")
+
+
+def test_a_file_of_something_else_is_never_overwritten(tmp_path):
+    (tmp_path / "x.csv").write_text("text\na\n")
+    with pytest.raises(ArgumentError, match=r"skip_bad_rows must be a new file, or the list of an earlier run, got"):
+        BadRows(tmp_path / "x.csv")
+    assert (tmp_path / "x.csv").read_text() == "text\na\n"

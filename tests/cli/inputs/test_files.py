@@ -14,7 +14,7 @@ import threading
 import pytest
 from sources import read
 
-from activation_extractor.cli.inputs import _files
+from activation_extractor.cli.inputs import _files, open_source
 from activation_extractor.errors import ArgumentError
 
 FASTA = ">a|1 first\nMPTI\nKQL\n>b\nMK*\n"
@@ -206,3 +206,39 @@ def test_lines_of_a_text_file_that_look_like_fasta_are_read_as_lines_and_that_is
     assert "looks like fasta" in rows.notes[0]
     (tmp_path / "x.txt").write_text(json.dumps({"text": "a"}))
     assert "looks like jsonl" in read(tmp_path / "x.txt").notes[0]
+
+
+def test_a_pipe_that_cannot_be_copied_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(ArgumentError, match=r"input must be a pipe that can be read, got 'standard input'\. .* closed"):
+        read("-")
+    monkeypatch.setattr("sys.stdin", Pipe(b"a"))
+    monkeypatch.setattr("shutil.copyfileobj", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(ArgumentError, match=r"No space left on device\. It is copied to '.*', or where TMPDIR says\."):
+        read("-")
+
+
+def test_a_file_that_changes_while_it_is_read_is_one_sentence(tmp_path):
+    (tmp_path / "x.csv").write_text("text,n\na,1\n")
+    source = open_source(str(tmp_path / "x.csv"), keep=["n"])
+    (tmp_path / "x.csv").write_text("text,n\na,1\nb,x\n")
+    with pytest.raises(
+        ArgumentError, match=r"input must stay as it is while it is read, got '.*x\.csv'\. Run it again"
+    ):
+        list(source)
+
+
+def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "x.csv").write_text("text\na\n")
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(ArgumentError, match=r"input must be a file that can be read, got '.*x\.csv'\. .*Permission"):
+        read(tmp_path / "x.csv")
+
+
+def test_no_name_is_no_input():
+    with pytest.raises(ArgumentError, match=r"input must be an existing file or folder, got ''\."):
+        read("")

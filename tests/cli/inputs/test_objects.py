@@ -109,3 +109,10 @@ def test_half_of_a_surrogate_pair_is_refused_and_a_whole_one_is_a_character(tmp_
     (tmp_path / "x.jsonl").write_text('{"text": "a\\ud83d"}\n')
     with pytest.raises(ArgumentError, match=r"the text of line 1 must be Unicode without halves of surrogate pairs"):
         read(tmp_path / "x.jsonl")
+
+
+def test_a_line_that_python_cannot_hold_is_told(tmp_path):
+    for line in ("[" * 100_000, "9" * 5000):
+        (tmp_path / "x.jsonl").write_text(f'{{"text": "a"}}\n{{"n": {line}\n')
+        with pytest.raises(ArgumentError, match="line 2 must hold a JSON object"):
+            read(tmp_path / "x.jsonl")
