@@ -8,15 +8,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from activation_extractor.cli.inputs import open_source
-from benchmarks.measure import Case, Group, require
+from benchmarks.measure import Case, Group, Run, require
 from benchmarks.sizes import Size
-from benchmarks.systems import ready
 
 _LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 _NAMES = ("id", "text", "label", "score")
@@ -29,13 +29,11 @@ def inputs(size: Size) -> Iterator[Case]:
     rows = size.input_rows // 10
     for suffix, (package, about, read_alone) in _ALONE.items():
         require(package)
-        folder = tempfile.TemporaryDirectory()  # which goes with the case
-        path = write(Path(folder.name), suffix, rows)
         yield Case(
             f"input.{suffix}",
             f"a row of a .{suffix} file of {rows:,}, surveyed and read, beside {about}",
-            partial(ready, partial(_read, path, folder)),
-            partial(ready, partial(read_alone, path)),
+            partial(_reading, suffix, rows, _read),
+            partial(_reading, suffix, rows, read_alone),
             calls=rows,
             loops=1,
             most_rounds=_ROUNDS,
@@ -84,7 +82,14 @@ def _write_parquet(path: Path, records: Iterator[Any]) -> None:
             writer.write_table(pa.table([pa.array(cells, kind) for cells, kind in columns], schema))
 
 
-def _read(path: str, folder: object = None) -> int:
+@contextmanager
+def _reading(suffix: str, rows: int, read: Callable[[str], object]) -> Iterator[Run]:
+    """Reading a file of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield partial(read, write(Path(folder), suffix, rows))
+
+
+def _read(path: str) -> int:
     return sum(1 for _ in open_source(path, **({} if path.endswith(".fa") else _COLUMNS)))
 
 

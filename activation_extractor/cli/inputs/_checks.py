@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from activation_extractor._display import plural
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 
 _ESCAPED = range(0xDC80, 0xDD00)  # what stands for a byte that is no text
@@ -69,8 +70,8 @@ def check_unicode(what: str, text: str) -> None:
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
         if code not in _ESCAPED:
-            got = f"{text[error.start]!r} behind {error.start} characters"
+            got = f"{text[error.start]!r} behind {plural(error.start, 'character')}"
             raise ArgumentError(what, "be Unicode without halves of surrogate pairs", got, "Repair it.") from None
-        got = f"the byte {code - 0xDC00:#04x} behind {error.start} characters"
+        got = f"the byte {code - 0xDC00:#04x} behind {plural(error.start, 'character')}"
         advice = "Say what it is in: input_encoding='latin-1'."
         raise ArgumentError(what, "be text in the encoding that it is read in", got, advice) from None
