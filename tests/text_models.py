@@ -87,3 +87,19 @@ def fragile():
             return self.blocks(input_ids, attention_mask)
 
     return Fragile(), tiny_tokenizer()
+
+
+def heedless():
+    """A model that takes a mask, and averages over padding too."""
+
+    class Heedless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.layer = nn.Embedding(24, 8), nn.Linear(8, 8)
+
+        def forward(self, input_ids, attention_mask):
+            values = self.embed(input_ids)
+            return self.layer(values + values.mean(1, keepdim=True))
+
+    torch.manual_seed(0)
+    return Heedless(), tiny_tokenizer()

@@ -54,11 +54,13 @@ class Encoder(ABC):
         batch_rows: how many rows a batch has at most, where rows keep their order.
         has_tokens: whether pieces have a length, and are sorted by it.
         makes_pooling_mask: whether batches say which positions count.
+        pads: whether pieces of several lengths are in a batch.
         has_windows: whether pieces are windows of rows, and say which.
     """
 
     has_tokens = False
     makes_pooling_mask = False
+    pads = False
     has_windows = False
     rows_at_once: int
     batch_rows: int

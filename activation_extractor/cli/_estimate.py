@@ -145,7 +145,7 @@ def _refusal(feed: Feed, run: Probe, error: Exception) -> ArgumentError:
     shortest, longest = feed.lengths
     if shortest < longest:
         with suppress(Exception):
-            run(feed.shortest())
+            run(feed.batch_of([feed.extremes()[0]]))
             advice = f"It runs on a row of {shortest} tokens: pass a --max-length below {longest}."
             return ArgumentError("the model", f"run on rows of {longest} tokens", f"{one_line(error):.90}", advice)
     return ArgumentError("the model", "run on rows of the input", f"{one_line(error):.90}", advice)

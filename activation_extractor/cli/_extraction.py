@@ -9,10 +9,11 @@ from typing import Any
 from activation_extractor._display import plural, short_path
 from activation_extractor._format._manifest import has_manifest, read_manifest
 from activation_extractor.cli._estimate import Probe, check_out, check_room, estimate, probe
-from activation_extractor.cli._failing_rows import FailingRow, failed_before, find_failing
+from activation_extractor.cli._failing_rows import FailingRow, failed_before, failing_row, find_failing
 from activation_extractor.cli._feed import Feed, make_feed
 from activation_extractor.cli._fresh import set_aside
 from activation_extractor.cli._models import DTYPES, Loaded, load_model
+from activation_extractor.cli._padding_check import padding_note
 from activation_extractor.cli._terminal import warn
 from activation_extractor.cli.inputs import BadRows, Source, open_source
 from activation_extractor.errors import StoreError
@@ -66,6 +67,8 @@ class Extraction:
         run = probe(
             model, selection, pooling_mask=pooling_mask, **{name: options[name] for name in names if name in options}
         )
+        if note := padding_note(feed, run):
+            warn(note)
         try:
             store = self._store(selection, run, options)
         except KeyboardInterrupt:
@@ -78,8 +81,10 @@ class Extraction:
         return store
 
     def _store(self, selection: Any, run: Probe, options: dict[str, Any]) -> Store:
-        """Run the model over all rows; where it fails on some, again without them from the last unit on."""
-        if self._stored_unit_rows:
+        """Run the model over all rows; where windows of some fail, again without them from the last unit on."""
+        if "group" not in options:
+            options["on_failure"] = self._report if self._bad_rows.are_skipped else None
+        elif self._stored_unit_rows:
             self._leave_out(self._failed_before)
         while True:
             try:
@@ -92,6 +97,11 @@ class Extraction:
                     raise
                 self._leave_out(failing)
                 options["resume"] = True
+
+    def _report(self, row_id: str | int, error: Exception) -> None:
+        """Report a row of the latest batch that was left out."""
+        row = next(row for known, row, _ in self._feed.current if known == row_id)
+        self._bad_rows.report(*failing_row(row, error))
 
     def _leave_out(self, rows: Iterable[FailingRow]) -> None:
         """Leave out rows that the model does not run on, or raise the error of the first."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from activation_extractor.cli._feed import Feed
 from activation_extractor.cli._terminal import one_line
+from activation_extractor.cli.inputs import Row
 from activation_extractor.errors import ActivationError
 
 _MOST_LETTERS = 200
@@ -29,13 +30,18 @@ def find_failing(feed: Feed, run: Callable[[dict[str, Any]], Any]) -> list[Faili
     except Exception:  # as after an error on an accelerator
         return []
     failing: dict[str, FailingRow] = {}
-    for row, piece in feed.current:
+    for _, row, piece in feed.current:
         try:
-            run(feed.alone(piece))
+            run(feed.batch_of([piece]))
         except Exception as error:
-            what = f"the model must run on {row.place}, got {one_line(error):.{_MOST_LETTERS}}."
-            failing[row.place] = FailingRow(row.place, row.id, ActivationError(f"{what} Remove that row."))
+            failing[row.place] = failing_row(row, error)
     return list(failing.values())
+
+
+def failing_row(row: Row, error: Exception) -> FailingRow:
+    """A row that raised an error."""
+    what = f"the model must run on {row.place}, got {one_line(error):.{_MOST_LETTERS}}."
+    return FailingRow(row.place, row.id, ActivationError(f"{what} Remove that row, or pass --skip-bad-rows FILE."))
 
 
 def failed_before(file: Path | None) -> Iterator[FailingRow]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import nlargest
 from itertools import islice
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ class Feed:
     Attributes:
         total_rows: how many rows the source has.
         window_rows: texts are sorted by length within windows of so many; set it before the first batch is asked for.
-        current: the rows of the latest batch, each with its piece.
+        current: the rows of the latest batch: id (or number, where rows have none), row and piece.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Feed:
             raise ArgumentError("a kept column", "have another name than what batches hold", taken[0], "Rename it.")
         self.total_rows, self.window_rows = source.rows, WINDOW_ROWS
         self._source, self._encoder, self._dtype, self._bad_rows = source, encoder, dtype, bad_rows or BadRows()
-        self.current: list[tuple[Row, Any]] = []
+        self.current: list[tuple[str | int, Row, Any]] = []
         self._left_out: set[str] = set()
         self._sample = list(islice(self._prepare(source), _SAMPLE_ROWS if encoder.has_tokens else 2))
         if not self._sample:
@@ -105,7 +105,7 @@ class Feed:
 
     def example(self) -> dict[str, Any]:
         """The two longest rows that are known, or the first two, as what the model is called with."""
-        return self._cast(self._encoder.batch(nlargest(2, self._known(), key=self._encoder.length)))
+        return self.batch_of(nlargest(2, self._known(), key=self._encoder.length))
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -113,13 +113,19 @@ class Feed:
         lengths = [self._encoder.length(piece) for piece in self._known()]
         return min(lengths), max(lengths)
 
-    def shortest(self) -> dict[str, Any]:
-        """The shortest row that is known, alone."""
-        return self._cast(self._encoder.batch([min(self._known(), key=self._encoder.length)]))
+    @property
+    def pads(self) -> bool:
+        """Whether rows of several lengths are in a batch."""
+        return self._encoder.pads
 
-    def alone(self, piece: Any) -> dict[str, Any]:
-        """A piece of `current` as what the model is called with."""
-        return self._cast(self._encoder.batch([piece]))
+    def extremes(self) -> tuple[Any, Any]:
+        """The pieces of the shortest and of the longest row that is known."""
+        pieces = self._known()
+        return min(pieces, key=self._encoder.length), max(pieces, key=self._encoder.length)
+
+    def batch_of(self, pieces: Sequence[Any]) -> dict[str, Any]:
+        """Pieces as what the model is called with."""
+        return self._cast(self._encoder.batch(pieces))
 
     def leave_out(self, place: str) -> None:
         """Leave a row out of batches from now on."""
@@ -152,7 +158,7 @@ class Feed:
             entries[WINDOWS] = [(place, piece.number, piece.windows) for place, piece in numbered]
         elif self._encoder.has_tokens:
             entries[ORDER] = places
-        self.current = list(zip(rows, pieces, strict=True))
+        self.current = list(zip(entries.get(IDS, places), rows, pieces, strict=True))
         arguments = self._cast(self._encoder.batch(pieces))
         twice = sorted(entries.keys() & arguments.keys())
         if twice:

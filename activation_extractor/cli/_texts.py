@@ -13,7 +13,7 @@ from torch import nn
 
 from activation_extractor.cli._forward_arguments import first_argument, is_taken, takes
 from activation_extractor.cli._terminal import one_line
-from activation_extractor.cli._token_limits import position_tables, token_limit
+from activation_extractor.cli._token_limits import counts_positions, token_limit
 from activation_extractor.errors import ArgumentError
 
 POOLING_MASK = "pooling_mask"  # the entry of a batch that says which positions count
@@ -90,7 +90,7 @@ class Texts:
         asked = {"return_special_tokens_mask": True, "return_attention_mask": True, "verbose": False}
         self._asked = {name: value for name, value in asked.items() if takes(signature(tokenizer), name)}
         is_masked = self._is_taken(_MASK)
-        is_shifted = tokenizer.padding_side == "left" and any(True for _ in position_tables(model))
+        is_shifted = tokenizer.padding_side == "left" and counts_positions(model)
         reasons = {
             "the model takes no attention_mask": not is_masked,
             "the tokenizer has no token for padding": tokenizer.pad_token is None,

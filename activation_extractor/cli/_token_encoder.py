@@ -38,6 +38,7 @@ class TokenEncoder(Encoder):
         length_batches([], batch_size=batch_size, max_tokens=max_tokens)  # refuses wrong sizes before the model runs
         self._texts, self._batch_size, self._max_tokens, self._long = texts, batch_size, max_tokens, long
         self.makes_pooling_mask, self.has_windows, self._stride = texts.makes_pooling_mask, long == "windows", stride
+        self.pads = batch_size != 1 and not texts.why_equal_lengths
         self.batch_rows = batch_size or self.rows_at_once
 
     def prepare(self, rows: Sequence[Row]) -> list[list[Any] | ActivationError]:

@@ -51,6 +51,12 @@ def position_tables(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+def counts_positions(model: nn.Module) -> bool:
+    """Whether a model counts positions from the first column on: by tables, learned or of sines."""
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    return bool(names & (_TABLES - {"distance_embedding"})) or hasattr(model, "pos_encoding")  # the latter is CTRL's
+
+
 def _room(name: str, table: Any, configured: int) -> int:
     """How many positions a table has room for."""
     rows = int(table.weight.shape[0])

@@ -135,6 +135,14 @@ def test_padding_that_a_model_would_see_is_avoided(here):
             close(open_store("out")["blocks." + LAST, reducer].torch()[row], acts[LAST, reducer][0])
 
 
+def test_padding_that_changes_what_is_computed_is_said(here):
+    command = ["--model", "text_models:heedless", "--input", "x.txt", "--layers", "layer"]
+    said = run(*command, "--out", "padded").stderr
+    assert "Padding changes what the model computes, by up to " in said
+    assert "Padding" not in run(*command, "--batch-size", 1, "--out", "out").stderr
+    assert "Padding" not in run("--model", "text_models:typed", "--input", "x.txt", "--out", "typed").stderr
+
+
 def test_what_is_said_of_the_first_rows_is_said_of_all_at_the_end(here):
     Path("x.txt").write_text("ACGT\n" * 1500 + "acgt\n" * 2)
     said = run("--model", "text_models:dna", "--input", "x.txt", "--layers", LAST, "--out", "out").stderr

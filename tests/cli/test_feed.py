@@ -61,7 +61,8 @@ def test_rows_are_sorted_within_windows_and_numbered_over_all_of_them():
 def test_the_example_is_the_longest_rows_of_all():
     assert text_feed(batch_size=1).example()["attention_mask"].sum(1).tolist() == [9, 7]
     assert len(text_feed(["MK"]).example()["input_ids"]) == 1
-    assert text_feed(batch_size=1).shortest()["attention_mask"].sum(1).tolist() == [3]
+    feed = text_feed(batch_size=1)
+    assert feed.batch_of(feed.extremes())["attention_mask"].sum(1).tolist() == [3, 9]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

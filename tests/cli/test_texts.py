@@ -15,6 +15,8 @@ from transformers import (
     GPT2Config,
     GPT2Model,
     PreTrainedTokenizerFast,
+    XGLMConfig,
+    XGLMModel,
 )
 
 from activation_extractor.cli._texts import Texts
@@ -104,6 +106,8 @@ def test_padding_on_the_left_of_learned_positions_would_move_them():
     tokenizer.padding_side = "left"
     assert Texts(tiny_bert(), tokenizer).why_equal_lengths
     assert not Texts(Forward(), tokenizer).why_equal_lengths
+    sines = XGLMModel(XGLMConfig(vocab_size=24, d_model=16, num_layers=1, attention_heads=2, ffn_dim=32))
+    assert Texts(sines, tokenizer).why_equal_lengths
     assert not Texts(tiny_bert(), tiny_tokenizer()).why_equal_lengths
 
 
