@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from activation_extractor._display import plural
 from activation_extractor.cli.inputs._bad_rows import BadRows
 from activation_extractor.cli.inputs._source import Reader, Row
+
+_MOST_NOTES = 3
 
 
 class ShardReader(Reader):
@@ -26,8 +29,10 @@ class ShardReader(Reader):
                 yield row._replace(place=f"{row.place} of {name!r}")
 
     def notes(self) -> tuple[str, ...]:
-        """Those of each file."""
-        return tuple(note for reader in self._readers.values() for note in reader.notes())
+        """Those of each file, or the first few where there are many."""
+        notes = [note for reader in self._readers.values() for note in reader.notes()]
+        more = len(notes) - _MOST_NOTES
+        return (*notes[:_MOST_NOTES], *([f"The same is so of {plural(more, 'other file')}."] if more > 0 else []))
 
 
 class _OfFile(BadRows):

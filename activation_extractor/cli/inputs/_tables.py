@@ -97,7 +97,8 @@ class TableReader(Reader):
                     what = f"the quote that is opened behind line {line - 1}"
                     raise ArgumentError(what, "be closed", "the end of the file", "Close it, or double it.") from error
                 place = f"line {line}"
-                bad_rows.report(place, None, ArgumentError(place, "be cells of a table", str(error)))
+                advice = "A cell that begins with a quote ends with one; quotes within it are doubled."
+                bad_rows.report(place, None, ArgumentError(place, "be cells of a table", str(error), advice))
                 continue
             if not any(cells) or (len(cells) == 1 and cells[0].isspace()):
                 self._blank += 1

@@ -72,3 +72,11 @@ def test_images_among_other_files_make_a_folder_of_images(tmp_path):
     Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
     (tmp_path / "notes.txt").write_text("mine")
     assert read(tmp_path).ids == ["a.png"]
+
+
+def test_notes_of_many_files_are_few(tmp_path):
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text("a\n\n")
+    first, *_, last = read(tmp_path).notes
+    assert first == f"1 blank line of '{tmp_path / '0.txt'}' left out."
+    assert last == "The same is so of 2 other files."
