@@ -16,6 +16,7 @@ from activation_extractor.errors import ActivationError, ArgumentError
 _IN_OPTIONS = {
     "mask (entry 'pooling_mask' in place of 'attention_mask')": "--skip-special-tokens (left out before)",
     "mask ('attention_mask' in place of entry 'pooling_mask')": "--skip-special-tokens (left out now)",
+    "left out with pooling_mask": "left out with --skip-special-tokens",
     "ids ('id' in place of none)": "--id-column (left out before)",
     "ids (none in place of 'id')": "--id-column (left out now)",
     "order ('row' in place of none)": "the order of rows in batches",
@@ -30,6 +31,8 @@ _IN_OPTIONS = {
 }
 _QUOTED = r"(?<!\w)'[^']*'"  # what the user typed; an apostrophe within a word quotes nothing
 _ARGUMENT = re.compile(rf"{_QUOTED}|\b([a-z_]+)=(\w+|'[^']*'|\([^)]*\))?(?=[\s.,;:)]|$)|\b([a-z]+(?:_[a-z]+)+)\b")
+_MASK = re.compile(r"\bmask=\{'([^']*)': (None|'[^']*')\}")
+_AXIS = re.compile(r"\bsequence_axis=\{('[^']*'): (\d)\}")
 _PYTHON = re.compile(rf"{_QUOTED}|\b([a-z_]+=)")
 
 
@@ -59,6 +62,9 @@ def in_options(error: ActivationError, parameters: Iterable[Any]) -> str:
         where, preposition, name = error.argument.rpartition(" in ")  # as "a pattern in rtol"
         if name in options:
             text = f"{where}{preposition}{_named(options[name])}{text[len(error.argument) :]}"
+    if "mask" in options:
+        text = _AXIS.sub(r"--sequence-axis \2 with --layers \1 alone", text)
+        text = _MASK.sub(lambda found: f"--mask '{found[1]}={_plain(found[2])}'", text)
     for python, replacement in _IN_OPTIONS.items():
         text = text.replace(python, replacement)
 
@@ -76,7 +82,12 @@ def _named(parameter: Any, value: str | None = None) -> str:
         return str(parameter.metavar or parameter.name.upper())
     if getattr(parameter, "is_flag", False):
         return str((parameter.secondary_opts if value == "False" else parameter.opts)[0])
-    return f"{parameter.opts[0]} {value}" if value else str(parameter.opts[0])
+    return f"{parameter.opts[0]} {_plain(value)}" if value else str(parameter.opts[0])
+
+
+def _plain(value: str) -> str:
+    """A value of Python as it is typed: ``none`` for None, and no quotes."""
+    return "none" if value == "None" else value.strip("'")
 
 
 def _without_python(sentence: str) -> str:

@@ -68,6 +68,7 @@ def estimate(
     dtype: torch.dtype | None = None,
     stop_early: bool = False,
     pooling_mask: str | None = None,
+    mask: Any = "attention_mask",
     sequence_axis: tuple[int, ...] | None = None,
 ) -> Expected:
     """Run the model on its longest rows, and compute what the whole data set will take; options are those of `extract`.
@@ -83,6 +84,7 @@ def estimate(
         reduce=reduce,
         stop_early=stop_early,
         pooling_mask=pooling_mask,
+        mask=mask,
         sequence_axis=sequence_axis,
     )
     acts = _run_longest(model, feed, run)

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from activation_extractor._display import plural, short_path
+from torch import nn
+
+from activation_extractor._display import examples, plural, short_path
 from activation_extractor._format._manifest import has_manifest, read_manifest
 from activation_extractor.cli._estimate import Probe, check_out, check_room, estimate, probe
 from activation_extractor.cli._failing_rows import FailingRow, failed_before, failing_row, find_failing
@@ -18,6 +20,9 @@ from activation_extractor.cli._terminal import warn
 from activation_extractor.cli.inputs import BadRows, Source, open_source
 from activation_extractor.errors import StoreError
 from activation_extractor.layers import blocks
+from activation_extractor.layers._modules import unwrap
+from activation_extractor.layers._selections import resolve
+from activation_extractor.reducers._layouts import Layouts
 from activation_extractor.runs import extract
 from activation_extractor.store import Store, open_store
 
@@ -52,7 +57,7 @@ class Extraction:
     def run(self, layers: Any, *, rows_per_unit: int | None, store_dtype: str, append: bool, **options: Any) -> Store:
         """Say what is going to be stored, and store it; options are those of `extract`."""
         model, feed, entries = self._loaded.model, self._feed, self._feed.options
-        selection = layers or blocks(model)
+        selection = layers or _default_layers(model, options["sequence_axis"])
         pooling_mask = entries.get("pooling_mask")
         rows = self._source.rows
         options["dtype"] = DTYPES.get(store_dtype)
@@ -123,3 +128,14 @@ class Extraction:
             warn(f"Stopped. {told} With smaller units, such as --rows-per-unit {max(1, unit_rows // 8)}, less is lost.")
             return
         warn(f"Stopped. {done:,} rows are in {str(self._out)!r}; the same command goes on from there.")
+
+
+def _default_layers(model: nn.Module, sequence_axis: Any) -> list[str]:
+    """The blocks of a model, without those whose sequence axis is not known, unless that is so of all."""
+    names, layouts = blocks(model), Layouts(sequence_axis, unwrap(model))
+    known = [target.layer for target in resolve(model, names) if layouts.of(target).doubt is None]
+    left_out = [name for name in names if name not in known]
+    if known and left_out:
+        what = f"{plural(len(left_out), 'block')} left out ({examples(left_out)})"
+        warn(f"{what}, as it is not known which axis is the sequence: name them with --layers and --sequence-axis.")
+    return known or names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from heapq import nlargest
 from itertools import islice
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from activation_extractor._arguments import check_size
 from activation_extractor.cli._encoder import Encoder, Tally
+from activation_extractor.cli._sound_encoder import SoundEncoder
 from activation_extractor.cli._texts import POOLING_MASK, Texts
 from activation_extractor.cli._token_encoder import TokenEncoder
 from activation_extractor.cli._value_encoder import is_tokenizer, value_encoder
@@ -244,6 +246,7 @@ def make_feed(
                 advice = "Use batch_size=." if name == "max_tokens" else ""
                 raise ArgumentError(name, "be left out where rows have no tokens", value, advice)
         check_size("batch_size", batch_size)
-        encoder = value_encoder(source.kind, model, prepare, batch_size or 1)
+        make = partial(value_encoder, source.kind) if source.kind != "audio" else SoundEncoder
+        encoder = make(model, prepare, batch_size or 1)
     dtype = next((weight.dtype for weight in model.parameters() if weight.dtype.is_floating_point), None)
     return Feed(source, encoder, dtype=dtype, bad_rows=bad_rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from activation_extractor.cli._encoder import Encoder
 from activation_extractor.cli._forward_arguments import first_argument
 from activation_extractor.cli.inputs import Kind, Row
-from activation_extractor.cli.inputs._images import open_image
+from activation_extractor.cli.inputs._images import load_image
 from activation_extractor.errors import ActivationError, ArgumentError
 from activation_extractor.layers._modules import unwrap
 
@@ -52,17 +51,17 @@ def value_encoder(kind: Kind, model: nn.Module, prepare: Any, batch_rows: int) -
     read: Callable[[Any], Any] = np.array
     if kind == "text":
         if prepare is None or is_processor(prepare):
-            _refuse(model, "a tokenizer for text", "tokenizer")
+            refuse(model, "a tokenizer for text", "tokenizer")
         read, options = str, {}
     elif kind == "image":
         if prepare is None or is_tokenizer(prepare):
-            _refuse(model, "an image processor", "image processor")
-        read = _pixels
+            refuse(model, "an image processor", "image processor")
+        read = load_image
     elif prepare is None or is_tokenizer(prepare):
         return ValueEncoder(batch_rows, lambda arrays: {first_argument(model): _tensor(arrays)}, np.asarray)
     elif hasattr(prepare, "sampling_rate"):
         options |= {"padding": True, "sampling_rate": prepare.sampling_rate} if options else {}
-    return ValueEncoder(batch_rows, lambda values: _checked(prepare(values, **options), model), read)
+    return ValueEncoder(batch_rows, lambda values: checked(prepare(values, **options), model), read)
 
 
 def is_tokenizer(prepare: Any) -> bool:
@@ -75,7 +74,7 @@ def is_processor(prepare: Any) -> bool:
     return hasattr(prepare, "model_input_names") and not is_tokenizer(prepare)
 
 
-def _refuse(model: nn.Module, needed: str, noun: str) -> None:
+def refuse(model: nn.Module, needed: str, noun: str) -> None:
     advice = f"Let the factory return (model, {noun}), or (model, callable)."
     raise ArgumentError("the model", f"come with {needed}", type(unwrap(model)).__name__, advice)
 
@@ -89,15 +88,7 @@ def _tensor(arrays: Sequence[np.ndarray[Any, Any]]) -> Tensor:
         raise ArgumentError("input", "hold numbers that torch has", str(array.dtype), advice) from error
 
 
-def _pixels(path: Path) -> Any:
-    with open_image(path) as image:
-        try:
-            return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ArgumentError("an image", "be whole", str(path), f"{error}. Remove or repair it.") from error
-
-
-def _checked(made: Any, model: nn.Module) -> dict[str, Any]:
+def checked(made: Any, model: nn.Module) -> dict[str, Any]:
     """What a callable made of rows, as keyword arguments."""
     if isinstance(made, Tensor):
         return {first_argument(model): made}

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from activation_extractor import length_batches
 from activation_extractor.cli._feed import make_feed
+from activation_extractor.cli.inputs import open_source
 from activation_extractor.errors import ArgumentError
 
 TEXTS = ["MK", "MPTIKQL", "A", "ACDEF"]
@@ -124,13 +125,12 @@ def test_a_callable_beside_the_model_makes_batches_of_rows():
 def test_images_go_through_the_processor_in_colour(tmp_path):
     for index, mode in enumerate(["L", "RGBA", "P"]):
         Image.new(mode, (4, 3)).save(tmp_path / f"{index}.png")
-    files = sorted(tmp_path.iterdir())
 
     def process(images):
         assert all(image.mode == "RGB" for image in images)
         return torch.stack([torch.from_numpy(np.asarray(image).copy()).float().mean((0, 1)) for image in images])
 
-    feed = make_feed(source_of("image", files, [path.name for path in files]), nn.Linear(3, 1), process, batch_size=2)
+    feed = make_feed(open_source(str(tmp_path)), nn.Linear(3, 1), process, batch_size=2)
     assert [batch["id"] for batch in feed] == [["0.png", "1.png"], ["2.png"]]
 
 
@@ -139,7 +139,7 @@ def test_an_image_that_is_cut_short_is_named(tmp_path):
     data = (tmp_path / "x.png").read_bytes()
     (tmp_path / "x.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(ArgumentError, match=r"an image must be whole, got '.*x\.png'\."):
-        make_feed(source_of("image", [tmp_path / "x.png"]), nn.Linear(3, 1), lambda images: torch.ones(1, 3))
+        make_feed(open_source(str(tmp_path)), nn.Linear(3, 1), lambda images: torch.ones(1, 3))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,12 @@ def extract(
             help="What to reduce over where activations are not (batch, seq, features); repeatable: 2 and 3 for images."
         ),
     ] = None,
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(help="Which positions are real: an input's name, none, or PATTERN=NAME for layers; repeatable."),
+    ] = None,
     text_column: Annotated[str | None, typer.Option(help="The column with the text.")] = None,
+    path_column: Annotated[str | None, typer.Option(help="The column with paths of images or sounds.")] = None,
     id_column: Annotated[str | None, typer.Option(help="The column with the row ids.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="A column to store as well; repeatable.")] = None,
     input_format: Annotated[str | None, typer.Option(help="What the input is, where its name says nothing.")] = None,
@@ -58,6 +63,7 @@ def extract(
     upper: Annotated[
         bool, typer.Option("--upper", help="Read text in upper case, as of soft-masked sequences.")
     ] = False,
+    max_pixels: Annotated[int | None, typer.Option(help="Pixels of an image at most; by default 178,956,970.")] = None,
     skip_bad_rows: Annotated[
         Path | None, typer.Option(help="List rows that cannot be read or run in this file, and go on without them.")
     ] = None,
@@ -104,16 +110,19 @@ def extract(
         activation-extractor extract --model my.models:build --input x.npy --reduce full --layers 'stages.*' --out out
     """
     from activation_extractor.cli._extraction import Extraction
+    from activation_extractor.cli._mask_option import read_masks
 
     job = Extraction(out, resume=resume)
     job.read(
         input,
         text_column=text_column,
+        path_column=path_column,
         id_column=id_column,
         keep=keep or (),
         format=input_format,
         encoding=input_encoding,
         separator=separator,
+        max_pixels=max_pixels,
         skip_bad_rows=skip_bad_rows,
     )
     job.load(model, trust_remote_code=trust_remote_code, dtype=dtype, device=device)
@@ -131,6 +140,7 @@ def extract(
         layers,
         reduce=reduce or ["mean"],
         sequence_axis=tuple(sequence_axis) if sequence_axis else None,
+        mask=read_masks(mask),
         stop_early=stop_early,
         append=append,
         format=format,

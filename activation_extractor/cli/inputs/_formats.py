@@ -19,6 +19,7 @@ SUFFIXES = {
     "fastq": (".fastq", ".fq"),
     "npy": (".npy",),
 }
+_MEDIA = ("image", "audio")
 _BY_SUFFIX = {suffix: format for format, suffixes in SUFFIXES.items() for suffix in suffixes}
 
 
@@ -34,8 +35,8 @@ def check_format(format: str) -> str:
     Raises:
         ArgumentError: there is none of this name.
     """
-    if format not in SUFFIXES:
-        raise ArgumentError("input_format", f"be one of {', '.join(SUFFIXES)}", format)
+    if format not in (*SUFFIXES, *_MEDIA):
+        raise ArgumentError("input_format", f"be one of {', '.join((*SUFFIXES, *_MEDIA))}", format)
     return format
 
 

@@ -1,75 +1,102 @@
-"""Pictures: a row for each file of a folder."""
+"""Pictures, turned as their EXIF data say, as Pillow reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from activation_extractor._display import plural
-from activation_extractor.cli.inputs._bad_rows import BadRows
-from activation_extractor.cli.inputs._source import Kind, Reader, Row
+import numpy as np
+
+from activation_extractor._arguments import check_size
+from activation_extractor.cli.inputs._media_file import MediaFile
 from activation_extractor.errors import ArgumentError, MissingExtraError
 
 
-class ImageReader(Reader):
-    """The images in a folder and those below it; their ids are their paths."""
-
-    kind: Kind = "image"
-    has_ids = True
-
-    def __init__(self, folder: Path) -> None:
-        if find_spec("PIL") is None:
-            raise MissingExtraError("Reading images", "images", "pillow")
-        self._folder = folder
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        self._images = [path for path in files if path.suffix.lower() in _suffixes()]
-        if not self._images:
-            raise ArgumentError("input", "be a folder of images, such as .png and .jpg", str(folder))
-        self._others = len(files) - len(self._images)
-
-    def rows(self, bad_rows: BadRows) -> Iterator[Row]:
-        """The paths of the images, of which the headers are read."""
-        for path in self._images:
-            name = path.relative_to(self._folder).as_posix()
-            try:
-                open_image(path).close()
-            except ArgumentError as error:
-                bad_rows.report(name, name, error)
-            else:
-                yield Row(path, name, (), name)
-
-    def notes(self) -> tuple[str, ...]:
-        """How many files are no images."""
-        return (f"{plural(self._others, 'other file')} in {str(self._folder)!r} left out.",) if self._others else ()
-
-
-def holds_images(files: Iterable[Path]) -> bool:
-    """Whether one of these files is an image, which only PIL knows."""
-    return find_spec("PIL") is not None and not _suffixes().isdisjoint(path.suffix.lower() for path in files)
-
-
-def open_image(path: Path) -> Any:
-    """An image of PIL, of which only the header was read.
+def check_images() -> None:
+    """Make sure that pictures can be read.
 
     Raises:
-        ArgumentError: the file is no image, or cannot be read.
+        MissingExtraError: Pillow is not installed.
     """
+    if find_spec("PIL") is None:
+        raise MissingExtraError("Reading images", "images", "pillow")
+
+
+def set_pixel_limit(max_pixels: int | None) -> None:
+    """Say how many pixels a picture may have; None leaves it to Pillow."""
+    if max_pixels is not None:
+        check_size("max_pixels", max_pixels)
+        check_images()
+        from PIL import Image
+
+        Image.MAX_IMAGE_PIXELS = max_pixels / 2  # it refuses what has more than twice as many
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of the files that Pillow can decode; without it, the usual ones."""
+    if find_spec("PIL") is None:
+        return frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp"})
+    from PIL import Image
+
+    kinds = Image.registered_extensions()
+    return frozenset(
+        suffix for suffix, kind in kinds.items() if kind in Image.OPEN and Image.MIME.get(kind, "").startswith("image/")
+    )
+
+
+def check_image(file: MediaFile) -> None:
+    """Read the header of a picture.
+
+    Raises:
+        ArgumentError: it is no picture, or has too many pixels.
+    """
+    with _opened(file):
+        pass
+
+
+def load_image(file: MediaFile) -> Any:
+    """A picture as Pillow's RGB image of 8 bits, upright; the first one of several frames.
+
+    16 bits of grey are scaled to 8.
+
+    Raises:
+        ArgumentError: it cannot be read whole, or has too many pixels or bits.
+    """
+    from PIL import Image, ImageOps
+
+    with _opened(file) as image:
+        is_deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+        if image.mode in ("I", "F") and not is_deep:
+            advice = "Convert it to 8 bits."
+            raise ArgumentError("an image", "have 8 or 16 bits for a value, and not 32", file.name, advice)
+        upright = ImageOps.exif_transpose(image)
+        if is_deep:  # Pillow's own way would make white of all but the darkest 255 greys
+            upright = Image.fromarray(np.round(np.asarray(upright, np.float32) / 257).astype(np.uint8))
+        return upright.convert("RGB")
+
+
+@contextmanager
+def _opened(file: MediaFile) -> Iterator[Any]:
+    """A picture of which the header is read; what goes wrong with it in the block is one sentence that names it."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        return Image.open(path)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ArgumentError("an image", "be a file that can be read", str(path), "Remove or repair it.") from error
-
-
-def _suffixes() -> set[str]:
-    """Suffixes of the files that PIL can decode."""
-    from PIL import Image
-
-    return {
-        suffix
-        for suffix, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and Image.MIME.get(kind, "").startswith("image/")
-    }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of many pixels below the limit, of damaged EXIF data, of palettes
+            with Image.open(file.source()) as image:
+                yield image
+    except ArgumentError:
+        raise
+    except Image.DecompressionBombError as error:
+        condition = f"have at most {int(2 * (Image.MAX_IMAGE_PIXELS or 0)):,} pixels"
+        advice = "Shrink it, or pass max_pixels= if you trust it."
+        raise ArgumentError("an image", condition, file.name, advice) from error
+    except UnidentifiedImageError as error:
+        raise ArgumentError("an image", "be a file that can be read", file.name, "Remove or repair it.") from error
+    except Exception as error:  # each format has its own way to be damaged
+        raise ArgumentError("an image", "be whole", file.name, f"{error}. Remove or repair it.") from error

@@ -184,5 +184,6 @@ def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch
     (tmp_path / "x.fq").write_bytes(b"")
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(b"a"))
     (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "x.png").write_bytes(b"")
     with pytest.raises(MissingExtraError, match=f"pip install 'activation_extractor\\[{extra}\\]'"):
         open_source(str(tmp_path / name))
