@@ -64,7 +64,7 @@ def in_options(error: ActivationError, parameters: Iterable[Any]) -> str:
             text = f"{where}{preposition}{_named(options[name])}{text[len(error.argument) :]}"
     if "mask" in options:
         text = _AXIS.sub(r"--sequence-axis \2 with --layers \1 alone", text)
-        text = _MASK.sub(lambda found: f"--mask '{found[1]}={_plain(found[2])}'", text)
+        text = _MASK.sub(_as_mask, text)
     for python, replacement in _IN_OPTIONS.items():
         text = text.replace(python, replacement)
 
@@ -85,9 +85,14 @@ def _named(parameter: Any, value: str | None = None) -> str:
     return f"{parameter.opts[0]} {_plain(value)}" if value else str(parameter.opts[0])
 
 
+def _as_mask(found: re.Match[str]) -> str:
+    quote = "'"
+    return f"--mask '{found[1]}={_plain(found[2]).strip(quote)}'"
+
+
 def _plain(value: str) -> str:
-    """A value of Python as it is typed: ``none`` for None, and no quotes."""
-    return "none" if value == "None" else value.strip("'")
+    """A value of Python as it is typed."""
+    return "none" if value == "None" else value
 
 
 def _without_python(sentence: str) -> str:

@@ -46,11 +46,17 @@ def test_what_the_user_typed_is_left_as_it_is():
 
 def test_advice_that_only_python_can_follow_is_left_out():
     for advice, expected in {
-        "Leave empty rows out, or pass mask=None.": " Leave empty rows out.",
-        "Pass mask=callable(layer, activation, mask) or mask=None.": "",
+        "Leave empty rows out, or pass mask=None.": " Leave empty rows out, or pass --mask none.",
+        "Pass mask=None if all is real, or mask=callable(layer, activation).": " Pass --mask none if all is real.",
+        "Pass mask={'encoder.**': None} if not, or mask={'encoder.**': 'x'}.": (
+            " Pass --mask 'encoder.**=none' if not, or --mask 'encoder.**=x'."
+        ),
         "Choose outputs(..., select=) or inputs(..., select=), or leave the layer out.": " Leave the layer out.",
-        "Pass mask=None, or reduce='full'.": " Pass --reduce 'full'.",
+        "Pass mask=None, or reduce='full'.": " Pass --mask none, or --reduce 'full'.",
         "Pass sequence_axis= (for images (2, 3)).": " Pass --sequence-axis (for images (2, 3)).",
+        "Pass sequence_axis={'h.0': 2}, or 1 where it is last.": (
+            " Pass --sequence-axis 2 with --layers 'h.0' alone, or 1 where it is last."
+        ),
         "Make room, choose another disk, or go.": " Make room, choose another disk, or go.",
     }.items():
         error = MaskError("fit", "3", advice, "h.0")
