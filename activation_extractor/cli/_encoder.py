@@ -82,7 +82,7 @@ class Encoder(ABC):
         return [list(range(len(pieces)))]
 
     def start_decoder(self, token: int) -> None:  # noqa: B027
-        """Give the model's decoder a token to begin with, for each row; nothing to do where rows are no text."""
+        """Give the model's decoder a token to begin with, for each row."""
 
     def count(self, values: Sequence[Any], pieces: Sequence[Sequence[Any]]) -> Tally:  # noqa: ARG002
         """What is seen of some rows, by their values and their pieces."""

@@ -104,13 +104,14 @@ def probe(
     reduce: Any,
     stop_early: bool = False,
     pooling_mask: str | None = None,
+    mask: Any = "attention_mask",
     sequence_axis: tuple[int, ...] | None = None,
 ) -> Probe:
     """What runs the model on a batch and returns what is captured of it, and stores nothing."""
 
     def run(example: dict[str, Any]) -> Any:
-        mask = example.pop(POOLING_MASK) if pooling_mask else "attention_mask"
-        recorded = capture(model, layers, mask=mask, reduce=reduce, stop_early=stop_early, sequence_axis=sequence_axis)
+        real = example.pop(POOLING_MASK) if pooling_mask else mask
+        recorded = capture(model, layers, mask=real, reduce=reduce, stop_early=stop_early, sequence_axis=sequence_axis)
         with evaluating(model), without_gradients(model), recorded as acts:
             call_model(model, example, move(model, None))
         return acts
@@ -137,7 +138,7 @@ def _run_longest(model: nn.Module, feed: Feed, run: Probe) -> Any:
         raise
     except Exception as error:
         raise _refusal(feed, run, error) from error
-    warn(f"The decoder is given its first token alone ({token}), since the input holds text for the encoder.")
+    warn(f"The decoder is given its first token alone ({token}), since the input is for the encoder.")
     return acts
 
 

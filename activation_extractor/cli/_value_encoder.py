@@ -25,6 +25,7 @@ class ValueEncoder(Encoder):
     ) -> None:
         self.batch_rows = self.rows_at_once = batch_rows
         self._make, self._read = make, read
+        self._decoder_start: int | None = None
 
     def prepare(self, rows: Sequence[Row]) -> list[list[Any] | ActivationError]:
         """For each row its value, or why it cannot be read."""
@@ -38,7 +39,14 @@ class ValueEncoder(Encoder):
 
     def batch(self, pieces: Sequence[Any]) -> dict[str, Any]:
         """What the model is called with."""
-        return self._make(list(pieces))
+        made = self._make(list(pieces))
+        if self._decoder_start is None:
+            return made
+        return {**made, "decoder_input_ids": torch.full((len(pieces), 1), self._decoder_start)}
+
+    def start_decoder(self, token: int) -> None:
+        """Give the model's decoder a token to begin with, for each row."""
+        self._decoder_start = token
 
 
 def value_encoder(kind: Kind, model: nn.Module, prepare: Any, batch_rows: int) -> ValueEncoder:

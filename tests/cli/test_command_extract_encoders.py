@@ -65,7 +65,7 @@ def test_an_encoder_that_was_saved_alone_is_loaded_without_a_decoder(here):
 def test_a_decoder_that_needs_input_is_given_its_first_token(here, kind, config, sizes, layer):
     model = saved(kind, config, sizes).get_encoder()
     said = run("--model", "model", "--input", "x.txt", "--out", "out").stderr
-    assert "The decoder is given its first token alone (0), since the input holds text for the encoder." in said
+    assert "The decoder is given its first token alone (0), since the input is for the encoder." in said
     found = open_store("out")[layer].torch()
     torch.testing.assert_close(found, raw(model, layer.removeprefix("encoder.")), atol=1e-5, rtol=1e-5)
 

@@ -100,6 +100,38 @@ def test_sounds_of_several_lengths_are_embedded_as_each_alone(tmp_path, masks, k
         torch.testing.assert_close(mean, features[0].mean(0), atol=1e-5, rtol=1e-4)
 
 
+def test_whisper_cuts_what_is_too_long_and_its_encoder_is_that_of_transformers(tmp_path):
+    sizes = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    tokens = {"decoder_start_token_id": 2, "pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": 20}
+    config = transformers.WhisperConfig(
+        **sizes, **tokens, d_model=16, encoder_layers=2, decoder_layers=1, num_mel_bins=80, max_source_positions=50
+    )
+    model = transformers.WhisperModel(config).eval()
+    extractor = transformers.WhisperFeatureExtractor(chunk_length=1)
+    for saved in (model, extractor):
+        saved.save_pretrained(tmp_path / "whisper")
+    rows = extractor([sound(0.5, rate=16000), sound(1.5, 1, 16000)], sampling_rate=16000, return_tensors="pt")[
+        "input_features"
+    ]
+    (tmp_path / "in").mkdir()
+    save_sound(tmp_path / "in" / "0.flac", 0.5, rate=16000)
+    save_sound(tmp_path / "in" / "1.flac", 1.5, seed=1, rate=16000)
+    run = ("--model", tmp_path / "whisper", "--input", tmp_path / "in", "--out", tmp_path / "out")
+    done = commands.run("extract", *run, "--layers", "encoder.layers.1", "--reduce", "mean")
+    assert "1 of 2 rows are longer than 1 s and are cut." in done.stderr
+    assert "The decoder is given its first token alone (2), since the input is for the encoder." in done.stderr
+    with torch.no_grad():
+        states = model.encoder.layers[1]
+        seen = []
+        handle = states.register_forward_hook(
+            lambda *call: seen.append(call[2][0] if isinstance(call[2], tuple) else call[2])
+        )
+        model.encoder(rows)
+        handle.remove()
+    column = torch.as_tensor(open_store(tmp_path / "out")["encoder.layers.1"].numpy())
+    torch.testing.assert_close(column, seen[0].mean(1), atol=1e-4, rtol=1e-4)
+
+
 def test_sounds_of_another_rate_are_resampled_to_that_of_the_model(tmp_path):
     name, *_ = save_wav2vec2(tmp_path / "wav2vec2")
     for rate in (RATE, 2 * RATE):
