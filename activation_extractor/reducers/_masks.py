@@ -129,11 +129,15 @@ class Masks:
         self, target: Target, masks: list[Any], activation: Tensor, call: CallArguments
     ) -> tuple[Any, int | None]:
         """The first mask that fits, else the first one; and where the activation begins in it, if it goes on."""
-        may_go_on = not is_encoders(self._role(target), call.outermost)
+        may_go_on = self._goes_on(target, call)
         begins = [call.begins_at(mask) if may_go_on else None for mask in masks]
         several = zip(masks, begins, strict=True)
         found = (each for each in several if fits(each[0], activation, begins_at=each[1]))
         return next(found, (masks[0], begins[0]))
+
+    def _goes_on(self, target: Target, call: CallArguments) -> bool:
+        """Whether a layer's positions may come after those that a cache holds: an encoder's never do."""
+        return not is_encoders(self._role(target), call.outermost)
 
     def is_given(self, call: CallArguments) -> bool:
         """Whether a module in the model is called with what may be a mask."""
@@ -173,6 +177,8 @@ class Masks:
         """The first of these masks that can be shortened with the sequence as the model does before a layer."""
         if activation.is_nested or self._leaves_tokens_out or self._is_of_windows or not self._shortening.is_possible:
             return None
+        if self._goes_on(target, call) and any(call.begins_at(mask) is not None for mask in masks):
+            return None  # a longer mask is of earlier positions too
         for mask in masks:
             of = (one.layer for one in call.chain if any(value is mask for _, value in one.named()))
             made = self._shortening.mask(target.layer, mask, next(of, ""), sequence_shape(activation))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
@@ -272,3 +273,32 @@ def test_a_run_stores_the_frames_of_each_row_alone(tmp_path):
         torch.testing.assert_close(
             store["encoder.layers.1", "mean"].torch()[number], expected[2][0].mean(0), atol=1e-5, rtol=0
         )
+
+
+class Cached(nn.Module):
+    """Continues a text with a cache; beside it there is a vision tower that merges patches, which is not called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_merger, self.layers = nn.Linear(8, 8), nn.ModuleList([nn.Embedding(20, 8)])
+
+    def forward(self, input_ids, attention_mask=None, past_key_values=None):
+        return self.layers[0](input_ids)
+
+
+def test_a_longer_mask_of_a_cached_step_is_not_one_of_a_shortened_sequence():
+    model, mask = Cached(), torch.tensor([[1] * 12, [0] * 3 + [1] * 9])
+    with capture(model, "layers.0", reduce=["mean", "full"]) as acts:
+        model(torch.randint(20, (2, 4)), attention_mask=mask, past_key_values=object())
+    torch.testing.assert_close(acts["layers.0", "mean"], acts["layers.0", "full"].mean(1))
+
+
+def test_a_step_of_a_decoder_beside_a_shortened_encoder_has_the_last_columns_of_its_mask():
+    model = tf.WhisperModel(tf.WhisperConfig(**SEQ2SEQ, max_source_positions=20)).eval()
+    call = {"input_features": torch.randn(2, 8, 40), "decoder_input_ids": torch.full((2, 2), 3)}
+    with torch.no_grad():
+        name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        call |= {"decoder_input_ids": torch.full((2, 1), 3), name: model(**call, use_cache=True)[name]}
+        with capture(model, "decoder.layers.1", reduce=["mean", "full"]) as acts:
+            model(**call, decoder_attention_mask=torch.tensor([[1, 1, 1], [0, 1, 1]]))
+    torch.testing.assert_close(acts["decoder.layers.1", "mean"], acts["decoder.layers.1", "full"][:, 0])
