@@ -14,6 +14,7 @@ from activation_extractor.cli._estimate import Probe, check_out, check_room, est
 from activation_extractor.cli._failing_rows import FailingRow, failed_before, failing_row, find_failing
 from activation_extractor.cli._feed import Feed, make_feed
 from activation_extractor.cli._fresh import set_aside
+from activation_extractor.cli._mask_option import read_masks
 from activation_extractor.cli._models import DTYPES, Loaded, load_model
 from activation_extractor.cli._padding_check import padding_note
 from activation_extractor.cli._terminal import warn
@@ -60,7 +61,7 @@ class Extraction:
         selection = layers or _default_layers(model, options["sequence_axis"])
         pooling_mask = entries.get("pooling_mask")
         rows = self._source.rows
-        options["dtype"] = DTYPES.get(store_dtype)
+        options["dtype"], options["mask"] = DTYPES.get(store_dtype), read_masks(options["mask"])
         expected = estimate(model, feed, selection, rows, pooling_mask=pooling_mask, **options)
         warn(str(expected))
         check_room(self._out, expected.nbytes, resume=self._resume)

@@ -110,7 +110,6 @@ def extract(
         activation-extractor extract --model my.models:build --input x.npy --reduce full --layers 'stages.*' --out out
     """
     from activation_extractor.cli._extraction import Extraction
-    from activation_extractor.cli._mask_option import read_masks
 
     job = Extraction(out, resume=resume)
     job.read(
@@ -140,7 +139,7 @@ def extract(
         layers,
         reduce=reduce or ["mean"],
         sequence_axis=tuple(sequence_axis) if sequence_axis else None,
-        mask=read_masks(mask),
+        mask=mask,
         stop_early=stop_early,
         append=append,
         format=format,
