@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import BlockStack, Repeating
@@ -239,6 +240,22 @@ def test_convolutions_go_side_by_side_in_their_channels():
     with capture(images, {"x": combined("0", "mean")}) as acts:  # a mean needs to know no axes
         images(x)
     assert torch.equal(acts["x"], images[0](x))
+
+
+def test_layers_with_other_padding_are_not_reduced_as_one():
+    config = tf.T5Config(vocab_size=30, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    model, ids = tf.T5Model(config).eval(), torch.tensor([[5, 6, 7], [5, 0, 0]])
+    layers, whole = {"x": combined(["encoder.block.0", "decoder.block.0"], "mean")}, torch.ones_like(ids)
+
+    def run(mask):
+        with capture(model, layers, reduce=["max", "first"]) as acts:
+            model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids, decoder_attention_mask=whole)
+        return acts
+
+    got = "others in 'decoder.block.0' than in 'encoder.block.0'"
+    with pytest.raises(CombinationError, match=f"have the same real positions, got {got}"):
+        run(ids != 0)
+    assert run(whole.clone())["x", "max"].shape == (2, 8)  # the same ones, in another mask
 
 
 def test_a_layer_that_did_not_run_is_named_and_may_be_skipped(branching):

@@ -111,6 +111,27 @@ def test_encoder_and_decoder_go_by_their_own_ids(t5):
     assert torch.equal(last[layers[2]], torch.stack([full[layers[2]][0, 1], full[layers[2]][1, 0]]))
 
 
+class Pair(nn.Module):
+    """An encoder and a decoder without stacks of their own, which are called with states alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.encoder, self.decoder = nn.Embedding(30, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, input_ids, attention_mask=None, decoder_input_ids=None, decoder_attention_mask=None):
+        return self.encoder(self.embed(input_ids)), self.decoder(self.embed(decoder_input_ids))
+
+
+def test_a_decoder_that_is_called_with_states_goes_by_the_decoder_s_ids_of_the_model():
+    model, ids, decoder_ids = Pair(), torch.tensor([[5, 6, 1], [5, 1, 0]]), torch.tensor([[1, 7, 8], [8, 7, 1]])
+    batch = {"input_ids": ids, "attention_mask": ids != 0, "decoder_input_ids": decoder_ids}
+    last = captured(model, ["encoder", "decoder"], batch, reduce="last", mask=without_tokens([1]))
+    with torch.no_grad():
+        encoded, decoded = model(**batch)
+    assert torch.equal(last["encoder"], torch.stack([encoded[0, 1], encoded[1, 0]]))
+    assert torch.equal(last["decoder"], torch.stack([decoded[0, 2], decoded[1, 1]]))
+
+
 def test_towers_with_text_go_by_its_ids_and_others_are_refused():
     torch.manual_seed(0)
     text = {**SIZES, "vocab_size": 50, "max_position_embeddings": 20, "bos_token_id": 1, "eos_token_id": 2}

@@ -139,3 +139,40 @@ def test_a_store_of_other_reducers_is_read_as_ever(model, tmp_path):
     run(model, tmp_path / "out", plain, reduce="mean")
     run(model, tmp_path / "out", plain, reduce="mean")
     assert open_store(tmp_path / "out").rows == ROWS
+
+
+def test_without_a_mask_each_batch_goes_by_its_own_fields(model, tmp_path):
+    given = [{name: it[name] for name in ("input_ids", "start", "end", "idf")} for it in batches(5)]
+    reduce = [span("start", "end"), "weighted_mean"]
+    store = run(model, tmp_path / "out", given, reduce=reduce, weights="idf")
+    with torch.no_grad(), capture(model, "h.1", reduce=[span(START, END), weighted_mean(WEIGHTS)]) as acts:
+        model(TOKENS)
+    assert torch.allclose(store["h.1", "span(start, end)"].torch(), acts["h.1", "span"], atol=1e-5)
+    assert torch.allclose(store["h.1", "weighted_mean"].torch(), acts["h.1", "weighted_mean"], atol=1e-5)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_rows_that_are_new_take_their_fields_along(model, tmp_path, as_list):
+    def given(rows):
+        fields = {"input_ids": TOKENS, "attention_mask": MASK, "start": START, "end": END, "id": torch.arange(ROWS)}
+        batch = {name: value[rows] for name, value in fields.items()}
+        return [{**batch, "start": batch["start"].tolist()} if as_list else batch]
+
+    options = {"reduce": span("start", "end"), "ids": "id"}
+    run(model, tmp_path / "out", given([1, 4, 7]), **options)
+    store = run(model, tmp_path / "out", given([7, 2, 1, 4, 9, 0]), **options, append=True)
+    assert store.ids == [1, 4, 7, 2, 9, 0]
+    assert torch.allclose(store["h.1"].torch(), expected(model, span(START, END))[store.ids], atol=1e-5)
+
+
+def test_a_batch_that_is_halved_takes_its_fields_along(model, tmp_path):
+    def refuse(module, args):
+        if len(args[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.h[0].register_forward_pre_hook(refuse)
+    with pytest.warns(UserWarning, match="memory"):
+        store = run(model, tmp_path / "out", batches(5), reduce=["weighted_mean", span("start", "end")], weights="idf")
+    model.h[0]._forward_pre_hooks.clear()
+    assert torch.allclose(store["h.1", "weighted_mean"].torch(), expected(model, weighted_mean(WEIGHTS)), atol=1e-5)
+    assert torch.allclose(store["h.1", "span(start, end)"].torch(), expected(model, span(START, END)), atol=1e-5)
