@@ -260,13 +260,14 @@ class Capture:
             mask = {"entry": options.mask.name} if isinstance(options.mask, BatchMask) else options.mask
             self._known_metadata = {
                 "model": type(root).__qualname__,
-                "layers": [
-                    [it.name, it.layer, it.side, describe(it.select), *([it.part_of.how] if it.part_of else [])]
-                    for it in targets
-                ],
+                "layers": [[_described_name(it), it.layer, it.side, describe(it.select)] for it in targets],
                 "reducers": describe(options.reducers),
                 "mask": describe(mask),
                 "sequence_axis": describe(options.sequence_axis),
                 "calls": options.calls,
             }
         return self._known_metadata
+
+
+def _described_name(target: Target) -> str:
+    return target.name if target.part_of is None else f"{target.part_of.how} in {target.name}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, PoolingError, PositionError
+from activation_extractor.reducers._own_masks import DEFAULT_NAMES
 from activation_extractor.reducers._reducers import (
     _BUILT_IN,
     _FEW_OPERATIONS,
@@ -126,6 +127,9 @@ class WeightedMean(RowReducer):
     """What `weighted_mean` returns."""
 
     def __init__(self, weights: Weights) -> None:
+        if isinstance(weights, str) and weights in DEFAULT_NAMES:
+            advice = "It would not reach the model: use reduce='mean' for the mean over what it marks."
+            raise ArgumentError("weights", "name a field that is not the model's mask", weights, advice)
         super().__init__(_WEIGHTED, [weights], is_linear=True)
         self._weights = weights
 
@@ -184,6 +188,7 @@ def weighted_mean(weights: Weights) -> Reducer:
             them in each batch.
 
     Raises:
+        ArgumentError: it names the model's mask, which the model would then lack.
         PoolingError: when used, weights of a row are negative, or all 0, or infinite; it names the row.
 
     Example:

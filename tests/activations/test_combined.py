@@ -8,33 +8,19 @@ import weakref
 
 import pytest
 import torch
-import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import BlockStack, Repeating
+from models import BlockStack
 from torch import nn
 
 from activation_extractor import (
-    MemorySink,
-    blocks,
     capture,
     combined,
-    extract,
     gradients,
     inputs,
-    open_store,
     positions,
     span,
     weighted_mean,
-)
-from activation_extractor.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    CombinationError,
-    DuplicateLayerError,
-    LayerNotFoundError,
-    LayerNotRunError,
-    OtherRunError,
 )
 from activation_extractor.reducers._reducers import resolve_reducers
 
@@ -181,203 +167,6 @@ def test_the_order_is_that_in_which_values_came(stack):
     assert acts.names == ["embed", "early", "h.2", "late"]
 
 
-# -- what cannot be combined ------------------------------------------------------------------------------------------
-
-
-class Mixed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.narrow, self.wide, self.conv, self.low = (
-            nn.Linear(4, 4),
-            nn.Linear(4, 6),
-            nn.Conv1d(4, 4, 1),
-            nn.Identity(),
-        )
-
-    def forward(self, x):
-        self.low(x.half())
-        return self.wide(self.narrow(x)), self.conv(x)
-
-
-@pytest.mark.parametrize("reduce", ["full", "mean", "max", norm])
-def test_other_shapes_and_dtypes_are_an_error_that_names_the_layers(reduce):
-    for names, how, text in [
-        (["narrow", "wide"], "mean", r"have one shape, got \(2, 4(, 4)?\) of 'narrow' and \(2, (4, )?6\) of 'wide'"),
-        (["narrow", "low"], "mean", "have one dtype, got float32 of 'narrow' and float16 of 'low'"),
-        (["low", "narrow"], "concat", "have one dtype, got float16 of 'low' and float32 of 'narrow'"),
-    ]:
-        model = Mixed()
-        with pytest.raises(CombinationError, match=f"The layers combined as 'x' must {text}"):
-            with capture(model, {"x": combined(names, how)}, reduce=reduce, sequence_axis={"low": 1}):
-                model(torch.rand(2, 4, 4))
-
-
-def test_layers_of_other_layouts_are_not_taken_for_each_other():
-    model = Mixed()
-    for how, kind in (("mean", "axis of the sequence"), ("concat", "axis of features")):
-        with pytest.raises(CombinationError, match=f"have one {kind}, got "):
-            with capture(model, {"x": combined(["narrow", "conv"], how)}):
-                model(torch.rand(2, 4, 4))
-    with capture(model, {"x": combined(["narrow", "conv"], "concat")}, reduce="mean") as acts:
-        model(x := torch.rand(2, 4, 4))  # reduced, each in its own layout
-    assert torch.allclose(acts["x"], torch.cat([model.narrow(x).mean(1), model.conv(x).mean(2)], -1), atol=1e-6)
-
-
-def test_convolutions_go_side_by_side_in_their_channels():
-    model = nn.Sequential(nn.Conv1d(3, 3, 3, padding=1), nn.Conv1d(3, 5, 3, padding=1))
-    x = torch.rand(2, 3, 7)
-    with capture(model, {"x": combined("*", "concat")}) as acts:
-        model(x)
-    assert torch.equal(acts["x"], torch.cat([model[0](x), model(x)], 1))
-    images = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 5, 3, padding=1))
-    x = torch.rand(2, 3, 6, 6)
-    with capture(images, {"x": combined("*", "concat")}, sequence_axis=(2, 3), reduce=["full", "mean", norm]) as acts:
-        images(x)
-    whole = torch.cat([images[0](x), images(x)], 1)
-    assert torch.equal(acts["x", "full"], whole)
-    assert torch.allclose(acts["x", "mean"], whole.mean((2, 3)), atol=1e-6)
-    assert torch.allclose(acts["x", "norm"], whole.norm(dim=1).flatten(1).amax(1), atol=1e-6)
-    with capture(images, {"x": combined("0", "mean")}) as acts:  # a mean needs to know no axes
-        images(x)
-    assert torch.equal(acts["x"], images[0](x))
-
-
-def test_layers_with_other_padding_are_not_reduced_as_one():
-    config = tf.T5Config(vocab_size=30, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
-    model, ids = tf.T5Model(config).eval(), torch.tensor([[5, 6, 7], [5, 0, 0]])
-    layers, whole = {"x": combined(["encoder.block.0", "decoder.block.0"], "mean")}, torch.ones_like(ids)
-
-    def run(mask):
-        with capture(model, layers, reduce=["max", "first"]) as acts:
-            model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids, decoder_attention_mask=whole)
-        return acts
-
-    got = "others in 'decoder.block.0' than in 'encoder.block.0'"
-    with pytest.raises(CombinationError, match=f"have the same real positions, got {got}"):
-        run(ids != 0)
-    assert run(whole.clone())["x", "max"].shape == (2, 8)  # the same ones, in another mask
-
-
-def test_a_layer_that_did_not_run_is_named_and_may_be_skipped(branching):
-    layers = {"x": combined(["first", "second"], "mean")}
-    with pytest.raises(LayerNotRunError, match=r"did not run in the step: 'second' \("):
-        with capture(branching, layers):
-            branching(torch.rand(2, 4))
-    with capture(branching, layers, missing="skip") as acts:
-        branching(torch.rand(2, 4))
-    assert len(acts) == 0
-    assert "x" not in acts
-    with pytest.raises(KeyError, match="Nothing"):
-        acts["x"]
-
-
-@pytest.fixture
-def branching():
-    class Branching(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
-
-        def forward(self, x, both=False):
-            return self.second(self.first(x)) if both else self.first(x)
-
-    return Branching()
-
-
-def test_values_of_two_forwards_are_never_combined(branching):
-    with pytest.raises(LayerNotRunError, match="'second'"):
-        with capture(branching, {"x": combined(["first", "second"], "mean")}):
-            branching(torch.rand(2, 4), both=True)
-            branching(torch.rand(2, 4))
-
-
-def test_a_layer_that_runs_several_times_counts_as_ever():
-    model = nn.Sequential(Repeating(), nn.Linear(4, 4))
-    x = torch.rand(2, 4)
-    layers = {"x": combined(["0.layer", "1"], "concat")}
-    with pytest.warns(UserWarning, match="ran several times"), capture(model, layers) as acts:
-        y = model(x)
-    assert torch.equal(acts["x"], torch.cat([model[0](x), y], -1))
-    with pytest.raises(CombinationError, match="run equally often, got 3 calls of '0.layer' and 1 of '1'"):
-        with capture(model, layers, calls="all"):
-            model(x)
-
-
-def test_calls_are_combined_one_by_one_or_joined(stack):
-    layers = {"x": combined(["h.0", "h.3"], "concat")}
-
-    def run(layers, **options):
-        with capture(stack, layers, **options) as acts:
-            stack(TOKENS, LEFT)
-            stack(TOKENS.flip(0), LEFT)
-        return acts
-
-    parts, plain = run(layers, calls="all", reduce=["full", norm]), run(["h.0", "h.3"], calls="all")
-    whole = [torch.cat([plain["h.0"][call], plain["h.3"][call]], -1) for call in range(2)]
-    assert all(map(torch.equal, parts["x", "full"], whole))
-    assert all(map(torch.equal, parts["x", "norm"], [norm(one, None) for one in whole]))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "error", "text"),
-    [
-        (combined("h.*", "mean"), ArgumentTypeError, "what is combined must have a name of its own"),
-        ({"a": combined(combined("h.*", "mean"), "mean")}, ArgumentTypeError, "must have a name of its own"),
-        ({"a": combined("g.*", "mean")}, LayerNotFoundError, "No layer matches 'g.*'"),
-        ({"a": combined([], "mean")}, ArgumentError, "the layers combined as 'a' must be at least one"),
-        ([{"a": combined("h.*", "mean")}, {"a": combined("h.0", "mean")}], DuplicateLayerError, "twice"),
-        ([{"h.0": combined("h.*", "mean")}, "h.0"], DuplicateLayerError, "'h.0' for two things, of which one is"),
-        ({"a": combined(["h.0", "h.0"], "mean")}, DuplicateLayerError, "twice"),
-        ({3: combined("h.*", "mean")}, ArgumentTypeError, "a new name in layers must be a string"),
-    ],
-)
-def test_what_cannot_be_selected_is_refused_at_the_door(stack, wrong, error, text):
-    with pytest.raises(error, match=text.replace("*", r"\*")):
-        capture(stack, wrong)
-
-
-def test_how_is_one_of_two_words():
-    with pytest.raises(ArgumentError, match="how of combined must be 'mean' or 'concat', got 'sum'"):
-        combined("h.*", "sum")
-
-
-# -- stores -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("how", ["mean", "concat"])
-def test_a_data_set_is_stored_resumed_and_compared(stack, tmp_path, how):
-    batches = [{"input_ids": TOKENS, "attention_mask": LEFT}, {"input_ids": TOKENS.flip(0), "attention_mask": LEFT}]
-    options = {"reduce": ["full", "max", "mean"], "out": tmp_path / "out", "rows_per_unit": 2, "progress": False}
-    layers = {"some": combined(blocks(stack), how)}
-    store = extract(stack, batches, [layers, "h.1"], **options)
-    assert store.names == ["h.1", "some"]
-    with torch.no_grad(), capture(stack, blocks(stack)) as plain:
-        stack(TOKENS, LEFT)
-    whole = by_hand([plain[name] for name in blocks(stack)], how)
-    assert [len(row) for row in store["some", "full"]] == [3, 5, 3, 5]
-    assert torch.allclose(store["some", "full"][0], whole[0, 2:])
-    assert torch.allclose(store["some", "max"][0], whole[0, 2:].amax(0))
-    assert torch.allclose(store["some", "mean"][1], whole[1].mean(0), atol=1e-6)
-    extract(stack, batches, [layers, "h.1"], **options)
-    for other in (combined(blocks(stack), "mean" if how == "concat" else "concat"), combined(["h.0", "h.1"], how)):
-        with pytest.raises(OtherRunError, match="layers|reducers"):
-            extract(stack, batches, [{"some": other}, "h.1"], **options)
-
-
-def test_each_step_of_a_sink_has_its_own(stack):
-    sink = MemorySink()
-    with capture(stack, {"some": combined("h.*", "mean")}, sink=sink, reduce=["full", "max"]) as acts:
-        stack(TOKENS, LEFT)
-        first = acts["some", "max"]
-        stack(TOKENS.flip(0), LEFT)
-        with acts.step():
-            stack(TOKENS, LEFT)
-    assert torch.equal(sink["some", "max"][:2], first)
-    assert torch.equal(sink["some", "max"][4:], first)
-    assert len(sink.steps) == 3
-    assert torch.equal(acts["some", "max"], first)
-
-
 def test_stop_early_waits_for_the_last_member(stack):
     ran = []
     stack.h[3].register_forward_hook(lambda *_: ran.append(1))
@@ -393,10 +182,3 @@ def test_under_inference_mode_values_are_ordinary_tensors(stack):
     assert not any(acts["x", name].is_inference() for name in ("full", "max"))
     torch.nn.Linear(8, 1)(acts["x", "full"]).sum().backward()
     assert len(copy.deepcopy(acts)) == 2
-
-
-def test_a_store_of_a_block_has_the_column_alone(stack, tmp_path):
-    with capture(stack, {"x": combined("h.*", "concat")}, reduce="last", sink=tmp_path / "out"):
-        stack(TOKENS, LEFT)
-    assert open_store(tmp_path / "out").names == ["x"]
-    assert open_store(tmp_path / "out")["x"].shape == (2, 32)

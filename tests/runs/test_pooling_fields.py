@@ -127,6 +127,8 @@ def test_what_is_missing_or_of_no_use_is_an_error(model, tmp_path, pooled):
         run(model, out, batches(), reduce=span("start", "nowhere"))
     with pytest.raises(ArgumentError, match="weights must be left out where reduce= lacks the word 'weighted_mean'"):
         run(model, out, batches(), reduce="mean", weights="idf")
+    with pytest.raises(ArgumentError, match="not the model's mask, got 'attention_mask'. It would"):
+        run(model, out, batches(), reduce="weighted_mean", weights="attention_mask")
     with pytest.raises(ArgumentError, match="or in extract weights="):
         run(model, out, batches(), reduce=["mean", "weighted_mean"])
     with pytest.raises(ArgumentTypeError, match="weights must name a field of the batches"):
