@@ -27,6 +27,8 @@ from activation_extractor.reducers._layouts import Layouts
 from activation_extractor.runs import extract
 from activation_extractor.store import Store, open_store
 
+_MOST_WINDOW_ROWS = 8192  # that are sorted together, where a unit has more
+
 
 class Extraction:
     """A run over a data set, into a folder; its methods are called in their order, and raise what their parts raise."""
@@ -67,7 +69,8 @@ class Extraction:
         check_room(self._out, expected.nbytes, resume=self._resume)
         if not self._resume and (aside := set_aside(self._out)) is not None:
             warn(f"The earlier store is in {short_path(aside)!r} now.")
-        feed.window_rows = options["rows_per_unit"] = rows_per_unit or self._stored_unit_rows or expected.unit_rows
+        options["rows_per_unit"] = rows_per_unit or self._stored_unit_rows or expected.unit_rows
+        feed.window_rows = min(options["rows_per_unit"], _MOST_WINDOW_ROWS)
         options |= {"out": self._out, "append": append, "resume": self._resume, **entries}
         names = ("reduce", "stop_early", "mask", "sequence_axis")
         run = probe(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from heapq import nlargest
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,10 @@ from activation_extractor.runs._length_batches import WINDOW_ROWS
 IDS, ORDER, WINDOWS = "id", "row", "window"  # entries of batches beside what a model is called with
 
 _SAMPLE_ROWS = 1024
+_SAMPLE_TOKENS, _WINDOW_TOKENS = 2**20, 2**22  # few rows may be long; characters count as tokens do
+
+
+Item = TypeVar("Item")
 
 
 class Prepared(NamedTuple):
@@ -52,7 +55,9 @@ class Feed:
         self._source, self._encoder, self._dtype, self._bad_rows = source, encoder, dtype, bad_rows or BadRows()
         self.current: list[tuple[str | int, Row, Any]] = []
         self._left_out: set[str] = set()
-        self._sample = list(islice(self._prepare(source), _SAMPLE_ROWS if encoder.has_tokens else 2))
+        prepared = self._prepare(source)
+        self._sample = self._take(prepared, _SAMPLE_ROWS if encoder.has_tokens else 2, _SAMPLE_TOKENS)
+        self._is_sampled_whole = next(prepared, None) is None
         if not self._sample:
             advice = "The file of --skip-bad-rows says what is wrong with each of them."
             raise ArgumentError("input", "hold a row that can be run", source.name, advice)
@@ -96,7 +101,7 @@ class Feed:
         self._tally, place = Tally(), 0
         prepared = self._prepare(self._source)
         window_rows = self.window_rows if self._encoder.has_tokens else self._encoder.batch_rows
-        while window := list(islice(prepared, window_rows)):
+        while window := self._take(prepared, window_rows, _WINDOW_TOKENS):
             self._tally.add(self._counted(window))
             pieces = [(place + number, piece) for number, row in enumerate(window) for piece in row.pieces]
             for numbers in self._encoder.plan([piece for _, piece in pieces]):
@@ -142,7 +147,7 @@ class Feed:
     def _prepare(self, rows: Iterable[Row]) -> Iterator[Prepared]:
         """The rows that the encoder takes; others are reported."""
         rows = iter(rows)
-        while some := list(islice(rows, self._encoder.rows_at_once)):
+        while some := take(rows, self._encoder.rows_at_once, _size, _WINDOW_TOKENS):
             for row, made in zip(some, self._encoder.prepare(some), strict=True):
                 if row.place in self._left_out:
                     continue
@@ -177,9 +182,23 @@ class Feed:
     def _counted(self, prepared: list[Prepared]) -> Tally:
         return self._encoder.count([row.value for row, _ in prepared], [pieces for _, pieces in prepared])
 
-    @property
-    def _is_sampled_whole(self) -> bool:
-        return len(self._sample) < _SAMPLE_ROWS or self.total_rows == len(self._sample)
+    def _take(self, prepared: Iterator[Prepared], rows: int, tokens: int) -> list[Prepared]:
+        return take(prepared, rows, lambda row: sum(map(self._encoder.length, row.pieces)), tokens)
+
+
+def take(items: Iterator[Item], most: int, size: Callable[[Item], int], most_size: int) -> list[Item]:
+    """The next items: so many, or fewer once their sizes come to `most_size`."""
+    taken, total = list[Item](), 0
+    for item in items:
+        taken.append(item)
+        total += size(item)
+        if len(taken) == most or total >= most_size:
+            break
+    return taken
+
+
+def _size(row: Row) -> int:
+    return len(row.value) if isinstance(row.value, str) else 0
 
 
 def make_feed(

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
 from activation_extractor import length_batches
+from activation_extractor.cli import _feed
 from activation_extractor.cli._feed import make_feed
 from activation_extractor.cli.inputs import open_source
 from activation_extractor.errors import ArgumentError
@@ -57,6 +58,15 @@ def test_rows_are_sorted_within_windows_and_numbered_over_all_of_them():
     feed = text_feed(batch_size=1)
     feed.window_rows = 2
     assert [batch["row"] for batch in feed] == [[1], [0], [3], [2]]
+
+
+def test_a_window_of_long_rows_has_fewer_of_them(monkeypatch):
+    monkeypatch.setattr(_feed, "_WINDOW_TOKENS", 12)
+    feed = text_feed(["MK", "MPTIKQL", "A", "ACDEF", "M"], batch_size=8)
+    assert [batch["row"] for batch in feed] == [[1, 0], [3, 2, 4]]
+    monkeypatch.setattr(_feed, "_SAMPLE_TOKENS", 12)
+    assert text_feed(["MKT"] * 3 + ["1"], batch_size=8).notes == []
+    assert text_feed(["MKT"] * 3 + ["1"], batch_size=8).positions == 17
 
 
 def test_the_example_is_the_longest_rows_of_all():
