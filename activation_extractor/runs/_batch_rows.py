@@ -131,6 +131,8 @@ def _digests_of(value: Any, rows: int, is_real: Any) -> Digests | None:
     elements = _elements(value, rows)
     if elements is None:
         return None
+    if not elements.size:
+        return np.zeros(rows, np.uint64)
     if is_real is not None and elements.shape[:2] == is_real.shape:
         return _sums_of_real(elements.reshape(*is_real.shape, -1), is_real)
     return _sums(elements.reshape(rows, -1), _SAMPLED_ELEMENTS)

@@ -161,7 +161,7 @@ def extract(
     fields = BatchFields(ids, keep, order, pooling_mask, group, told.names)
     sizes = {"queue_bytes": queue_bytes, "rows_per_unit": rows_per_unit}
     _check_arguments(batches, ids, format, sizes, resume=resume, append=append)
-    padding = _check_masks(mask, pooling_mask, group, calls, on_failure)
+    padding = _check_masks(mask, pooling_mask, group, calls)
     check_weights(model)
     fingerprint = partial(_fingerprint, model, {**fields.fingerprint, **_dtype(dtype), "rows_per_unit": rows_per_unit})
     folder, codec = check_path("out", out), CODECS[format].storing(dtype)
@@ -171,7 +171,8 @@ def extract(
     how: Any = {"queue_bytes": queue_bytes, "on_failure": on_failure}
     adds = append and ids is not None and has_manifest(folder)
     run = AddedRows(*what, **how) if adds else Run(*what, **how, resume=resume, may_grow=append)
-    sink = WindowedRows(run, resolve_reducers("full" if reduce is None else reduce), padding) if group else run
+    reducers = resolve_reducers("full" if reduce is None else reduce)
+    sink = WindowedRows(run, reducers, padding, skips_rows=on_failure is not None) if group else run
     counted = BatchMask(pooling_mask or "", is_of_windows=group is not None)
     recorded = capture(
         model,
@@ -242,15 +243,13 @@ def _check_arguments(
         raise ArgumentError("format", f"be one of {', '.join(map(repr, CODECS))}", format)
 
 
-def _check_masks(mask: Any, pooling_mask: str | None, group: str | None, calls: Any, on_failure: Any) -> str:
+def _check_masks(mask: Any, pooling_mask: str | None, group: str | None, calls: Any) -> str:
     """The argument that says what is padding; masks beside each other are refused, and windows without any."""
     if pooling_mask and mask != "attention_mask":
         raise ArgumentError("mask", "be left out with pooling_mask", mask)
     if group and pooling_mask is None:
         advice = "Take it from Window.owns; where windows share nothing, it is a copy of the attention mask."
         raise ArgumentError("pooling_mask", "name the field of the positions that count, with group", None, advice)
-    if group and on_failure:
-        raise ArgumentError("on_failure", "be left out with group", on_failure)
     if group and calls == "join":
         raise ArgumentError("calls", "be 'last' or 'all' with group", calls, "Leave it out.")
     return mask if isinstance(mask, str) else ATTENTION

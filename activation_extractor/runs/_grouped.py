@@ -75,7 +75,7 @@ class Grouped:
         self._merges = {name: merge_of(name, reducer) for name, reducer in reducers.items()}
         self._full = {name for name, reducer in reducers.items() if reducer is full}
         self._rows: dict[int, _HeldRow] = {}
-        self._steps: list[tuple[set[int], Step]] = []  # rows of one window each, and their places
+        self._steps: list[tuple[list[int], Step]] = []  # rows of one window each, and their places
         self._ragged: set[Key] = set()
         self._checks: list[Check] = []
 
@@ -110,7 +110,7 @@ class Grouped:
         single = [index for index, part in enumerate(parts) if part.windows == 1]
         if single:
             chosen = replace(part_of(step, single), _checks=[])
-            self._steps.append(({parts[index].place for index in single}, chosen))
+            self._steps.append(([parts[index].place for index in single], chosen))
         cut = [index for index, part in enumerate(parts) if part.windows > 1]
         if not cut:
             return
@@ -138,16 +138,17 @@ class Grouped:
     def take(self, places: Sequence[int]) -> list[Step]:
         """Take rows, all of whose windows are held; returns steps of them, in the order of the rows.
 
-        Rows of one window each come as they were held.
+        Rows of one window each come as they were held, and stay until rows are dropped.
 
         Raises:
             ArgumentError: a reducer's `merge` returned something else than one of its parts.
             MaskError: no position of a row counts.
             StepError: a layer did not run for all windows of a row.
         """
-        wanted = set(places)
-        steps = [step for held, step in self._steps if held <= wanted]
-        self._steps = [(held, step) for held, step in self._steps if not held <= wanted]
+        wanted, steps = set(places), []
+        for held, step in self._steps:
+            if rows := [row for row, place in enumerate(held) if place in wanted]:
+                steps.append(part_of(step, rows))
         steps += [self._merged(self._rows.pop(place)) for place in places if place in self._rows]
         if steps and self._checks:
             checks, self._checks = self._checks, []
@@ -155,7 +156,8 @@ class Grouped:
         return steps
 
     def drop(self, places: Iterable[int]) -> None:
-        """Forget rows."""
+        """Forget rows, and all of one window each."""
+        self._steps = []
         for place in places:
             self._rows.pop(place, None)
 
@@ -163,7 +165,7 @@ class Grouped:
         """A step of one row that is whole."""
         numbers = sorted(number for number, count in row.counts.items() if count)
         if not numbers:
-            refuse_empty(row.name)
+            raise empty_row(row.name)
         values: dict[Key, Tensor | Ragged] = {}
         for key, by_number in row.values.items():
             if len(by_number) < row.part.windows:
@@ -212,10 +214,10 @@ def row_name(place: int, row_id: RowId | None) -> str:
     return f"row {place}" + ("" if row_id is None else f" (id {row_id!r})")
 
 
-def refuse_empty(row: str) -> None:
-    """Raise a MaskError: nothing counts in a row of the data set."""
+def empty_row(row: str) -> MaskError:
+    """The error that nothing counts in a row of the data set."""
     advice = "Leave empty rows out of the data set."
-    raise MaskError("have a position that counts in every row", f"none in {row}", advice)
+    return MaskError("have a position that counts in every row", f"none in {row}", advice)
 
 
 def _checked(key: Key, result: Any, like: Tensor, is_ragged: bool) -> Tensor:

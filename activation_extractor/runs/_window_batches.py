@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from activation_extractor.reducers._mask_fit import check_form
 from activation_extractor.reducers._pooling import WeightedMean
 from activation_extractor.runs._batch_rows import Digests, combined
 from activation_extractor.runs._batches import Batch
-from activation_extractor.runs._grouped import Part, check_parts, refuse_empty, row_name
+from activation_extractor.runs._grouped import Part, check_parts, row_name
 from activation_extractor.sinks._step import check_keep
 
 
@@ -50,7 +51,7 @@ class WindowBatch:
         Raises:
             ArgumentError: the windows cannot be, are not as many as rows, or are of other places than `order` says; a
                 kept column cannot be, or weights have another shape than the pooling mask.
-            MaskError: the pooling mask is no mask, or nothing counts in a row of one window.
+            MaskError: the pooling mask is no mask.
         """
         parts, is_real = check_parts(batch.group), batch.pooling_mask
         check_form(is_real)
@@ -68,10 +69,7 @@ class WindowBatch:
         weighted = {name: it for name, it in reducers.items() if isinstance(it, WeightedMean)}
         weights = {name: it.totals(batch.pooling, is_real != 0) for name, it in weighted.items()}
         digests = batch.digests(len(parts), mask)
-        for index, part in enumerate(parts):
-            if part.windows == 1 and not counts[index]:
-                refuse_empty(row_name(part.place, batch.ids[index] if batch.ids else None))
-        empty = [index for index, part in enumerate(parts) if part.windows > 1 and not counts[index]]
+        empty = [index for index, count in enumerate(counts) if not count]
         if empty:  # reducers need a position, and what they give is left out
             is_real = is_real.clone()
             is_real[empty] = 1
@@ -144,29 +142,29 @@ class RowBatch(Batch):
     """A batch of rows whose windows have all come; it is run by running the batches of these.
 
     Attributes:
-        row_digests: of what each row is made from.
-        needed: the batches that hold its windows, in the order in which they came.
+        open_rows: the rows.
     """
 
-    row_digests: Digests = field(default_factory=lambda: np.zeros(0, np.uint64))
-    needed: Sequence[WindowBatch] = ()
+    open_rows: Sequence[OpenRow] = ()
 
     @classmethod
     def of(cls, rows: Sequence[OpenRow]) -> RowBatch:
         """A batch of these rows."""
         ids = [row.row_id for row in rows if row.row_id is not None]
-        needed = dict.fromkeys(batch for row in rows for batch, _ in row.windows.values())
-        digests = np.array([row.digest for row in rows], dtype=np.uint64)
-        places = [row.part.place for row in rows]
-        return cls((), ids or None, places, None, {}, row_digests=digests, needed=[*needed])
+        return cls((), ids or None, [row.part.place for row in rows], None, {}, open_rows=rows)
 
-    def part(self, rows: Sequence[int]) -> Batch:  # noqa: ARG002
-        """Raises a ValueError: the batches of windows are cut, and not this one."""
-        raise ValueError("windows, which were run in pieces")
+    @cached_property
+    def needed(self) -> list[WindowBatch]:
+        """The batches that hold the windows of its rows, in the order in which they came."""
+        return [*dict.fromkeys(batch for row in self.open_rows for batch, _ in row.windows.values())]
+
+    def part(self, rows: Sequence[int]) -> Batch:
+        """Some of its rows."""
+        return RowBatch.of([self.open_rows[row] for row in rows])
 
     def digests(self, rows: int, mask: str | None) -> Digests:  # noqa: ARG002
-        """The digests of its rows."""
-        return self.row_digests
+        """A digest of what each row is made from."""
+        return np.array([row.digest for row in self.open_rows], dtype=np.uint64)
 
     def relative_to(self, start: int, places: Sequence[int]) -> str:  # noqa: ARG002
         """A digest of which windows were in one batch."""

@@ -138,3 +138,11 @@ def test_rows_are_taken_out_of_what_has_them():
 def test_what_may_have_rows_on_two_axes_is_not_cut(value):
     with pytest.raises(ValueError, match="as many"):
         take_rows(value, 2, [0])
+
+
+def test_rows_without_positions_have_digests_too():
+    empty = {"input_ids": torch.zeros(2, 0, dtype=torch.int64), "attention_mask": torch.zeros(2, 0, dtype=torch.int64)}
+    digests = row_digests(empty, 2, empty["attention_mask"])
+    assert digests[0] == digests[1]
+    full = {"input_ids": torch.zeros(2, 1, dtype=torch.int64), "attention_mask": torch.ones(2, 1, dtype=torch.int64)}
+    assert row_digests(full, 2, full["attention_mask"])[0] != digests[0]

@@ -159,3 +159,55 @@ def test_rows_that_are_new_are_added(tmp_path):
     check_columns(store, "blocks.1", whole_rows(local_model()), tolerance=1e-6)
     assert store.ids == [f"row {row}" for row in range(len(ROWS))]
     assert len(calls) <= len(batches)
+
+
+class Refusing(LocalModel):
+    """Raises where a window holds what only row 2 holds, in one of its windows, or what only row 4 holds."""
+
+    def forward(self, input_ids, attention_mask):
+        for token in (40, 41):
+            if (input_ids == token).any():
+                raise ValueError(f"token {token}")
+        return super().forward(input_ids.clamp(max=29), attention_mask)
+
+
+def with_bad_rows():
+    rows = [list(row) for row in ROWS]
+    rows[2][30], rows[4][3] = 40, 41
+    return [*rows, []]  # the last row has no position that counts
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 30])
+def test_rows_of_which_a_window_cannot_be_run_are_left_out_and_reported_once(tmp_path, batch_size):
+    batches = list(window_batches(with_bad_rows(), 10, batch_size=batch_size))
+    failed = []
+    model = Refusing(blocks=2, reach=1, kind="conv")
+    store = run(tmp_path / "out", batches, model, on_failure=lambda row_id, error: failed.append((row_id, str(error))))
+    kept = [0, 1, 3, 5, 6, 7]
+    assert store.ids == [f"row {row}" for row in kept]
+    wholes = whole_rows(local_model())
+    check_columns(store, "blocks.1", [wholes[row] for row in kept], tolerance=1e-6)
+    assert sorted(failed)[:2] == [("row 2", "token 40"), ("row 4", "token 41")]
+    assert sorted(failed)[2][0] == "row 8"
+    assert "got none in row 8 (id 'row 8')" in sorted(failed)[2][1]
+    assert len(failed) == 3
+
+
+def test_a_run_without_the_rows_that_fail_goes_on_and_is_proven(tmp_path):
+    batches, failed = list(window_batches(with_bad_rows(), 10, batch_size=4)), []
+    model = Refusing(blocks=2, reach=1, kind="conv")
+    options = {"on_failure": lambda row_id, error: failed.append(row_id)}
+    run(tmp_path / "whole", batches, model, **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", interrupted(batches, 9), model, **options)
+    assert shards(tmp_path / "out")
+    failed.clear()
+    store = run(tmp_path / "out", batches, model, **options)
+    assert sorted(failed) == ["row 2", "row 4", "row 8"]
+    assert shards(tmp_path / "out") == shards(tmp_path / "whole")
+    assert len(store.ids) == 6
+
+
+def test_without_on_failure_the_first_row_that_fails_ends_the_run(tmp_path):
+    with pytest.raises(ValueError, match="token 4"):
+        run(tmp_path / "out", window_batches(with_bad_rows()[:-1], 10), Refusing(blocks=2, reach=1, kind="conv"))

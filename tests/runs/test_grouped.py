@@ -58,6 +58,7 @@ def whole_rows(steps, grouped=None):
         cut = {part.place for part in parts if 1 < part.windows == len(numbers[part.place])}
         for places in [single, *([place] for place in cut)]:
             taken = grouped.take(places)
+            grouped.drop(places)
             assert sum(whole.rows for whole in taken) == len(places)
             alone = [part_of(whole, [row]) for whole in taken for row in range(whole.rows)]
             for place, row in zip(places, alone, strict=True):
