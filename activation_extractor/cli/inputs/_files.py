@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TextIO
 from activation_extractor.errors import ActivationError, ArgumentError, MissingExtraError
 
 _PACKED = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}  # by their first bytes
+_ZIP = b"PK\x03\x04"  # which office programs save too
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16's, which it begins with
     codecs.BOM_UTF32_BE: "utf-32",
@@ -76,6 +77,9 @@ class InputFile:
         with open(self.path, "rb") as file:
             start = file.peek(6)
             format = next((format for magic, format in _PACKED.items() if start.startswith(magic)), None)
+            if start.startswith(_ZIP):
+                advice = "It is a zip archive: unpack it, or save what it holds as text."
+                raise ArgumentError("input", "be text, or packed as .gz, .bz2, .xz or .zst", self.name, advice)
             if format is None:
                 yield file
                 return

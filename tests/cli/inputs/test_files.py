@@ -10,6 +10,7 @@ import lzma
 import os
 import sys
 import threading
+import zipfile
 
 import pytest
 from sources import read
@@ -75,6 +76,16 @@ def test_a_packed_file_that_is_damaged_is_one_sentence(tmp_path, packing, damage
     (tmp_path / f"x.txt.{packing}").write_bytes(data)
     with pytest.raises(ArgumentError, match=r"input must be a file that can be read, got '.*x\.txt\..*'\. [A-Z]"):
         read(tmp_path / f"x.txt.{packing}")
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.txt", "-"])
+def test_archives_and_what_office_programs_save_are_told(tmp_path, monkeypatch, name):
+    with zipfile.ZipFile(tmp_path / "x.csv", "w") as archive:
+        archive.writestr("y.csv", "text\na\n")
+    (tmp_path / "x.txt").write_bytes((tmp_path / "x.csv").read_bytes())
+    monkeypatch.setattr("sys.stdin", Pipe((tmp_path / "x.csv").read_bytes()))
+    with pytest.raises(ArgumentError, match=r"input must be text, or packed as .* It is a zip archive: unpack it"):
+        read(name if name == "-" else tmp_path / name)
 
 
 def test_what_is_packed_is_seen_by_its_bytes_and_not_by_its_name(tmp_path):
