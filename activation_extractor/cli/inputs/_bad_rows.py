@@ -45,6 +45,16 @@ class BadRows:
         """Whether a bad row is left out, and does not end the run."""
         return self._path is not None
 
+    def check_outside(self, folder: Path) -> None:
+        """Refuse a file in a folder that is read: it would be taken for one of its files.
+
+        Raises:
+            ArgumentError: that is so.
+        """
+        if self._path is not None and folder.resolve() in self._path.resolve().parents:
+            self._path.unlink()  # which was made empty
+            raise ArgumentError("skip_bad_rows", "lie outside of the folder that is read", str(self._path))
+
     def report(self, place: str, row_id: str | int | None, error: Exception) -> None:
         """Raise the error of a row, or list the row, once, however often its source is gone through."""
         if self._path is None:

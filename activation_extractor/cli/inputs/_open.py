@@ -81,6 +81,8 @@ def open_source(
         check_format(format)
     if not name or (name != "-" and not path.exists()):
         raise ArgumentError("input", "be an existing file or folder", name)
+    if path.is_dir() and name != "-":
+        bad_rows.check_outside(path)
     open_reader = partial(_reader, columns=columns, separator=separator)
     name, reader, notes = _opened(name, columns, format, encoding, open_reader)
     if path_column:

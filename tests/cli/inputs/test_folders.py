@@ -35,9 +35,9 @@ def test_a_bad_row_is_named_with_its_file_and_may_be_skipped(shards):
     with pytest.raises(ArgumentError, match=r"part-1\.csv: line 2 \(row 1\) must have a cell for each"):
         read(shards)
     (shards / "part-0.csv").write_text("id,text,n\n1,,0\n4,a,0\n")
-    rows = read(shards, id_column="id", bad_rows=BadRows(shards / "_bad"))
+    rows = read(shards, id_column="id", bad_rows=BadRows(shards.with_suffix(".bad")))
     assert rows.values == ["c", "a"]
-    places = [json.loads(line)["place"] for line in (shards / "_bad").read_text().splitlines()]
+    places = [json.loads(line)["place"] for line in shards.with_suffix(".bad").read_text().splitlines()]
     assert sorted(places) == [
         "line 2 (row 1) of 'part-0.csv'",
         "line 2 (row 1) of 'part-1.csv'",
@@ -80,3 +80,9 @@ def test_notes_of_many_files_are_few(tmp_path):
     first, *_, last = read(tmp_path).notes
     assert first == f"1 blank line of '{tmp_path / '0.txt'}' left out."
     assert last == "The same is so of 2 other files."
+
+
+def test_bad_rows_are_listed_outside_of_the_folder_that_is_read(shards):
+    with pytest.raises(ArgumentError, match=r"skip_bad_rows must lie outside of the folder that is read, got '.*bad"):
+        read(shards, bad_rows=BadRows(shards / "more" / "bad.jsonl"))
+    assert read(shards).values == ["c", "a", "b"]
