@@ -34,7 +34,8 @@ class FolderReader(Reader):
             raise ArgumentError("keep", f"be {FOLDER!r} where rows are files, the folder that holds them", unknown)
         self._top, self.kept = path if path.is_dir() else path.parent, tuple(keep)
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        by_kind = {each: [file for file in files if _kind_of(file) == each] for each in MEDIA}
+        seen = [file for file in files if not _is_hidden(file.relative_to(self._top))]
+        by_kind = {each: [file for file in seen if _kind_of(file) == each] for each in MEDIA}
         found = [each for each in MEDIA if (by_kind[each] if kind is None else each == kind)]
         if len(found) > 1:
             advice = "Pass input_format=image or input_format=audio."
@@ -121,9 +122,12 @@ def is_media(path: Path) -> bool:
 
 def _kind_of(path: Path) -> Kind | None:
     suffix = path.suffix.lower()
-    if path.name.startswith("."):  # what macOS leaves beside each file on other disks
-        return None
     return "image" if suffix in image_suffixes() else "audio" if suffix in sound_suffixes() else None
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file is one that programs leave behind: thumbnails, checkpoints, what macOS puts beside each file."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def _kind_of_content(file: MediaFile) -> Kind | None:

@@ -24,6 +24,9 @@ def folder(tmp_path):
         picture(number).save(tmp_path / name)
     (tmp_path / "cats" / "._b.jpg").write_bytes(b"what macOS leaves")
     (tmp_path / "notes.md").write_text("about these")
+    for name in (".ipynb_checkpoints", "__MACOSX"):
+        (tmp_path / name).mkdir()
+        picture().save(tmp_path / name / "a.png")
     return tmp_path
 
 
@@ -32,7 +35,7 @@ def test_a_row_is_a_file_and_the_folder_that_holds_it_can_be_kept(folder):
     rows = list(source)
     assert [row.id for row in rows] == ["cats/a.png", "cats/b.jpg", "d.png", "dogs/small/c.png"]
     assert [row.kept for row in rows] == [("cats",), ("cats",), (".",), ("dogs/small",)]
-    assert source.notes == (f"2 other files in {str(folder)!r} left out.",)
+    assert source.notes == (f"4 other files in {str(folder)!r} left out.",)
     with pytest.raises(ArgumentError, match="keep must be 'folder' where rows are files, the folder that holds them"):
         open_source(str(folder), keep=["label"])
 
