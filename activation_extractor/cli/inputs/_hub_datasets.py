@@ -52,6 +52,7 @@ class HubDatasetReader(Reader):
                     raise ArgumentError(argument, f"name a column of {name!r}", one, f"It has {examples(features)}.")
         self.kind = _kind(features[self._column])
         check_packages(self.kind)
+        self.unsigned = tuple(one for one in keep if getattr(features[one], "dtype", "") == "uint64")
         self._labels = {one: features[one] for one in keep if hasattr(features[one], "int2str")}
         if self.kind in ("image", "audio"):  # read by us: what `datasets` reads sounds with needs FFmpeg
             feature = type(features[self._column])(decode=False)

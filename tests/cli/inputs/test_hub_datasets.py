@@ -58,6 +58,13 @@ def test_images_and_sounds_are_read_from_their_bytes(tmp_path):
     np.testing.assert_allclose(load_sound(row.value)[0], sound(0.2), atol=1e-4)
 
 
+def test_unsigned_integers_stay_so(tmp_path):
+    columns = {"text": ["a", "b"], "n": np.array([1, 2], dtype=np.uint64)}
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "saved")
+    source = open_source(str(tmp_path / "saved"), keep=["n"])
+    assert source.entries(list(source))["n"].dtype == np.uint64
+
+
 def test_columns_of_numbers_are_arrays(tmp_path):
     datasets.Dataset.from_dict({"x": [[1.0, 2.0], [3.0, 4.0]]}).save_to_disk(tmp_path / "saved")
     source = open_source(str(tmp_path / "saved"), text_column="x")
