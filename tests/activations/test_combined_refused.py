@@ -16,6 +16,7 @@ from activation_extractor.errors import (
     DuplicateLayerError,
     LayerNotFoundError,
     LayerNotRunError,
+    TensorKindError,
 )
 
 LEFT = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
@@ -181,3 +182,24 @@ def test_what_cannot_be_selected_is_refused_at_the_door(stack, wrong, error, tex
 def test_how_is_one_of_two_words():
     with pytest.raises(ArgumentError, match="how of combined must be 'mean' or 'concat', got 'sum'"):
         combined("h.*", "sum")
+
+
+@pytest.mark.parametrize("how", ["mean", "concat"])
+@pytest.mark.parametrize("make", [torch.Tensor.bool, torch.Tensor.to_sparse, lambda x: x.to(torch.float8_e4m3fn)])
+def test_every_kind_of_tensor_is_combined_dense(how, make):
+    model, x = nn.Sequential(nn.Identity(), nn.Identity()), torch.rand(2, 3, 4)
+    for reduce in ("full", "mean", "max"):
+        with capture(model, {"x": combined("*", how)}, reduce=reduce) as acts:
+            model(make(x))
+        assert acts["x"].shape == ((2, 3) if reduce == "full" else (2,)) + ((4,) if how == "mean" else (8,))
+
+
+def test_nested_activations_are_combined_once_they_are_reduced():
+    model, parts = nn.Sequential(nn.Identity(), nn.Identity()), [torch.rand(3, 2), torch.rand(5, 2)]
+    nested = torch.nested.nested_tensor(parts, layout=torch.jagged)
+    with capture(model, {"x": combined("*", "concat")}, reduce="mean") as acts:
+        model(nested)
+    assert torch.allclose(acts["x"], torch.stack([part.mean(0).repeat(2) for part in parts]))
+    with pytest.raises(TensorKindError, match="layer '0' must hold plain numbers to be combined as 'x', got a nested"):
+        with capture(model, {"x": combined("*", "mean")}):
+            model(nested)

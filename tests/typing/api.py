@@ -26,6 +26,7 @@ from activation_extractor import (
     Store,
     blocks,
     capture,
+    combined,
     compare,
     extract,
     gradients,
@@ -33,6 +34,10 @@ from activation_extractor import (
     open_store,
     outputs,
     position,
+    positions,
+    span,
+    weighted_mean,
+    without_tokens,
 )
 from activation_extractor.pytest_plugin import ActivationSnapshot, CaptureFixture
 from activation_extractor.reducers import Reducer
@@ -45,6 +50,11 @@ model = nn.Linear(2, 2)
 assert_type(capture(model, "h.*"), Capture)
 assert_type(blocks(model), list[str])
 assert_type(position(3), Reducer)
+assert_type([positions(0, -1), span(1, [2, 3]), span("start", None, "max"), weighted_mean("idf")], list[Reducer])
+span(1.5, 3)  # type: ignore[arg-type]
+capture(model, {"two": combined(["h.0", inputs("h.1")], "mean")}, mask=without_tokens([1], argument="tokens"))
+combined("h.*", "sum")  # type: ignore[arg-type]
+SafetensorsSink("out", dtype=torch.float16)
 
 with capture(model, ["h.0", nn.Linear, re.compile("h"), model, lambda name, module: True]) as acts:
     assert_type(acts, Activations)
