@@ -19,7 +19,7 @@ from activation_extractor.cli._models import DTYPES, Loaded, load_model
 from activation_extractor.cli._padding_check import padding_note
 from activation_extractor.cli._terminal import warn
 from activation_extractor.cli.inputs import BadRows, Source, open_source
-from activation_extractor.errors import StoreError
+from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.layers import blocks
 from activation_extractor.layers._modules import unwrap
 from activation_extractor.layers._selections import resolve
@@ -33,9 +33,11 @@ _MOST_WINDOW_ROWS = 8192  # that are sorted together, where a unit has more
 class Extraction:
     """A run over a data set, into a folder; its methods are called in their order, and raise what their parts raise."""
 
-    def __init__(self, out: Path, *, resume: bool) -> None:
+    def __init__(self, out: Path, *, resume: bool, append: bool) -> None:
+        if append and not resume:
+            raise ArgumentError("append", "be left out with --fresh", append)
         check_out(out, resume=resume)
-        self._out, self._resume = out, resume
+        self._out, self._resume, self._append = out, resume, append
         self._source: Source
         self._loaded: Loaded
         self._feed: Feed
@@ -57,7 +59,7 @@ class Extraction:
         for note in (*loaded.notes, *self._source.notes, *self._feed.notes):
             warn(note)
 
-    def run(self, layers: Any, *, rows_per_unit: int | None, store_dtype: str, append: bool, **options: Any) -> Store:
+    def run(self, layers: Any, *, rows_per_unit: int | None, store_dtype: str, **options: Any) -> Store:
         """Say what is going to be stored, and store it; options are those of `extract`."""
         model, feed, entries = self._loaded.model, self._feed, self._feed.options
         selection = layers or _default_layers(model, options["sequence_axis"])
@@ -71,7 +73,7 @@ class Extraction:
             warn(f"The earlier store is in {short_path(aside)!r} now.")
         options["rows_per_unit"] = rows_per_unit or self._stored_unit_rows or expected.unit_rows
         feed.window_rows = min(options["rows_per_unit"], _MOST_WINDOW_ROWS)
-        options |= {"out": self._out, "append": append, "resume": self._resume, **entries}
+        options |= {"out": self._out, "append": self._append, "resume": self._resume, **entries}
         names = ("reduce", "stop_early", "mask", "sequence_axis")
         run = probe(
             model, selection, pooling_mask=pooling_mask, **{name: options[name] for name in names if name in options}

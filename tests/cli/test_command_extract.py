@@ -231,6 +231,7 @@ def test_a_fresh_run_renames_nothing_where_it_fails_or_finds_files_of_others(her
     run(*command)
     mistake(*command, "--fresh", "--layers", "nowhere")
     mistake(*command, "--fresh", "--input", "nowhere.txt")
+    assert mistake(*command, "--fresh", "--append") == "--append must be left out with --fresh, got True."
     Path("out/notes.txt").write_text("mine")
     assert "must hold nothing but a store where --fresh is to begin another, got 'notes.txt'" in mistake(
         *command, "--fresh"

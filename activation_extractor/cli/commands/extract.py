@@ -111,7 +111,7 @@ def extract(
     """
     from activation_extractor.cli._extraction import Extraction
 
-    job = Extraction(out, resume=resume)
+    job = Extraction(out, resume=resume, append=append)
     job.read(
         input,
         text_column=text_column,
@@ -141,7 +141,6 @@ def extract(
         sequence_axis=tuple(sequence_axis) if sequence_axis else None,
         mask=mask,
         stop_early=stop_early,
-        append=append,
         format=format,
         store_dtype=store_dtype,
         rows_per_unit=rows_per_unit,
