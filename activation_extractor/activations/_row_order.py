@@ -96,7 +96,8 @@ def has_nothing(cache: Any) -> bool:
         length = cache.get_seq_length()
     except Exception:  # it has no such method, or none for its layers
         return False
-    return type(length) is int and length == 0  # not a tensor: to ask that for its value would make a device wait
+    is_near = not isinstance(length, Tensor) or length.device.type == "cpu"  # else a device would be waited for
+    return is_near and bool(length == 0)
 
 
 def _rows(tokens: Tensor) -> list[bytes]:

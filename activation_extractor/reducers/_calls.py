@@ -205,7 +205,7 @@ def _filled(cache: Any) -> int | Tensor | None:
         return None
     cache = getattr(cache, "self_attention_cache", cache)
     layers = getattr(cache, "layers", None)
-    if not hasattr(layers[0] if isinstance(layers, list) and layers else cache, "max_cache_len"):
+    if layers == [] or not hasattr(layers[0] if isinstance(layers, list) else cache, "max_cache_len"):
         return None
     length: int | Tensor = cache.get_seq_length()
     return length.clone() if isinstance(length, Tensor) else length
