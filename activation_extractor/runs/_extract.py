@@ -166,7 +166,7 @@ def extract(
     fingerprint = partial(_fingerprint, model, {**fields.fingerprint, **_dtype(dtype), "rows_per_unit": rows_per_unit})
     folder, codec = check_path("out", out), CODECS[format].storing(dtype)
     is_counted = missing == "error" or any(name is not None for name in (ids, order, group))
-    items = RowItems(rows_per_unit, padding) if is_counted else BatchItems(rows_per_unit)
+    items = RowItems(rows_per_unit, padding, group) if is_counted else BatchItems(rows_per_unit)
     what: Any = (folder, codec, model, fingerprint, items)
     how: Any = {"queue_bytes": queue_bytes, "on_failure": on_failure}
     adds = append and ids is not None and has_manifest(folder)

@@ -43,6 +43,7 @@ class Items(ABC):
     """Counts the items of a data set from 0, and says how many make a unit."""
 
     size_member: str  # of the manifest
+    places_from = "order"  # the argument that names the field with places, for errors
 
     def __init__(self, size: int | None, rows_per_unit: int | None) -> None:
         self.size = size  # of all units; None until the first batch has chosen it
@@ -80,9 +81,9 @@ class RowItems(Items):
 
     size_member = ROWS_PER_UNIT
 
-    def __init__(self, rows_per_unit: int | None, mask: str | None) -> None:
+    def __init__(self, rows_per_unit: int | None, mask: str | None, group: str | None = None) -> None:
         super().__init__(rows_per_unit, rows_per_unit)
-        self._mask = mask
+        self._mask, self.places_from = mask, "group" if group else "order"
 
     def places(self, batch: Batch) -> Sequence[int]:
         """The places of a batch's rows.

@@ -257,7 +257,7 @@ class Run(Sink):
     def _begin_units(self, size: int) -> None:
         self._items.size = size
         self._writer.unit_size = {self._items.size_member: size}
-        self._units = RunUnits(size, self._find_unit, self._writer.new_unit, may_grow=self._may_grow)
+        self._units = RunUnits(self._items, self._find_unit, self._writer.new_unit, may_grow=self._may_grow)
 
     def _take(self, arrived: Arrived) -> Mapping[RunUnit, list[int]]:
         """The units of a batch, which take their items; each with the indices of its own."""

@@ -34,6 +34,7 @@ class RunUnit:
         inputs: a digest of what they are made from, in hexadecimal.
         first_batch: which rows came with the first of them, counted from the unit's first one, as a digest; or `CUT`.
         failed: what was raised for items that are left out, by their places.
+        places_from: the argument that names the field with places, for errors.
     """
 
     number: int
@@ -45,6 +46,7 @@ class RunUnit:
     inputs: str = "0"
     first_batch: str = ""
     failed: dict[int, str] = field(default_factory=dict)
+    places_from: str = "order"
     _taken: set[int] = field(default_factory=set)
     _is_first: bool = True  # whether the last batch gave its first item
 
@@ -56,7 +58,7 @@ class RunUnit:
             self.first_batch = batch.relative_to(self.start)
         for place in own:
             if place in self._taken:
-                raise ArgumentError("order", "hold each place once", place + self.start, _GAPS)
+                raise ArgumentError(self.places_from, "hold each place once", place + self.start, _GAPS)
             self._taken.add(place)
         self.places += own
         self.inputs = items.digest(self.inputs, batch.digests[indices], own)
@@ -86,7 +88,8 @@ class RunUnit:
         missing = next((place for place in range(last) if place not in self._taken), None)
         if missing is not None:
             condition = f"hold place {missing + self.start} where it holds place {last + self.start}"
-            raise ArgumentError("order", condition, sorted(place + self.start for place in self.places), _GAPS)
+            got = sorted(place + self.start for place in self.places)
+            raise ArgumentError(self.places_from, condition, got, _GAPS)
 
     @property
     def permutation(self) -> Tensor | None:
@@ -108,9 +111,10 @@ class RunUnits:
     """
 
     def __init__(
-        self, size: int, find: Callable[[int], StoredUnit | None], new_unit: Callable[[], Unit], *, may_grow: bool
+        self, items: Items, find: Callable[[int], StoredUnit | None], new_unit: Callable[[], Unit], *, may_grow: bool
     ) -> None:
-        self.size, self.stored, self._may_grow = size, 0, may_grow
+        assert items.size is not None
+        self.size, self.stored, self._may_grow, self._places_from = items.size, 0, may_grow, items.places_from
         self._find, self._new_unit = find, new_unit
         self._starts = [0]
         self._open: dict[int, RunUnit] = {}
@@ -147,7 +151,7 @@ class RunUnits:
             self._open_next()
         unit = self._open.get(bisect_right(self._starts, place) - 1)
         if unit is None:
-            raise ArgumentError("order", "hold each place once", place, _GAPS)
+            raise ArgumentError(self._places_from, "hold each place once", place, _GAPS)
         return unit
 
     def _open_next(self) -> None:
@@ -159,5 +163,5 @@ class RunUnits:
         self._last_found = stored
         size = stored.items if stored else self.size
         self.stored += stored.rows if stored else 0
-        self._open[number] = RunUnit(number, start, size, stored, self._new_unit())
+        self._open[number] = RunUnit(number, start, size, stored, self._new_unit(), places_from=self._places_from)
         self._starts.append(start + size)
