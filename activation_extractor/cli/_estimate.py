@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from activation_extractor._display import human_bytes
+from activation_extractor._display import human_bytes, plural
 from activation_extractor._format._codecs import CODECS, Codec
 from activation_extractor._tensors import as_dense, rows_of
 from activation_extractor.activations import capture
@@ -54,7 +54,7 @@ class Expected:
         first, last, count = self.layers[0], self.layers[-1], len(self.layers)
         layers = f"{first!r}" if count == 1 else f"{count} layers, {first!r} to {last!r}"
         reducers = ", ".join(self.reducers)
-        return f"Capturing {layers} ({reducers}) for {self.rows:,} rows: about {human_bytes(self.nbytes)}."
+        return f"Capturing {layers} ({reducers}) for {plural(self.rows, 'row')}: about {human_bytes(self.nbytes)}."
 
 
 def estimate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from activation_extractor.cli.inputs._files import PACKED_SUFFIXES, InputFile
@@ -40,8 +41,11 @@ def check_format(format: str) -> str:
     return format
 
 
-def looks_like(file: InputFile) -> str:
-    """The format that the first bytes of a file are of: lines of text where they are of none."""
+def looks_like(file: InputFile, names: Sequence[str] = ()) -> str:
+    """The format that the first bytes of a file are of: lines of text where they are of none.
+
+    A table is told by its header, which has the columns of these names.
+    """
     with file.reading(), file.open_bytes() as content:
         magic = content.read(6)
     if magic.startswith(b"PAR1"):
@@ -58,7 +62,9 @@ def looks_like(file: InputFile) -> str:
         return "json"
     if start.startswith("{") and _is_object(lines[0], is_whole=len(lines) > 1):
         return "jsonl"
-    return "text"
+    cells = max((lines[0].split(separator) for separator in ",;\t|"), key=len) if lines else []
+    is_table = names and len(cells) > 1 and {*names} <= {cell.strip().strip('"') for cell in cells}
+    return "csv" if is_table else "text"
 
 
 def _is_object(line: str, *, is_whole: bool) -> bool:

@@ -105,11 +105,11 @@ def _opened(
     if name != "-" and path.is_file():
         file = InputFile(name, path, encoding)
         chosen = format or format_of(path)
-        other = looks_like(file) if format is None and chosen == "text" else "text"
+        other = looks_like(file, columns.named) if format is None and chosen == "text" else "text"
         note = f"{name!r} looks like {other}, and its lines are read as text; --input-format {other} reads it so."
     else:
         file = piped(name, encoding)
-        chosen = other = format or looks_like(file)
+        chosen = other = format or looks_like(file, columns.named)
         note = f"{file.name[0].upper()}{file.name[1:]} is read as {chosen}; --input-format text reads its lines."
     notes = [note] if format is None and other != "text" else []
     return file.name, open_reader(file, chosen), notes

@@ -157,14 +157,31 @@ def test_lines_that_only_begin_like_something_else_are_lines(monkeypatch, conten
     assert read("-").values == content.splitlines()
 
 
+@pytest.mark.parametrize("content", [b"id,text\n7,a\n", b'"id";"text"\n7;a\n', b"id\ttext\n7\ta\n"])
+@pytest.mark.parametrize("named", [{"text_column": "text"}, {"id_column": "id"}, {"keep": ["text"]}])
+def test_a_table_through_a_pipe_is_told_by_the_columns_that_are_wanted(monkeypatch, content, named):
+    monkeypatch.setattr("sys.stdin", Pipe(content))
+    rows = read("-", **named)
+    assert (rows.values, list(rows.notes)) == (
+        ["a"],
+        ["Standard input is read as csv; --input-format text reads its lines."],
+    )
+
+
+def test_lines_are_lines_where_no_column_is_named_or_their_first_line_lacks_it(monkeypatch):
+    for content, named in [(b"id,text\n7,a\n", {}), (b"a text, or two\nb\n", {"text_column": "text"})]:
+        monkeypatch.setattr("sys.stdin", Pipe(content))
+        assert read("-", **named).values == content.decode().splitlines()
+
+
 def test_an_option_says_what_comes_through_a_pipe(monkeypatch):
     monkeypatch.setattr("sys.stdin", Pipe(b"id,text\n7,a\n"))
     assert read("-", format="csv", id_column="id").ids == ["7"]
     monkeypatch.setattr("sys.stdin", Pipe(FASTA.encode()))
     assert read("-", format="text").values == FASTA.splitlines()
     monkeypatch.setattr("sys.stdin", Pipe(b"id,text\n7,a\n"))
-    with pytest.raises(ArgumentError, match=r"id_column must name a column of 'standard input', got 'id'\. .*csv"):
-        read("-", id_column="id")
+    with pytest.raises(ArgumentError, match=r"id_column must name a column of 'standard input', got 'name'\. .*csv"):
+        read("-", id_column="name")
     monkeypatch.setattr("sys.stdin", Pipe(b""))
     with pytest.raises(ArgumentError, match="input must hold at least one row, got 'standard input'"):
         read("-")
