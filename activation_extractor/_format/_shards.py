@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,10 +140,18 @@ def unreadable(path: str | Path, error: Exception) -> StoreError:
     return StoreError(path, "be a readable shard", reason, REPAIR)
 
 
-def write_shard(folder: Path, codec: Codec, unit: str, entries: Entries, metadata: Mapping[str, str]) -> int | None:
+def write_shard(
+    folder: Path,
+    codec: Codec,
+    unit: str,
+    entries: Entries,
+    metadata: Mapping[str, str],
+    is_same: Callable[[Entries], bool] = lambda _: False,
+) -> int | None:
     """Write a unit as a shard that appears whole or not at all; returns its size in bytes.
 
-    Where another writer had written a shard of the same rows, that one stays, and the result is None.
+    Where another writer had written a shard of the same rows, that one stays, and the result is None. Its bytes may be
+    others where `is_same`, which is called with the entries, says that they are as good.
 
     Raises:
         StoreError: the disk refuses, or another writer has written other rows.
@@ -154,8 +162,8 @@ def write_shard(folder: Path, codec: Codec, unit: str, entries: Entries, metadat
         nbytes = size_of(beside)
         if publish(beside, path):
             return nbytes
-    if read_shard(path, codec).metadata[SEAL] != sealed:
-        advice = "Give each run a folder of its own."
+    if read_shard(path, codec).metadata[SEAL] != sealed and not is_same(entries):
+        advice = "Give each run a folder of its own; where several share one on purpose, call again to go on."
         raise StoreError(path, "hold what this run computed", "other values from another writer", advice)
     return None
 

@@ -14,16 +14,19 @@ from torch import nn
 
 from activation_extractor._display import plural
 from activation_extractor._format._codecs import Codec
+from activation_extractor._format._headers import Entries
 from activation_extractor._format._manifest import BATCHES_PER_UNIT, ROWS_PER_UNIT, store_name
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._shards import list_units, shard_path, unit_name
-from activation_extractor._format._stored_rows import RowId
+from activation_extractor._format._stored_rows import RowId, add_ids
+from activation_extractor.errors import ArgumentError, StoreError
+from activation_extractor.runs._batch_columns import is_near
 from activation_extractor.runs._batch_rows import Digests, combined
 from activation_extractor.runs._batches import Batch
 from activation_extractor.runs._items import RowItems
 from activation_extractor.runs._pieces import Pieces
 from activation_extractor.runs._proof import Proof
-from activation_extractor.runs._run_units import CUT
+from activation_extractor.runs._run_units import CUT, GAPS
 from activation_extractor.runs._stored_run import manifest_of_run
 from activation_extractor.runs._stored_unit import FIRST_BATCH, INPUTS, StoredUnit
 from activation_extractor.sinks import Sink, Step
@@ -59,10 +62,12 @@ class AddedRows(Sink):
         self._pieces, self._on_failure = Pieces(skips_rows=on_failure is not None), on_failure
         self._proof = Proof(folder, codec, model)
         self._stored: list[str] = []  # the units that were there before
-        self._committed = 0
+        self._number = 0  # of the unit
         self._new: set[RowId] = set()  # the ids that were added: one that comes again is an error
         self._unit = self._writer.new_unit()
-        self._places: list[int] = []  # of the rows of the unit, in the data set
+        self._came: set[str] = set()  # the ids that came and were stored before: each comes once
+        self._ids: list[str] = []  # of the rows of the unit
+        self._places: list[int] = []  # of the same rows, in the data set
         self._digests: list[Digests] = []  # of what they are made from
         self._seen: set[int] = set()  # places that came, from the first that did not come on
         self._first_unseen = 0
@@ -96,6 +101,7 @@ class AddedRows(Sink):
         self._stored = list_units(self._folder, self._codec)
         for unit in self._stored:
             self._writer.remember_ids(self._reader.ids(self._path(unit)))
+        self._number = int(self._stored[-1]) + 1 if self._stored else 0
         self._writer.hold_back = bool(self._stored)
 
     def add(self, batch: Batch, forward: Callable[[Batch, bool], None]) -> None:
@@ -104,12 +110,16 @@ class AddedRows(Sink):
         Raises:
             ArgumentError: the places are not integers, or one comes twice.
             OtherRunError: the model computes other values than those of the store.
-            StoreError: an id comes twice among new rows, or an earlier unit could not be written.
+            StoreError: an id comes twice, or an earlier unit could not be written.
         """
         places, ids = self._items.places(batch), batch.ids or []
         self._see(places)
         stored = [row for row, row_id in enumerate(ids) if self._writer.has_id(row_id) and row_id not in self._new]
         self.stored_rows += len(stored)
+        repeated = add_ids(self._came, (ids[row] for row in stored))
+        if repeated is not None:
+            advice = "Give every row an id of its own."
+            raise StoreError(self._folder, "hold each id once", f"{repeated!r} again", advice)
         if stored and self._proof.is_open:
             self._prove(batch, stored, forward)
         new = sorted(set(range(len(ids))) - set(stored))
@@ -121,6 +131,7 @@ class AddedRows(Sink):
             new = [row for row in new if row not in failed]
             self._digests.append(digests[new])
             self._places += [places[row] for row in new]
+            self._ids += [str(ids[row]) for row in new]
         if len(self._places) >= self._size and not self._seen:
             self._end_unit()
 
@@ -129,6 +140,8 @@ class AddedRows(Sink):
         if self._is_again:
             self._proof.take(step)
             return
+        if self._on_failure:  # while the row can be left out
+            step.check_masks()
         start = self._row
         self._row += step.rows
         self._pieces.is_final = True
@@ -148,11 +161,9 @@ class AddedRows(Sink):
 
     def _run(self, batch: Batch, new: Sequence[int], forward: Callable[[Batch, bool], None]) -> set[int]:
         """Run the new rows of a batch alone, or all rows where it cannot be cut; returns the rows that are left out."""
-        ids, numbers = batch.ids or [], new
-        try:
-            batch, self._chosen = (batch.part(new) if len(new) < len(ids) else batch), range(len(new))
-        except ValueError:
-            self._chosen, numbers = new, range(len(ids))
+        ids = batch.ids or []
+        part, self._chosen = batch.alone(new)
+        numbers = range(len(ids)) if part is batch else new
         self._row, failed = 0, set[int]()
 
         def leave_out(error: Exception) -> None:
@@ -161,7 +172,7 @@ class AddedRows(Sink):
             self._on_failure(ids[numbers[self._row]], error)
             self._row += 1
 
-        self._pieces.run(batch, lambda piece: forward(piece, False), leave_out)
+        self._pieces.run(part, lambda piece: forward(piece, False), leave_out)
         return failed
 
     def _prove(self, batch: Batch, stored: Sequence[int], forward: Callable[[Batch, bool], None]) -> None:
@@ -176,19 +187,22 @@ class AddedRows(Sink):
             return  # another process added it meanwhile
         unit = StoredUnit(self._folder, self._reader, self._path(name))
         stored_rows = [unit_ids[ids[row]] for row in rows]
-        if self._on_failure is not None:  # others may not run
-            batch, rows = batch.part(rows), list(range(len(rows)))
+        batch, chosen = batch.alone(rows) if self._on_failure else (batch, rows)  # others may not run
         self._is_again = True
         try:
             again = partial(self._pieces.run, batch, lambda piece: forward(piece, True))
-            self._proof.run(unit, stored_rows, rows, again, is_same_batch=False)
+            self._proof.run(unit, stored_rows, chosen, again, is_same_batch=False)
         finally:
             self._is_again = False
-        self._proof.end(unit)
+        if not self._proof.is_open:
+            self._proof.end(unit)
         self._writer.hold_back = self._writer.hold_back and self._proof.is_open
 
     def _see(self, places: Sequence[int]) -> None:
-        self._seen.update(places)
+        for place in places:
+            if place < self._first_unseen or place in self._seen:
+                raise ArgumentError(self._items.places_from, "hold each place once", place, GAPS)
+            self._seen.add(place)
         while self._first_unseen in self._seen:
             self._seen.remove(self._first_unseen)
             self._first_unseen += 1
@@ -202,11 +216,34 @@ class AddedRows(Sink):
         order = np.argsort(self._places, kind="stable")
         inputs = combined(np.concatenate(self._digests)[order], range(len(order)))
         metadata = {INPUTS: f"{inputs:016x}", FIRST_BATCH: CUT}
-        number = int(self._stored[-1]) + 1 + self._committed if self._stored else self._committed
         is_sorted = bool((np.diff(order) > 0).all())
-        self._writer.commit(self._unit, unit_name(number), metadata, None if is_sorted else torch.from_numpy(order))
-        self._committed += 1
-        self._unit, self._places, self._digests = self._writer.new_unit(), [], []
+        name = self._next_name([self._ids[row] for row in order])
+        permutation = None if is_sorted else torch.from_numpy(order)
+        self._writer.commit(self._unit, name, metadata, permutation, partial(self._is_same, name, metadata[INPUTS]))
+        self._number += 1
+        self._unit, self._places, self._ids, self._digests = self._writer.new_unit(), [], [], []
+
+    def _next_name(self, ids: Sequence[str]) -> str:
+        """The name of a unit of these ids: behind what other processes have added meanwhile.
+
+        Raises:
+            StoreError: another process has added some of the rows, in other units.
+        """
+        while (path := shard_path(self._folder, unit_name(self._number), self._codec)).exists():
+            theirs = self._reader.ids(str(path)) or []
+            if [*map(str, theirs)] == ids:
+                break  # the same unit
+            if again := {*map(str, theirs)} & {*ids}:
+                advice = "Call again: it adds the rows that are still missing."
+                raise StoreError(self._folder, "get a row from one process", f"{min(again)!r} from two", advice)
+            self._writer.remember_ids(theirs)
+            self._number += 1
+        return unit_name(self._number)
+
+    def _is_same(self, name: str, inputs: str, entries: Entries) -> bool:
+        """Whether another process, with batches of another size maybe, wrote a unit meanwhile."""
+        unit = StoredUnit(self._folder, self._reader, self._path(name))
+        return unit.inputs == inputs and is_near(unit, entries)
 
     def _path(self, unit: str) -> str:
         return str(shard_path(self._folder, unit, self._codec))

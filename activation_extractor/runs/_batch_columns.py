@@ -11,8 +11,9 @@ from torch import Tensor
 from activation_extractor._display import dtype_name
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._digests import bytes_where_they_are
-from activation_extractor._format._entry_names import column_key
+from activation_extractor._format._entry_names import OFFSETS, column_key
 from activation_extractor._format._fields import Field
+from activation_extractor._format._headers import Entries
 from activation_extractor._format._stored_rows import Ragged
 from activation_extractor._streams import hold
 from activation_extractor.comparison._closeness import Closeness
@@ -101,6 +102,23 @@ def stored_columns(unit: StoredUnit, rows: Sequence[int]) -> BatchColumns:
             places = [numbers.index(row) for row in rows if row in numbers]
         if places:
             found[entry] = BatchColumn(column[places], shard.field(entry))
+    return found
+
+
+def is_near(unit: StoredUnit, entries: Entries) -> bool:
+    """Whether a unit that is there by now holds the values of entries that were to be written as that unit."""
+    stored = stored_columns(unit, range(unit.rows))
+    return find_difference(stored, _given_columns(unit, entries), is_exact=False) is None
+
+
+def _given_columns(unit: StoredUnit, entries: Entries) -> BatchColumns:
+    shard = unit.reader.shard(unit.path)
+    found: dict[str, BatchColumn] = {}
+    for entry in filter(column_key, shard.columns):
+        if entry in entries:
+            values, offsets = torch.cat(list(entries[entry])), entries.get(entry + OFFSETS)
+            rows = values if offsets is None else torch.split(values, torch.cat(list(offsets)).diff().tolist())
+            found[entry] = BatchColumn(rows, shard.field(entry))
     return found
 
 

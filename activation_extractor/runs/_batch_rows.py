@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +18,7 @@ Digests: TypeAlias = "np.ndarray[Any, np.dtype[np.uint64]]"  # one for each row 
 _SAMPLED_ELEMENTS = 1 << 14  # of a row; more are sampled at equal distances
 _SAMPLED_FEATURES = 1 << 10  # of a position
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_OF_ALL_ROWS = (str, bytes, int, float, complex, Enum, torch.dtype, torch.device, np.generic)
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -41,19 +43,24 @@ def take_rows(value: Any, rows: int, chosen: Sequence[int]) -> Any:
         return value[torch.as_tensor(chosen, device=value.device)] if _has_rows(value, rows) else value
     if isinstance(value, np.ndarray):
         return value[list(chosen)] if _has_rows(value, rows) else value
-    if not isinstance(value, list | tuple):
+    if isinstance(value, list | tuple):
+        return _take_members(value, rows, chosen)
+    if isinstance(value, _OF_ALL_ROWS) or value is None or callable(value):
         return value
+    raise ValueError(f"a value of type {type(value).__name__}")
+
+
+def _take_members(value: list[Any] | tuple[Any, ...], rows: int, chosen: Sequence[int]) -> Any:
     members = [member for member in value if isinstance(member, Tensor | np.ndarray | Mapping | list | tuple)]
     is_row_each = len(value) == rows and not (members and count_rows(members) == rows)
     if is_row_each and members and isinstance(value, tuple):
         raise ValueError("a tuple of as many values as there are rows")
     if len(value) == rows and members and not is_row_each:
         raise ValueError("a list of as many tensors as each of them has rows")
-    return (
-        [value[row] for row in chosen]
-        if is_row_each
-        else type(value)(take_rows(member, rows, chosen) for member in value)
-    )
+    if is_row_each:
+        return [value[row] for row in chosen]
+    taken = [take_rows(member, rows, chosen) for member in value]
+    return type(value)(*taken) if hasattr(value, "_fields") else type(value)(taken)
 
 
 def row_digests(arguments: Mapping[str, Any], rows: int, mask: Any = None) -> Digests:

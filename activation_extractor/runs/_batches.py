@@ -16,6 +16,7 @@ from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.layers._modules import unwrap
 from activation_extractor.runs._batch_rows import Digests, count_rows, row_digests, take_rows
+from activation_extractor.runs._padding import Padding
 from activation_extractor.sinks._step import check_ids
 
 Name = str | int  # of a field of a batch: its key in a mapping, its position in a tuple
@@ -55,17 +56,27 @@ class Batch:
         taken = tuple(map(take, arguments)) if isinstance(arguments, tuple | list) else take(arguments)
         return Batch(taken, *map(take, (self.ids, self.places, self.pooling_mask, self.keep, self.group, self.pooling)))
 
+    def alone(self, rows: Sequence[int]) -> tuple[Batch, Sequence[int]]:
+        """Some of its rows, and where they are in what is returned: the batch itself, where it cannot be cut."""
+        if len(rows) == self.rows:
+            return self, rows
+        try:
+            return self.part(rows), range(len(rows))
+        except ValueError:
+            return self, rows
+
     @property
     def was_cut(self) -> bool:
         """Whether it was run in pieces that nobody else knows of."""
         return False
 
-    def digests(self, rows: int, mask: str | None) -> Digests:
-        """A digest of what each of its rows is made from; `mask` names the argument that says what is padding."""
-        real = self.arguments.get(mask) if isinstance(self.arguments, Mapping) else None
-        members = {"arguments": self.arguments, "keep": self.keep, "pooling_mask": self.pooling_mask}
+    def digests(self, rows: int, padding: Padding | None) -> Digests:
+        """A digest of what each of its rows is made from, but for padding."""
+        parts = padding.split(self.arguments, self.pooling_mask) if padding else [(self.arguments, None)]
+        members = {"arguments": parts[0][0], "keep": self.keep, "pooling_mask": self.pooling_mask}
         members |= {"pooling": self.pooling} if self.pooling else {}
-        return row_digests(members, rows, real)
+        digests = row_digests(members, rows, parts[0][1])
+        return sum((row_digests({"decoder": part}, rows, mask) for part, mask in parts[1:]), digests)
 
     def relative_to(self, start: int, places: Sequence[int]) -> str:
         """A digest of the places of its rows, counted from `start`: the same for the same batch."""

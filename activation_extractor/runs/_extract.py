@@ -24,7 +24,6 @@ from activation_extractor.activations._recorded_values import Calls
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.layers._modules import evaluating, unwrap
 from activation_extractor.reducers._masks import BatchMask
-from activation_extractor.reducers._own_masks import ATTENTION
 from activation_extractor.reducers._pooling import take_fields
 from activation_extractor.reducers._reducers import resolve_reducers
 from activation_extractor.reducers._sequence_axis import SequenceAxes
@@ -32,6 +31,7 @@ from activation_extractor.runs._added_rows import AddedRows
 from activation_extractor.runs._batches import Batch, BatchFields, Ids, Keep, call_model
 from activation_extractor.runs._devices import check_weights, move, without_gradients
 from activation_extractor.runs._items import BatchItems, RowItems
+from activation_extractor.runs._padding import Padding
 from activation_extractor.runs._progress import Progress
 from activation_extractor.runs._run import OnFailure, Run
 from activation_extractor.runs._windowed_rows import WindowedRows
@@ -161,9 +161,10 @@ def extract(
     fields = BatchFields(ids, keep, order, pooling_mask, group, told.names)
     sizes = {"queue_bytes": queue_bytes, "rows_per_unit": rows_per_unit}
     _check_arguments(batches, ids, format, sizes, resume=resume, append=append)
-    padding = _check_masks(mask, pooling_mask, group, calls)
+    _check_masks(mask, pooling_mask, group, calls)
     check_weights(model)
     fingerprint = partial(_fingerprint, model, {**fields.fingerprint, **_dtype(dtype), "rows_per_unit": rows_per_unit})
+    padding = Padding(model, mask)
     folder, codec = check_path("out", out), CODECS[format].storing(dtype)
     is_counted = missing == "error" or any(name is not None for name in (ids, order, group))
     items = RowItems(rows_per_unit, padding, group) if is_counted else BatchItems(rows_per_unit)
@@ -243,8 +244,8 @@ def _check_arguments(
         raise ArgumentError("format", f"be one of {', '.join(map(repr, CODECS))}", format)
 
 
-def _check_masks(mask: Any, pooling_mask: str | None, group: str | None, calls: Any) -> str:
-    """The argument that says what is padding; masks beside each other are refused, and windows without any."""
+def _check_masks(mask: Any, pooling_mask: str | None, group: str | None, calls: Any) -> None:
+    """Refuse masks beside each other, and windows without any."""
     if pooling_mask and mask != "attention_mask":
         raise ArgumentError("mask", "be left out with pooling_mask", mask)
     if group and pooling_mask is None:
@@ -252,7 +253,6 @@ def _check_masks(mask: Any, pooling_mask: str | None, group: str | None, calls: 
         raise ArgumentError("pooling_mask", "name the field of the positions that count, with group", None, advice)
     if group and calls == "join":
         raise ArgumentError("calls", "be 'last' or 'all' with group", calls, "Leave it out.")
-    return mask if isinstance(mask, str) else ATTENTION
 
 
 def _check_batches(batches: Any) -> None:

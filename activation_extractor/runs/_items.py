@@ -15,6 +15,7 @@ from activation_extractor._format._manifest import BATCHES_PER_UNIT, ROWS_PER_UN
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
 from activation_extractor.runs._batch_rows import Digests, combined
 from activation_extractor.runs._batches import Batch
+from activation_extractor.runs._padding import Padding
 from activation_extractor.sinks._unit_policy import UNIT_BYTES, UNIT_ROWS
 
 
@@ -77,13 +78,13 @@ class Items(ABC):
 
 @final
 class RowItems(Items):
-    """Rows: how they are divided into batches does not matter. `mask` names the argument that says what is padding."""
+    """Rows: how they are divided into batches does not matter. `padding` does not count."""
 
     size_member = ROWS_PER_UNIT
 
-    def __init__(self, rows_per_unit: int | None, mask: str | None, group: str | None = None) -> None:
+    def __init__(self, rows_per_unit: int | None, padding: Padding | None, group: str | None = None) -> None:
         super().__init__(rows_per_unit, rows_per_unit)
-        self._mask, self.places_from = mask, "group" if group else "order"
+        self._padding, self.places_from = padding, "group" if group else "order"
 
     def places(self, batch: Batch) -> Sequence[int]:
         """The places of a batch's rows.
@@ -109,7 +110,7 @@ class RowItems(Items):
         return range(self._count - rows, self._count)
 
     def digests(self, batch: Batch, places: Sequence[int]) -> Digests:
-        return batch.digests(len(places), self._mask)
+        return batch.digests(len(places), self._padding)
 
     def digest(self, before: str, digests: Digests, places: Sequence[int]) -> str:
         return f"{(int(before, 16) + combined(digests, places)) % 2**64:016x}"

@@ -11,8 +11,7 @@ from torch import nn
 
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._manifest import store_name
-from activation_extractor._format._reader import Reader
-from activation_extractor._format._shards import list_units, shard_path, unit_name
+from activation_extractor._format._shards import list_units, unit_name
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import OtherRunError, StepError
 from activation_extractor.runs._arithmetic import COMPUTED_WITH
@@ -22,7 +21,7 @@ from activation_extractor.runs._pieces import Pieces
 from activation_extractor.runs._proof import Proof
 from activation_extractor.runs._run_units import RunUnit, RunUnits
 from activation_extractor.runs._stored_run import manifest_of_run, may_resume
-from activation_extractor.runs._stored_unit import BATCHES, INPUTS, StoredUnit
+from activation_extractor.runs._stored_unit import BATCHES, INPUTS, StoredUnit, StoredUnits
 from activation_extractor.sinks import Sink, Step
 from activation_extractor.sinks._step import nbytes_of, part_of
 from activation_extractor.sinks._store_writer import StoreWriter
@@ -63,7 +62,6 @@ class Run(Sink):
         self._model, self._items, self._may_grow = model, items, may_grow
         self._writer = StoreWriter(folder, codec, queue_bytes=queue_bytes, shares_store=resume)
         self._has_store = may_resume(folder, resume=resume)
-        self._about: Mapping[str, Any] = {}
         self._units: RunUnits | None = None  # until the size of units is known
         self._waiting: list[Arrived] = []  # batches that came before that
         self._pieces, self._on_failure = Pieces(skips_rows=on_failure is not None), on_failure
@@ -72,7 +70,6 @@ class Run(Sink):
         self._row = 0  # of the batch, the first of that part
         self._parts: Mapping[RunUnit, list[int]] = {}  # the units of the batch, and which of its items are of each
         self._is_again = False  # whether it runs to be compared
-        self._proof: Proof  # from `begin` on
 
     @property
     def rows(self) -> int:
@@ -96,9 +93,10 @@ class Run(Sink):
             OtherRunError: the store is of another run.
             StoreError: with-blocks wrote the store.
         """
-        self._about = {**about, **self._fingerprint()}
+        about = {**about, **self._fingerprint()}
+        self._stored = StoredUnits(self._folder, self._codec, store_name(about))
         self._proof = Proof(self._folder, self._codec, self._model)
-        self._writer.begin(self._about, {COMPUTED_WITH: self._proof.computed_with})
+        self._writer.begin(about, {COMPUTED_WITH: self._proof.computed_with})
         if not self._has_store:
             return
         manifest, size = manifest_of_run(self._folder)
@@ -144,6 +142,8 @@ class Run(Sink):
         if self._is_again:
             self._proof.take(step)
             return
+        if self._on_failure:  # while the row can be left out
+            step.check_masks()
         if self._units is None:
             self._choose_size(step)
         start = self._row
@@ -161,6 +161,8 @@ class Run(Sink):
 
     def end(self) -> None:
         """End the last unit, after the last batch; raises an OtherRunError where the store holds further batches."""
+        if self._units is None:
+            self._pieces.check_ran()
         for unit in self._units.open if self._units else []:
             if unit.places:
                 self._end_unit(unit)
@@ -200,8 +202,7 @@ class Run(Sink):
 
     def _report(self, row: int, error: Exception) -> None:
         assert self._on_failure is not None
-        batch = self._now.batch
-        self._on_failure(self._now.places[row] if batch.ids is None else batch.ids[row], error)
+        self._on_failure((self._now.batch.ids or self._now.places)[row], error)
 
     def _compare(self, unit: RunUnit) -> list[int]:
         """Compare ids with those of a stored unit; returns which rows of the batch are stored there."""
@@ -223,12 +224,11 @@ class Run(Sink):
 
     def _prove(self, unit: RunUnit, indices: list[int], forward: Callable[[Batch, bool], None]) -> None:
         """Run the batch again, and compare its rows that are in a stored unit with what is stored."""
-        stored, batch, chosen, rows = unit.stored, self._now.batch, indices, None
+        stored, batch, rows = unit.stored, self._now.batch, None
         assert stored is not None
         if isinstance(self._items, RowItems):
             rows = [stored.row_of(self._now.places[index] - unit.start) for index in indices]
-        if self._on_failure and len(indices) < len(self._now.places):  # others may not run
-            batch, chosen = batch.part(indices), list(range(len(indices)))
+        batch, chosen = batch.alone(indices) if self._on_failure else (batch, indices)  # others may not run
         self._is_again = True
         try:
             same = stored.first_batch in (None, self._now.relative_to(unit.start))
@@ -284,17 +284,17 @@ class Run(Sink):
             self._writer.hold_back = self._writer.hold_back and not self._proof.is_done
         else:  # a unit without rows too, so that a resumed run finds it
             unit.check_gapless()
-            is_of_rows = isinstance(self._items, RowItems)
-            metadata = unit.metadata if is_of_rows else {BATCHES: str(len(unit.places)), INPUTS: unit.inputs}
-            order = unit.permutation if is_of_rows else None
-            self._writer.commit(unit.gathered, unit_name(unit.number), metadata, order)
+            metadata, order = unit.metadata, unit.permutation
+            if isinstance(self._items, BatchItems):
+                metadata, order = {BATCHES: str(len(unit.places)), INPUTS: unit.inputs}, None
+            is_same = partial(unit.is_same, self._stored)
+            self._writer.commit(unit.gathered, unit_name(unit.number), metadata, order, is_same)
         self._units.close(unit)
 
     def _find_unit(self, number: int) -> StoredUnit | None:
-        path = shard_path(self._folder, unit_name(number), self._codec)
-        if not path.exists():
+        if not self._stored.has(number):
             return None
         if not self._has_store:  # another process has begun the store meanwhile
             self._writer.check_run()
             self._has_store = True
-        return StoredUnit(self._folder, Reader(self._codec, store_name(self._about)), str(path))
+        return self._stored[number]

@@ -11,12 +11,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from activation_extractor._format._headers import Entries
 from activation_extractor.errors import ArgumentError
+from activation_extractor.runs._batch_columns import is_near
 from activation_extractor.runs._items import Arrived, Items
-from activation_extractor.runs._stored_unit import FAILED, FIRST_BATCH, INPUTS, StoredUnit
+from activation_extractor.runs._stored_unit import FAILED, FIRST_BATCH, INPUTS, StoredUnit, StoredUnits
 from activation_extractor.sinks._units import Unit
 
-_GAPS = "Sort rows within windows that follow each other, as length_batches does."
+GAPS = "Sort rows within windows that follow each other, as length_batches does."
 CUT = "cut"  # in place of the rows of a batch that was run in pieces
 
 
@@ -58,7 +60,7 @@ class RunUnit:
             self.first_batch = batch.relative_to(self.start)
         for place in own:
             if place in self._taken:
-                raise ArgumentError(self.places_from, "hold each place once", place + self.start, _GAPS)
+                raise ArgumentError(self.places_from, "hold each place once", place + self.start, GAPS)
             self._taken.add(place)
         self.places += own
         self.inputs = items.digest(self.inputs, batch.digests[indices], own)
@@ -77,6 +79,12 @@ class RunUnit:
         failed = {FAILED: json.dumps(self.failed, sort_keys=True)} if self.failed else {}
         return {INPUTS: self.inputs, FIRST_BATCH: self.first_batch, **failed}
 
+    def is_same(self, units: StoredUnits, entries: Entries) -> bool:
+        """Whether a unit that another process wrote is made from the same rows, in whatever batches, and as good."""
+        stored = units[self.number]
+        is_of_rows = stored.inputs == self.inputs and stored.failed.keys() == self.failed.keys()
+        return is_of_rows and is_near(stored, entries)
+
     @property
     def is_complete(self) -> bool:
         """Whether all items have come."""
@@ -89,7 +97,7 @@ class RunUnit:
         if missing is not None:
             condition = f"hold place {missing + self.start} where it holds place {last + self.start}"
             got = sorted(place + self.start for place in self.places)
-            raise ArgumentError(self.places_from, condition, got, _GAPS)
+            raise ArgumentError(self.places_from, condition, got, GAPS)
 
     @property
     def permutation(self) -> Tensor | None:
@@ -151,7 +159,7 @@ class RunUnits:
             self._open_next()
         unit = self._open.get(bisect_right(self._starts, place) - 1)
         if unit is None:
-            raise ArgumentError(self._places_from, "hold each place once", place, _GAPS)
+            raise ArgumentError(self._places_from, "hold each place once", place, GAPS)
         return unit
 
     def _open_next(self) -> None:

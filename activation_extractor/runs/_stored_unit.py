@@ -7,7 +7,9 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from activation_extractor._format._codecs import Codec
 from activation_extractor._format._reader import Reader
+from activation_extractor._format._shards import shard_path, unit_name
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import OtherRunError, StoreError
 
@@ -15,6 +17,21 @@ from activation_extractor.errors import OtherRunError, StoreError
 # made from; and which rows were in the batch that gave its first row.
 BATCHES, INPUTS, FIRST_BATCH = "batches", "inputs", "first_batch"
 FAILED = "failed"  # a JSON object: what was raised for rows that were left out, by their places in the unit
+
+
+class StoredUnits:
+    """The units of a store; `store` is its name."""
+
+    def __init__(self, folder: Path, codec: Codec, store: str) -> None:
+        self._folder, self._codec, self._store = folder, codec, store
+
+    def has(self, number: int) -> bool:
+        """Whether there is a unit with this number."""
+        return shard_path(self._folder, unit_name(number), self._codec).exists()
+
+    def __getitem__(self, number: int) -> StoredUnit:
+        path = shard_path(self._folder, unit_name(number), self._codec)
+        return StoredUnit(self._folder, Reader(self._codec, self._store), str(path))
 
 
 class StoredUnit:
@@ -25,6 +42,7 @@ class StoredUnit:
         items: how many rows or batches of the data set it is made from.
         failed: what was raised for rows that were left out, by their places.
         first_batch: the metadata of that name; None where the store does not say.
+        inputs: a digest of what its rows are made from.
     """
 
     def __init__(self, folder: Path, reader: Reader, path: str) -> None:
@@ -37,7 +55,7 @@ class StoredUnit:
         self.failed = {int(place): text for place, text in json.loads(self._metadata.get(FAILED, "{}")).items()}
         self.items = self.rows + len(self.failed) if batches is None else int(batches)
         self._failed_places = sorted(self.failed)
-        self.first_batch = self._metadata.get(FIRST_BATCH)
+        self.first_batch, self.inputs = self._metadata.get(FIRST_BATCH), self._metadata.get(INPUTS, "")
 
     def left_out(self, places: Mapping[int, int], *, is_allowed: bool) -> list[int]:
         """The keys of places whose rows could not be run; an OtherRunError where that is not allowed."""
@@ -65,11 +83,10 @@ class StoredUnit:
         """Compare the number of items, and the digest of what they are made from, once all of them have come."""
         if items != self.items:
             self.fail(f"{items} {self._item} in place of {self.items}")
-        known = self._metadata.get(INPUTS, "")
-        if len(known) != len(inputs):
+        if len(self.inputs) != len(inputs):
             advice = "Read it with open_store, and extract into a new folder."
             raise StoreError(self.path, "be one that this version can compare", "one of an older version", advice)
-        if inputs != known:
+        if inputs != self.inputs:
             self.fail("other inputs under the same ids" if self._ids else "other inputs")
 
     def row_name(self, row: int) -> str:

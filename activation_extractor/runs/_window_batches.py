@@ -21,6 +21,7 @@ from activation_extractor.reducers._pooling import WeightedMean
 from activation_extractor.runs._batch_rows import Digests, combined
 from activation_extractor.runs._batches import Batch
 from activation_extractor.runs._grouped import Part, check_parts, row_name
+from activation_extractor.runs._padding import Padding
 from activation_extractor.sinks._step import check_keep
 
 
@@ -45,8 +46,8 @@ class WindowBatch:
     pieces: int = 0
 
     @classmethod
-    def of(cls, batch: Batch, mask: str, reducers: Mapping[str, Reducer]) -> WindowBatch:
-        """A batch with windows in its field ``group``; `mask` names the argument that says what is padding.
+    def of(cls, batch: Batch, padding: Padding, reducers: Mapping[str, Reducer]) -> WindowBatch:
+        """A batch with windows in its field ``group``.
 
         Raises:
             ArgumentError: the windows cannot be, are not as many as rows, or are of other places than `order` says; a
@@ -68,7 +69,7 @@ class WindowBatch:
         counts = (is_real != 0).sum(1).tolist()
         weighted = {name: it for name, it in reducers.items() if isinstance(it, WeightedMean)}
         weights = {name: it.totals(batch.pooling, is_real != 0) for name, it in weighted.items()}
-        digests = batch.digests(len(parts), mask)
+        digests = batch.digests(len(parts), padding)
         empty = [index for index, count in enumerate(counts) if not count]
         if empty:  # reducers need a position, and what they give is left out
             is_real = is_real.clone()
@@ -162,7 +163,7 @@ class RowBatch(Batch):
         """Some of its rows."""
         return RowBatch.of([self.open_rows[row] for row in rows])
 
-    def digests(self, rows: int, mask: str | None) -> Digests:  # noqa: ARG002
+    def digests(self, rows: int, padding: Padding | None) -> Digests:  # noqa: ARG002
         """A digest of what each row is made from."""
         return np.array([row.digest for row in self.open_rows], dtype=np.uint64)
 

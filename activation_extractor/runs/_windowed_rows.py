@@ -12,6 +12,7 @@ from activation_extractor.reducers import Reducer
 from activation_extractor.runs._added_rows import AddedRows
 from activation_extractor.runs._batches import Batch
 from activation_extractor.runs._grouped import Grouped, empty_row
+from activation_extractor.runs._padding import Padding
 from activation_extractor.runs._pieces import Pieces
 from activation_extractor.runs._run import Run
 from activation_extractor.runs._window_batches import OpenRow, RowBatch, WindowBatch
@@ -33,9 +34,9 @@ class WindowedRows(Sink):
     reads_later = True
 
     def __init__(
-        self, run: Run | AddedRows, reducers: Mapping[str, Reducer], mask: str, *, skips_rows: bool = False
+        self, run: Run | AddedRows, reducers: Mapping[str, Reducer], padding: Padding, *, skips_rows: bool = False
     ) -> None:
-        self._run, self._reducers, self._mask = run, reducers, mask
+        self._run, self._reducers, self._padding = run, reducers, padding
         self._grouped = Grouped(reducers)
         self._open: dict[int, OpenRow] = {}
         self._pieces, self._skips_rows = Pieces(skips_rows=skips_rows), skips_rows
@@ -59,7 +60,7 @@ class WindowedRows(Sink):
             ArgumentError: a window comes twice, or says something else of its row than one before; or a reducer does
                 not say how windows are merged. And whatever `Run.add` raises.
         """
-        for places in self._arrive(WindowBatch.of(batch, self._mask, self._reducers)):
+        for places in self._arrive(WindowBatch.of(batch, self._padding, self._reducers)):
             rows = RowBatch.of([self._open[place] for place in places])
             self._run.add(rows, partial(self._compute, forward))
             self._grouped.drop(places)
@@ -69,6 +70,8 @@ class WindowedRows(Sink):
 
     def write(self, step: Step) -> None:
         """Hold the windows of a batch, or of a part of it, that are of rows that are wanted."""
+        if self._skips_rows:  # while the row can be left out
+            step.check_masks()
         now, start = self._now, self._row
         self._row += step.rows
         self._pieces.is_final = True

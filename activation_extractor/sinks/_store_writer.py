@@ -13,6 +13,7 @@ from torch import Tensor
 
 from activation_extractor._files import check_writable, make_folders, sweep
 from activation_extractor._format._codecs import Codec
+from activation_extractor._format._headers import Entries
 from activation_extractor._format._journal import append_record
 from activation_extractor._format._manifest import (
     BATCHES_PER_UNIT,
@@ -32,6 +33,8 @@ from activation_extractor.sinks._transfer import Transfer
 from activation_extractor.sinks._units import Unit
 
 QUEUE_BYTES = 128 * 2**20
+
+IsSame = Callable[[Entries], bool]
 
 
 class StoreWriter:
@@ -131,11 +134,17 @@ class StoreWriter:
         return nbytes
 
     def commit(
-        self, unit: Unit, name: str, metadata: Mapping[str, str] | None = None, order: Tensor | None = None
+        self,
+        unit: Unit,
+        name: str,
+        metadata: Mapping[str, str] | None = None,
+        order: Tensor | None = None,
+        is_same: IsSame = lambda _: False,
     ) -> None:
         """Hand a unit over to be written; waits while the queue is full.
 
         `order` says which of the rows is stored first, second, ..., ``(rows,)`` int64; None stores them as they came.
+        `is_same` says whether a shard with other bytes that is there meanwhile is as good as these entries.
 
         Raises:
             StoreError: an earlier unit could not be written.
@@ -143,7 +152,7 @@ class StoreWriter:
         if self._manifest is None:
             self._manifest = self._make_manifest(self._schema)
         metadata = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(metadata or {})}
-        job = partial(self._write, self._manifest, name, unit, metadata, order)
+        job = partial(self._write, self._manifest, name, unit, metadata, order, is_same)
         self._submit(job, unit.nbytes)
 
     def _submit(self, job: Callable[[], None], nbytes: int) -> None:
@@ -162,12 +171,18 @@ class StoreWriter:
         return make_manifest(self.codec, run, schema.columns, schema.keep, schema.ids)
 
     def _write(
-        self, manifest: Manifest, name: str, unit: Unit, metadata: Mapping[str, str], order: Tensor | None
+        self,
+        manifest: Manifest,
+        name: str,
+        unit: Unit,
+        metadata: Mapping[str, str],
+        order: Tensor | None,
+        is_same: IsSame,
     ) -> None:
         """Write a unit; the writer's thread does this."""
         if self._published is None:
             self._published = self._publish(manifest)
-        nbytes = write_shard(self.folder, self.codec, name, unit.entries(order), metadata)
+        nbytes = write_shard(self.folder, self.codec, name, unit.entries(order), metadata, is_same)
         if nbytes is not None:
             shard = read_shard(shard_path(self.folder, name, self.codec), self.codec)
             append_record(self.folder, self.name, shard.record(nbytes, self._published.entries))

@@ -143,3 +143,55 @@ def test_append_begins_a_store_where_there_is_none_and_refuses_what_contradicts_
         run(tmp_path / "out", append=True, resume=False)
     with pytest.raises(OtherRunError, match="reducers"):
         run(tmp_path / "out", append=True, reduce="max")
+
+
+def test_an_id_that_is_stored_and_comes_twice_is_an_error(tmp_path):
+    run(tmp_path)
+    with pytest.raises(StoreError, match="must hold each id once, got 'row 3' again"):
+        run(tmp_path, [*BATCHES, batch([20]) | {"id": ["row 3"]}], append=True)
+
+
+@pytest.mark.parametrize("place", [2, 1, -1])
+def test_a_place_that_comes_twice_is_an_error(tmp_path, place):
+    first = rows(0, 1, 2) | {"place": [0, 1, 2]}
+    run(tmp_path, [first], order="place")
+    with pytest.raises(ArgumentError, match=f"order must hold each place once, got {place}"):
+        run(tmp_path, [first, rows(3, 4, 5) | {"place": [3, 4, place]}], order="place", append=True)
+
+
+class Sum(torch.nn.Module):
+    """Sums what an object holds, through a layer that runs for positive values alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(3, 2)
+
+    def forward(self, held):
+        values = held.values if isinstance(held, Held) else held
+        return self.layer(values) if values[0, 0] > 0 else values
+
+
+class Held:
+    def __init__(self, values) -> None:
+        self.values = values
+
+
+def test_rows_are_added_to_batches_for_which_no_layer_ran(tmp_path):
+    values = torch.tensor([-1.0, 1, -2, 2])[:, None, None] * torch.rand(4, 3, 3)
+    batches = [{"held": values[at], "id": [f"{at} {row}" for row in range(3)]} for at in range(4)]
+    options = {"layers": "layer", "reduce": "full", "keep": (), "missing": "skip"}
+    run(tmp_path, batches[:2], model=Sum(), **options)
+    store = run(tmp_path, batches, model=Sum(), append=True, **options)
+    assert store.rows == 12
+    assert store["layer"].rows.tolist() == [3, 4, 5, 9, 10, 11]
+
+
+def test_batches_with_an_object_that_cannot_be_cut_are_run_whole(tmp_path):
+    values = torch.rand(12, 3)
+    batches = [{"held": Held(values[at : at + 4]), "id": list(range(at, at + 4))} for at in range(0, 12, 4)]
+    options = {"layers": "layer", "reduce": "full", "keep": ()}
+    run(tmp_path, [{"held": Held(values[:6]), "id": list(range(6))}], model=Sum(), **options)
+    store = run(tmp_path, batches, model=Sum(), append=True, on_failure=print, **options)
+    assert store.ids == list(range(12))
+    torch.testing.assert_close(store["layer"][:], Sum().layer(values).detach())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -146,3 +148,17 @@ def test_rows_without_positions_have_digests_too():
     assert digests[0] == digests[1]
     full = {"input_ids": torch.zeros(2, 1, dtype=torch.int64), "attention_mask": torch.ones(2, 1, dtype=torch.int64)}
     assert row_digests(full, 2, full["attention_mask"])[0] != digests[0]
+
+
+class Pair(NamedTuple):
+    values: Any
+    scale: float
+
+
+def test_named_tuples_are_cut_and_objects_that_may_hold_rows_are_not():
+    taken = take_rows(Pair(torch.arange(4), 0.5), 4, [1, 3])
+    assert (taken.values.tolist(), taken.scale) == ([1, 3], 0.5)
+    with pytest.raises(ValueError, match="a value of type object"):
+        take_rows({"held": object()}, 4, [1])
+    plain = {"dtype": torch.float32, "text": "a", "function": torch.relu, "none": None}
+    assert take_rows(plain, 4, [1]) == plain

@@ -152,3 +152,81 @@ def test_memory_and_bad_rows_together(tmp_path, whole):
 def too_many(args) -> None:
     if len(args[0]) > 3:
         raise torch.OutOfMemoryError("out of memory")
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_where_no_row_of_a_small_data_set_can_be_run_the_error_is_raised(tmp_path, append):
+    with pytest.raises(ValueError, match="a token that there is not") as caught:
+        collect(tmp_path, LARGE[:1], model=refusing(range(8)), append=append)
+    assert caught.value.__notes__[-1] == "None of the 8 rows could be run."
+
+
+def test_an_error_that_takes_the_device_away_is_raised_at_once(tmp_path):
+    model, calls = counted(small_model())
+
+    def lose(*_) -> None:
+        if calls:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    model.register_forward_pre_hook(lose)
+    with pytest.raises(RuntimeError, match="device-side assert") as caught:
+        collect(tmp_path, model=model)
+    assert "rows were not tried alone" in caught.value.__notes__[-1]
+
+
+def test_a_row_that_does_not_fit_into_memory_by_itself_is_left_out(tmp_path, whole):
+    model = small_model()
+    wrong = TOKENS[11]
+
+    def refuse(_, args, kwargs) -> None:
+        if (kwargs["input_ids"] == wrong).all(1).any():
+            raise torch.OutOfMemoryError("out of memory")
+
+    model.register_forward_pre_hook(refuse, with_kwargs=True)
+    with pytest.warns(UserWarning, match="does not fit"):
+        store, told = collect(tmp_path, model=model)
+    assert told == [("row 11", "out of memory")]
+    good(store, whole, {11})
+
+
+def test_a_row_without_real_tokens_is_left_out_also_where_it_is_added(tmp_path, whole):
+    mask = LARGE[1]["attention_mask"].clone()
+    mask[3] = False
+    batches = [LARGE[0], LARGE[1] | {"attention_mask": mask}, *LARGE[2:]]
+    for append in (False, True):
+        out = tmp_path / str(append)
+        run(out, LARGE[:1])
+        store, told = collect(out, batches if append else batches[:1], append=append)
+    assert [row for row, _ in told] == ["row 11"]
+    good(store, whole, {11})
+
+
+def test_a_run_whose_batches_cannot_be_cut_is_resumed_with_on_failure(tmp_path):
+    class Total(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = torch.nn.Linear(3, 2)
+
+        def forward(self, parts):
+            return self.layer(torch.stack(parts).sum(0))
+
+    values = torch.rand(18, 3)
+    batches = [{"parts": [values[at : at + 3]] * 3, "id": list(range(at, at + 3))} for at in range(0, 18, 3)]
+    options = {"layers": "layer", "reduce": "full", "keep": (), "rows_per_unit": 4}
+    collect(tmp_path, batches, model=Total(), **options)
+    (tmp_path / "shards/00000001.safetensors").unlink()
+    store, _ = collect(tmp_path, batches, model=Total(), **options)
+    assert store.ids == list(range(18))
+
+
+def test_what_on_failure_raises_ends_the_run_which_can_be_resumed(tmp_path, whole):
+    def stop(row, error) -> None:
+        raise KeyError(row)
+
+    for append in (False, True):
+        with pytest.raises(KeyError, match="row 20"):
+            run(tmp_path, LARGE, model=refusing({20}), on_failure=stop, append=append)
+    store, told = collect(tmp_path, model=refusing({20}))
+    assert [row for row, _ in told] == ["row 20"]
+    good(store, whole, {20})
