@@ -202,7 +202,12 @@ def test_what_is_computed_of_a_row_is_held_only_until_its_last_window_has_come(t
         held.append((len(self._open), len(self._grouped._rows), len(self._grouped._steps)))
 
     monkeypatch.setattr(WindowedRows, "add", counting)
-    run_windows(tmp_path / "out", window_batches(random_rows([40] * 30), 10, batch_size=3))
+    batches = list(window_batches(random_rows([40, 5, 40] * 10), 10, batch_size=3))
+    run_windows(tmp_path / "out", batches, rows_per_unit=5)
+    assert max(held) == (1, 1, 0)
+    held.clear()
+    sorted((tmp_path / "out/shards").iterdir())[3].unlink()
+    run_windows(tmp_path / "out", batches, rows_per_unit=5)  # what else its batches compute is dropped
     assert max(held) == (1, 1, 0)
     assert held[-1] == (0, 0, 0)
 
