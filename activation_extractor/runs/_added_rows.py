@@ -32,6 +32,7 @@ from activation_extractor.runs._stored_unit import FIRST_BATCH, INPUTS, StoredUn
 from activation_extractor.sinks import Sink, Step
 from activation_extractor.sinks._step import part_of
 from activation_extractor.sinks._store_writer import StoreWriter
+from activation_extractor.store import open_store
 
 
 @final
@@ -90,9 +91,10 @@ class AddedRows(Sink):
 
         Raises:
             OtherRunError: the store is of another run.
-            StoreError: with-blocks wrote the store.
+            StoreError: with-blocks wrote the store, or a shard is gone.
         """
         manifest, self._size = manifest_of_run(self._folder)
+        open_store(self._folder)
         about = {**about, **self._fingerprint(), "rows_per_unit": manifest.fingerprint.get("rows_per_unit")}
         self._writer.begin(about)
         self._writer.unit_size = {ROWS_PER_UNIT if manifest.rows_per_unit else BATCHES_PER_UNIT: self._size}

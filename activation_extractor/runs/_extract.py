@@ -118,8 +118,8 @@ def extract(
         device: move the model there first; without it the model stays where it is. A model whose weights are all
             offloaded stays, and its batches go there, unless hooks of accelerate say where it runs.
         progress: a progress bar, which needs tqdm; by default one is shown if tqdm is installed.
-        rows_per_unit: how many rows a unit has, the last one fewer; by default about 64 MiB of them, in whole batches
-            as large as the first one, and at most 4,096.
+        rows_per_unit: how many rows a unit has, the last one fewer; by default a power of two, up to 64 MiB of them and
+            at most 4,096.
         format: of the shards; ``npz`` and ``npy`` hold bfloat16 and float8 as float32.
         dtype: store floating point numbers of activations as ``torch.float16``, ``torch.bfloat16`` or
             ``torch.float32``; None stores them as they were computed. See `StoreSink`.

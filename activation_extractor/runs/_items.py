@@ -116,9 +116,10 @@ class RowItems(Items):
         return f"{(int(before, 16) + combined(digests, places)) % 2**64:016x}"
 
     def choose_size(self, rows: int, nbytes: int) -> None:
-        """About 64 MiB and at most 4,096 rows, of whole batches."""
+        """A power of two, so that batches of any size choose the same: up to 64 MiB, and at most 4,096 rows."""
         if self.size is None:
-            self.size = rows * max(1, min(UNIT_BYTES // nbytes, UNIT_ROWS // rows))
+            most = min(UNIT_BYTES * rows // nbytes, UNIT_ROWS)
+            self.size = 1 << max(most.bit_length() - 1, 0)
 
 
 @final

@@ -24,10 +24,12 @@ def rows_of(count: int) -> Batch:
     [
         (7, 2, 1, 7),  # as it was asked for
         (None, 2, 16 * MIB, 8),
-        (None, 2, 24 * MIB, 4),  # whole batches
-        (None, 2, 65 * MIB, 2),
-        (None, 1000, 1, 4000),
-        (None, 5000, 1, 5000),
+        (None, 2, 24 * MIB, 4),  # a power of two, whatever the batches
+        (None, 3, 36 * MIB, 4),
+        (None, 2, 65 * MIB, 1),
+        (None, 1, 65 * MIB, 1),
+        (None, 1000, 1, 4096),
+        (None, 5000, 1, 4096),
     ],
 )
 def test_the_first_batch_decides_how_many_rows_make_a_unit(rows_per_unit, rows, nbytes, size):
