@@ -160,7 +160,7 @@ def extract(
     reduce, told = take_fields(reduce, weights)
     fields = BatchFields(ids, keep, order, pooling_mask, group, told.names)
     sizes = {"queue_bytes": queue_bytes, "rows_per_unit": rows_per_unit}
-    _check_arguments(batches, ids, format, sizes, resume=resume, append=append)
+    _check_arguments(batches, ids, format, sizes, on_failure, resume=resume, append=append)
     _check_masks(mask, pooling_mask, group, calls)
     check_weights(model)
     fingerprint = partial(_fingerprint, model, {**fields.fingerprint, **_dtype(dtype), "rows_per_unit": rows_per_unit})
@@ -222,6 +222,7 @@ def _check_arguments(
     ids: Ids,
     format: Any,  # noqa: A002
     sizes: Mapping[str, Any],
+    on_failure: Any,
     *,
     resume: Any,
     append: Any,
@@ -230,6 +231,8 @@ def _check_arguments(
     _check_batches(batches)
     check_flag("resume", resume)
     check_flag("append", append)
+    if on_failure is not None and not callable(on_failure):
+        raise ArgumentTypeError("on_failure", "be a callable that takes a row's id and an exception", on_failure)
     if append and not resume:
         raise ArgumentError("append", "be left out with resume=False", append)
     random = next(filter(_is_random, _samplers(batches)), None)

@@ -76,7 +76,8 @@ class StoredUnit:
         for row, row_id in zip(range(self._row, self._row + len(ids)) if rows is None else rows, ids, strict=True):
             if row >= len(self._ids) or self._ids[row] != row_id:
                 known = repr(self._ids[row]) if row < len(self._ids) else "none"
-                self.fail(f"id {row_id!r} in place of {known} in row {row}")
+                anew = "; append=True adds ids that are new, in whatever order they come"
+                self.fail(f"id {row_id!r} in place of {known} in row {row}{anew}")
         self._row += len(ids)
 
     def end(self, items: int, inputs: str) -> None:

@@ -195,3 +195,12 @@ def test_batches_with_an_object_that_cannot_be_cut_are_run_whole(tmp_path):
     store = run(tmp_path, batches, model=Sum(), append=True, on_failure=print, **options)
     assert store.ids == list(range(12))
     torch.testing.assert_close(store["layer"][:], Sum().layer(values).detach())
+
+
+def test_where_rows_were_added_out_of_order_a_run_that_compares_places_says_how_to_go_on(tmp_path):
+    run(tmp_path, [rows(0, 2, 4)])
+    grown = [rows(0, 1, 2), rows(3, 4)]
+    run(tmp_path, grown, append=True)
+    with pytest.raises(OtherRunError, match=r"id 'row 1' in place of 'row 2' in row 1; append=True adds ids"):
+        run(tmp_path, grown)
+    assert run(tmp_path, grown, append=True).rows == 5

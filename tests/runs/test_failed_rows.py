@@ -7,7 +7,7 @@ import torch
 from small_runs import FORMATS, TOKENS, batch, counted, files, run, shards, small_model
 
 from activation_extractor import open_store
-from activation_extractor.errors import OtherRunError, StoreError
+from activation_extractor.errors import ArgumentTypeError, OtherRunError, StoreError
 
 BAD = {7, 8, 20}
 LARGE = [batch(slice(at, at + 8)) for at in range(0, 32, 8)]
@@ -230,3 +230,8 @@ def test_what_on_failure_raises_ends_the_run_which_can_be_resumed(tmp_path, whol
     store, told = collect(tmp_path, model=refusing({20}))
     assert [row for row, _ in told] == ["row 20"]
     good(store, whole, {20})
+
+
+def test_on_failure_is_called_or_refused_at_once(tmp_path):
+    with pytest.raises(ArgumentTypeError, match="on_failure must be a callable that takes a row's id and an exception"):
+        run(tmp_path, on_failure="skip")
