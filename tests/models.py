@@ -1,6 +1,9 @@
-"""Small models that the tests share, and what is counted on them."""
+"""Small models that the tests share, and what is seen on them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,6 +60,15 @@ class Repeating(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layer(self.layer(self.layer(x)))
+
+
+def output_of(layer: nn.Module, call: Callable[[], object]) -> torch.Tensor:
+    """What a layer returns, by a bare hook: releases of transformers differ in what they take for its hidden state."""
+    outputs: list[Any] = []
+    handle = layer.register_forward_hook(lambda _, args, output: outputs.append(output))
+    call()
+    handle.remove()
+    return outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
 
 
 def count_hooks(model: nn.Module) -> int:

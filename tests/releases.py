@@ -19,6 +19,9 @@ NUMPY, SAFETENSORS, TRANSFORMERS = map(release, ("numpy", "safetensors", "transf
 
 needs_copy_argument = pytest.mark.skipif(NUMPY < (2, 0), reason="numpy 1 does not hand copy= on to __array__")
 
+# Since transformers 5 the one without a suffix asks for torchvision.
+VIT_IMAGE_PROCESSOR = "ViTImageProcessorPil" if TRANSFORMERS >= (5, 0) else "ViTImageProcessor"
+
 
 def that_safetensors_reads(dtypes: Iterable[torch.dtype]) -> list[torch.dtype]:
     """Those that the library of this name reads, which checks what we write."""

@@ -12,8 +12,11 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
 
-def tiny_tokenizer(limit: int = 64) -> Any:
-    """A token for each letter, CLS and SEP around them."""
+def tiny_tokenizer(limit: int = 64, returns: tuple[str, ...] = ("input_ids", "attention_mask")) -> Any:
+    """A token for each letter, CLS and SEP around them.
+
+    What tokenizers return by default depends on the release: transformers 4 adds token_type_ids.
+    """
     vocabulary = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *LETTERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -21,7 +24,8 @@ def tiny_tokenizer(limit: int = 64) -> Any:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=limit, **names)
+    options = {"model_max_length": limit, "model_input_names": list(returns)}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options, **names)
 
 
 def tiny_bert() -> BertModel:

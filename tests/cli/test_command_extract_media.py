@@ -8,6 +8,8 @@ import pytest
 import torch
 import transformers
 from media import RATE, picture, save_sound, save_turned, sound
+from models import output_of
+from releases import VIT_IMAGE_PROCESSOR
 from transformers.image_utils import load_image
 
 from activation_extractor import open_store
@@ -19,7 +21,7 @@ def save_vit(folder) -> tuple[str, object, object]:
     torch.manual_seed(0)
     model = transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=8, **SIZES)).eval()
     model.save_pretrained(folder)
-    processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
+    processor = getattr(transformers, VIT_IMAGE_PROCESSOR)(size={"height": 32, "width": 32})
     processor.save_pretrained(folder)
     return str(folder), model, processor
 
@@ -121,15 +123,9 @@ def test_whisper_cuts_what_is_too_long_and_its_encoder_is_that_of_transformers(t
     assert "1 of 2 rows are longer than 1 s and are cut." in done.stderr
     assert "The decoder is given its first token alone (2), since the input is for the encoder." in done.stderr
     with torch.no_grad():
-        states = model.encoder.layers[1]
-        seen = []
-        handle = states.register_forward_hook(
-            lambda *call: seen.append(call[2][0] if isinstance(call[2], tuple) else call[2])
-        )
-        model.encoder(rows)
-        handle.remove()
+        states = output_of(model.encoder.layers[1], lambda: model.encoder(rows))
     column = torch.as_tensor(open_store(tmp_path / "out")["encoder.layers.1"].numpy())
-    torch.testing.assert_close(column, seen[0].mean(1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(column, states.mean(1), atol=1e-4, rtol=1e-4)
 
 
 def test_sounds_of_another_rate_are_resampled_to_that_of_the_model(tmp_path):
@@ -156,7 +152,7 @@ def test_the_mask_may_be_named_or_left_out(tmp_path):
     run = ("extract", "--model", name, "--input", tmp_path / "in", "--layers", "encoder.layers.1", "--reduce", "mean")
     made = extractor([sound(1.0, 0), sound(0.4, 1)], padding=True, sampling_rate=RATE, return_tensors="pt")
     with torch.no_grad():
-        states = model(**made, output_hidden_states=True).hidden_states[2]
+        states = output_of(model.encoder.layers[1], lambda: model(**made))
     frames = len(model._get_feature_vector_attention_mask(states.shape[1], made["attention_mask"])[1].nonzero())
     for mask, expected in (("none", states[1].mean(0)), ("attention_mask", states[1, :frames].mean(0))):
         for number, option in enumerate((mask, f"encoder.**={mask}")):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from bert import SIZES, bert_config, save, tokenizer
-from releases import TRANSFORMERS
+from releases import TRANSFORMERS, VIT_IMAGE_PROCESSOR
 from torch import nn
 
 pytest.importorskip("transformers", reason="folders and ids are transformers'")
@@ -212,9 +212,7 @@ def test_a_tokenizer_without_padding_has_an_example_too(tmp_path):
 
 def test_a_grey_image_is_the_example_of_an_image_processor(tmp_path):
     config = transformers.ViTConfig(image_size=32, patch_size=16, **SIZES)
-    # Since transformers 5 the one without a suffix asks for torchvision.
-    name = "ViTImageProcessorPil" if TRANSFORMERS >= (5, 0) else "ViTImageProcessor"
-    processor = getattr(transformers, name)(size={"height": 32, "width": 32})
+    processor = getattr(transformers, VIT_IMAGE_PROCESSOR)(size={"height": 32, "width": 32})
     folder = save(transformers.ViTModel(config), tmp_path, processor)
     for dtype in ("float32", "bfloat16"):
         loaded = load_model(folder, dtype=dtype)

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 import transformers as tf
+from models import output_of
 from torch import Tensor, nn
 
 from activation_extractor import capture, extract
@@ -258,15 +259,6 @@ def test_a_row_that_is_shorter_than_one_window_is_named():
     with pytest.raises(MaskError, match="must have a real position in every row, got none in row 1"):
         with torch.no_grad(), capture(model, "feature_extractor.conv_layers.0.conv", reduce="mean"):
             model(batch, attention_mask=mask)
-
-
-def output_of(layer: nn.Module, call) -> Tensor:
-    """What a layer returns, by a bare hook: releases of transformers differ in what they take for its hidden state."""
-    outputs = []
-    handle = layer.register_forward_hook(lambda _, args, output: outputs.append(output))
-    call()
-    handle.remove()
-    return outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
 
 
 def test_a_run_stores_the_frames_of_each_row_alone(tmp_path):
