@@ -92,6 +92,33 @@ def test_the_dictionaries_are_those_that_torch_goes_by():
     assert not any(left)
 
 
+def test_hooks_of_ours_have_numbers_of_their_own_among_those_that_torch_registers():
+    layer, ran = nn.Linear(2, 2), []
+    first = layer.register_forward_hook(lambda *_: ran.append("first"))
+    with capture(nn.Sequential(layer), "0") as acts:
+        (ours,) = set(private.forward_hooks(layer)) - {first.id}
+        later = nn.Linear(2, 2).register_forward_hook(lambda *_: None)
+        assert first.id < ours < later.id
+        nn.Sequential(layer)(torch.ones(1, 2))
+        acts.clear()
+    assert (list(private.forward_hooks(layer)), ran) == ([first.id], ["first"])
+
+
+def test_a_class_that_registers_hooks_in_a_way_of_its_own_is_asked_to():
+    class Counting(nn.Linear):
+        registered = 0
+
+        def register_forward_hook(self, *args, **kwargs):
+            self.registered += 1
+            return super().register_forward_hook(*args, **kwargs)
+
+    layer = Counting(2, 2)
+    model = nn.Sequential(layer)
+    with capture(model, "0") as acts:
+        model(torch.ones(1, 2))
+    assert (layer.registered, len(private.forward_hooks(layer)), acts["0"].shape) == (1, 0, (1, 2))
+
+
 def test_a_tied_child_has_each_of_its_names_and_a_scripted_module_has_children():
     layer = nn.Linear(2, 2)
     assert private.children_of(nn.Sequential(layer, layer)) == {"0": layer, "1": layer}

@@ -36,6 +36,7 @@ from activation_extractor.layers._structures import select_part, tensors_in, unp
 Record = Callable[[Tensor], None]
 Pick = Callable[[Any], Tensor]
 Detach = Callable[[], None]
+_REGISTER = nn.Module.register_forward_hook
 
 
 def tap(target: Target, owner: Owner, record: Record, attached: Attached, pick: Pick | None = None) -> None:
@@ -183,8 +184,15 @@ class Attached:
 
     def add(self, module: nn.Module, hook: Callable[..., None]) -> None:
         """Attach a hook behind the forward; `hide` is to be called when all of them are."""
-        self._hooks.append(forward_hooks(module))
-        self._ids.append(module.register_forward_hook(hook).id)
+        hooks = forward_hooks(module)
+        self._hooks.append(hooks)
+        if type(module).register_forward_hook is not _REGISTER:
+            self._ids.append(module.register_forward_hook(hook).id)
+            return
+        hook_id = hook_counter.next_id  # what `register_forward_hook` does, without a handle that takes longer
+        hook_counter.next_id = hook_id + 1
+        self._ids.append(hook_id)
+        hooks[hook_id] = hook
 
     def add_before(self, module: nn.Module, hook: Callable[..., None]) -> None:
         """Attach a hook that is given all arguments before the forward."""
@@ -194,8 +202,8 @@ class Attached:
     def hide(self) -> None:
         """Keep them out of copies of the modules, and note which hooks are there already."""
         hide_ours(self._hooks)
-        for hooks, hook_id in zip(self._hooks, self._ids, strict=True):
-            if len(hooks) > 1:
+        if max(map(len, self._hooks), default=0) > 1:
+            for hooks, hook_id in zip(self._hooks, self._ids, strict=True):
                 self._note_first(hooks, hook_id)
         for hooks, flags, handle in self._before:
             self._note_first(hooks, handle.id)

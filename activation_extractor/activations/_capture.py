@@ -236,13 +236,15 @@ class Capture:
     def _resolve(self, model: nn.Module) -> Plan:
         root, targets, options = unwrap(model), resolve(model, self._layers), self._options
         masks = Masks(options.mask, root, is_asked=options.needs_masks)  # its checks belong to the door
-        asks = options.needs_layouts or options.sequence_axis or any(target.part_of for target in targets)
+        is_combined = any(target.part_of for target in targets)
+        asks = options.needs_layouts or options.sequence_axis or is_combined
         by_layer = Layouts(options.sequence_axis, root) if asks else None
         layouts = {target.name: by_layer.of(target) for target in targets} if by_layer else {}
         if options.stop_early and any(target.side == "gradient" for target in targets):
             advice = "Backward needs the whole forward."
             raise ArgumentError("stop_early", "be False when gradients are recorded", True, advice)
-        return Plan(root, targets, masks, layouts, masks.watched(root, targets))
+        plain = tuple(target.side == "output" and target.select is target.part_of is None for target in targets)
+        return Plan(root, targets, masks, layouts, masks.watched(root, targets), is_combined, plain)
 
     def _record(self, plan: Plan) -> OpenBlock:
         if self._sink is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_not
+from typing import Any
 
 from torch import Tensor
 
@@ -29,7 +30,8 @@ Masks = Sequence["Tensor | None"]
 class CombinedColumns:
     """The combined columns of a block: made of what their members hold when they are read, until they are settled.
 
-    `joined` gives the calls of a member as one sequence, and its mask.
+    `joined` is a weak reference to the method that gives the calls of a member as one sequence, and its mask: a strong
+    one would keep values until garbage is collected.
 
     Attributes:
         members: by the name of a combined column, its members in the order of the selection.
@@ -42,7 +44,7 @@ class CombinedColumns:
         options: Options,
         recorded: Recorded,
         layouts: Mapping[str, Layout],
-        joined: Callable[[str], tuple[Tensor, Tensor | None]],
+        joined: Callable[[], Any],
     ) -> None:
         self.members: dict[str, list[Target]] = {}
         for target in targets:
@@ -96,7 +98,7 @@ class CombinedColumns:
             return [slot.mask for slot in slots]
         members = self.members[key[0]]
         if self._options.calls == "join":
-            masks: list[Masks] = [[self._joined(member.name)[1]] for member in members]
+            masks: list[Masks] = [[self._joined()(member.name)[1]] for member in members]
         else:
             stored = self._stored(key)
             masks = [[slot.mask for slot in self._recorded.slots((member.name, stored))] for member in members]
@@ -147,7 +149,7 @@ class CombinedColumns:
         if not all(parts):
             raise KeyError(key)
         if self._options.calls == "join":
-            parts = [[self._joined(member.name)[0]] for member in members]
+            parts = [[self._joined()(member.name)[0]] for member in members]
         check_calls(key[0], members, parts)
         reducer, layouts = self._options.reducers[key[1]], [self._layouts[member.name] for member in members]
         is_reduced = self._is_reduced_first(key)

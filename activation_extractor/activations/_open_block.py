@@ -46,6 +46,8 @@ class Plan(NamedTuple):
         masks: where masks come from.
         layouts: where the sequence is, by recorded name.
         watched: the modules whose calls may say which positions are real.
+        is_combined: whether some targets are combined to one column.
+        plain: of each target, whether it is an output as it is, that nothing is taken out of or combined with.
     """
 
     root: nn.Module
@@ -53,6 +55,8 @@ class Plan(NamedTuple):
     masks: Masks
     layouts: Mapping[str, Layout]
     watched: Watched
+    is_combined: bool
+    plain: tuple[bool, ...]
 
 
 class OpenBlock:
@@ -67,7 +71,7 @@ class OpenBlock:
     """
 
     def __init__(self, plan: Plan, options: Options, sink: Sink | None) -> None:
-        root, targets, masks, layouts, _ = plan
+        root, targets, masks, layouts, _, is_combined, _ = plan
         self.state = ForwardState(
             targets,
             stops_early=options.stop_early,
@@ -76,7 +80,7 @@ class OpenBlock:
         )
         self.state.unpacks = options.needs_layouts
         recorded = Recorded(options.calls, options.max_bytes, self.state, detach=options.detach)
-        self.results = Results(targets, options, recorded, self.state, layouts)
+        self.results = Results(targets, options, recorded, self.state, layouts, is_combined=is_combined)
         self._shared = Shared(options, self.state, recorded, masks, layouts)
         self._gradients: dict[str, GradientRecorder] = {}
         self.steps = Steps(
@@ -139,7 +143,8 @@ class OpenBlock:
                 self.steps.check_complete()
                 self.results.settle()
                 state.warn_of_replaced()
-                self.steps.warn_of_left_out(stacklevel=4)
+                if state.left_out:
+                    self.steps.warn_of_left_out(stacklevel=4)
             if state.was_cut and isinstance(error, AttributeError | TypeError) and "NoneType" in str(error):
                 raise StopEarlyError from error
         finally:
@@ -151,8 +156,9 @@ class OpenBlock:
     def _attach_hooks(self) -> None:
         attached, make_hook, state = Attached(), fast_hooks(self._shared), self.state
         self._undo.append(lambda: attached.detach())
-        for target in state.targets:
-            if make_hook is not None and target.side == "output" and target.select is target.part_of is None:
+        assert self._plan is not None
+        for target, is_plain in zip(state.targets, self._plan.plain, strict=True):
+            if is_plain and make_hook is not None:
                 attached.add(target.module, make_hook(target))
             elif target.side == "gradient":
                 gradients = self._gradients[target.name] = GradientRecorder(target, self._shared)

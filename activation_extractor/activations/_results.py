@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from operator import is_not
+from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -20,6 +22,9 @@ from activation_extractor.layers._selections import Target
 from activation_extractor.reducers import full
 from activation_extractor.reducers._reducers import reduce_sequence
 from activation_extractor.reducers._sequence_axis import USUAL, Layout, has_sequence, sequence_axes, sequence_second
+
+_NOTHING: Any = None
+_NONE_COMBINED = CombinedColumns((), _NOTHING, _NOTHING, {}, _NOTHING)
 
 
 class Results:
@@ -38,10 +43,14 @@ class Results:
         recorded: Recorded,
         state: ForwardState,
         layouts: Mapping[str, Layout],
+        *,
+        is_combined: bool,
     ) -> None:
         self._layers, self._layouts = {target.name: target.layer for target in targets}, layouts
-        self._combined = CombinedColumns(targets, options, recorded, layouts, self._joined_whole)
-        if members := self._combined.members:
+        self._combined = _NONE_COMBINED
+        if is_combined:
+            self._combined = CombinedColumns(targets, options, recorded, layouts, WeakMethod(self._joined_whole))
+            members = self._combined.members
             self._layers |= {name: name for name in members}
             self._layouts = {**layouts, **{name: layouts[first.name] for name, (first, *_) in members.items()}}
         self._options, self._recorded, self._state = options, recorded, state
