@@ -130,7 +130,7 @@ def own_call(module: nn.Module) -> Callable[..., Any]:
     return call
 
 
-# Its `next_id`, the number of the next hook, grows with every one that is registered on anything: that is asked in 30 ns.
+# Its `next_id`, the number of the next hook, grows with every one that is registered on anything: it is read in 30 ns.
 # A hook that takes the number itself needs no handle, which is what takes longest in registering.
 hook_counter = RemovableHandle
 if not hasattr(RemovableHandle, "next_id"):
