@@ -44,7 +44,7 @@ def mean(activation: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None and activation.dtype in _USUAL and type(activation) is Tensor:
         try:
-            if activation.size(1):
+            if activation.numel():  # which is asked faster than a length
                 return activation.mean(1)
         except RuntimeError:
             if not is_special(activation):
