@@ -18,7 +18,7 @@ from activation_extractor._format._headers import Entries
 from activation_extractor._format._manifest import BATCHES_PER_UNIT, ROWS_PER_UNIT, store_name
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._shards import list_units, shard_path, unit_name
-from activation_extractor._format._stored_rows import RowId, add_ids
+from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.runs._batch_columns import is_near
 from activation_extractor.runs._batch_rows import Digests, combined
@@ -31,7 +31,7 @@ from activation_extractor.runs._stored_run import manifest_of_run
 from activation_extractor.runs._stored_unit import FIRST_BATCH, INPUTS, StoredUnit
 from activation_extractor.sinks import Sink, Step
 from activation_extractor.sinks._step import part_of
-from activation_extractor.sinks._store_writer import StoreWriter
+from activation_extractor.sinks._store_writer import StoreWriter, take_once
 from activation_extractor.store import open_store
 
 
@@ -118,10 +118,7 @@ class AddedRows(Sink):
         self._see(places)
         stored = [row for row, row_id in enumerate(ids) if self._writer.has_id(row_id) and row_id not in self._new]
         self.stored_rows += len(stored)
-        repeated = add_ids(self._came, (ids[row] for row in stored))
-        if repeated is not None:
-            advice = "Give every row an id of its own."
-            raise StoreError(self._folder, "hold each id once", f"{repeated!r} again", advice)
+        take_once(self._folder, self._came, (ids[row] for row in stored))
         if stored and self._proof.is_open:
             self._prove(batch, stored, forward)
         new = sorted(set(range(len(ids))) - set(stored))

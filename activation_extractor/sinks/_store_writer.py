@@ -100,10 +100,7 @@ class StoreWriter:
 
     def remember_ids(self, ids: Iterable[RowId] | None) -> None:
         """Remember ids of stored rows, so that none is added again; raises a StoreError where an id comes twice."""
-        repeated = add_ids(self._ids, ids or ())
-        if repeated is not None:
-            advice = "Give every row an id of its own."
-            raise StoreError(self.folder, "hold each id once", f"{repeated!r} again", advice)
+        take_once(self.folder, self._ids, ids or ())
 
     def has_id(self, row_id: RowId) -> bool:
         """Whether a row with this id was added, or remembered."""
@@ -197,3 +194,11 @@ class StoreWriter:
         found = check_same(self.folder, manifest)
         Schema.of(found).check(Schema.of(manifest))
         return found
+
+
+def take_once(folder: Path, known: set[str], ids: Iterable[RowId]) -> None:
+    """Add ids of a store to those that are known; a StoreError where one comes twice."""
+    repeated = add_ids(known, ids)
+    if repeated is not None:
+        advice = "Give every row an id of its own."
+        raise StoreError(folder, "hold each id once", f"{repeated!r} again", advice)
