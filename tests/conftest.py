@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
 import pytest
 import torch
 from models import BatchNormNet, BlockStack
+from ranks import Ranks
 from torch import nn
 from torch.nn.modules import module as torch_module
 
@@ -69,6 +70,14 @@ def accelerator() -> torch.device:
     if os.environ.get("REQUIRE_GPU") == "1":
         pytest.fail("REQUIRE_GPU=1 says that there is an accelerator, but torch finds none", pytrace=False)
     pytest.skip("torch finds no accelerator here; with REQUIRE_GPU=1 that is a failure")
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    """Two processes in one process group, that call the functions that a test hands to them."""
+    processes = Ranks()
+    yield processes
+    processes.stop()
 
 
 @pytest.fixture

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parameter import is_lazy
 
 from activation_extractor.errors import ArgumentError
@@ -57,6 +58,37 @@ def devices(model: nn.Module) -> set[torch.device]:
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     found = {tensor.device for tensor in tensors if not tensor.is_meta}
     return found | {torch.device(device) for device in _execution_devices(model)}
+
+
+def is_collective(model: nn.Module) -> bool:
+    """Whether each forward of the model waits for other processes, which must run it at the same time.
+
+    Its parameters are shards (FSDP, tensor parallel). DistributedDataParallel is none: `extract` runs what is in it.
+    """
+    return model_ranks(model) is not None
+
+
+def model_ranks(model: nn.Module) -> tuple[int, ...] | None:
+    """The global ranks, in order, that run a forward of the model together; None for a model that runs alone.
+
+    Parameters that FSDP left whole after a forward are sharded again.
+    """
+    is_found, ranks = False, set[int]()
+    for module in model.modules():
+        if isinstance(module, _distributed("fsdp", "FSDPModule")):
+            module.reshard()
+            is_found = True
+        if isinstance(module, _distributed("fsdp", "FullyShardedDataParallel")):
+            ranks.update(distributed.get_process_group_ranks(module.process_group))
+    for weight in (*model.parameters(), *model.buffers()):
+        if isinstance(weight, _distributed("tensor", "DTensor")):
+            ranks.update(weight.device_mesh.mesh.flatten().tolist())
+    return tuple(sorted(ranks)) if ranks or is_found else None
+
+
+def _distributed(module: str, name: str) -> Any:
+    """A class of ``torch.distributed``; where nobody has imported its module, which takes long, no class."""
+    return getattr(sys.modules.get(f"torch.distributed.{module}"), name, ())
 
 
 def _execution_devices(model: nn.Module) -> Iterator[Any]:
