@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ class JournalRecord:
     """What a journal says of a shard.
 
     `counts` holds the rows of each column, by entry. It is None where the shard has the columns that the manifest lists
-    and each of them has all rows.
+    and each of them has all rows. `data` says of a unit of `extract` what part of the data set it was made from, so that a run
+    that is resumed need not open the shard. It is checked where it is used, and a shard need not agree with it.
     """
 
     unit: str
@@ -35,11 +36,13 @@ class JournalRecord:
     nbytes: int  # on disk
     seal: str  # the checksum over the shard's header
     counts: Mapping[str, int] | None = None
+    data: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """The record as a line of the journal has it."""
         record: dict[str, Any] = {"unit": self.unit, "rows": self.rows, "bytes": self.nbytes, SEAL: self.seal}
-        return record if self.counts is None else {**record, "counts": self.counts}
+        more = {"counts": self.counts, "data": self.data}
+        return record | {name: value for name, value in more.items() if value is not None}
 
     @classmethod
     def from_json(cls, content: Any) -> JournalRecord:
@@ -52,14 +55,17 @@ class JournalRecord:
         is_valid = type(unit) is type(seal) is str and type(rows) is type(nbytes) is int
         if not is_valid or not (0 <= rows < _MAX_COUNT and 0 <= nbytes < _MAX_COUNT):
             raise ValueError("a member of another type, or out of range")
+        data = content.get("data")
+        if data is not None and type(data) is not dict:
+            raise TypeError("data that are no object")
         if "counts" not in content:
-            return cls(unit, rows, nbytes, seal)
+            return cls(unit, rows, nbytes, seal, None, data)
         counts = content["counts"]
         if type(counts) is not dict or not all(
             type(count) is int and 0 <= count < _MAX_COUNT for count in counts.values()
         ):
             raise ValueError("counts that are not numbers of rows")
-        return cls(unit, rows, nbytes, seal, counts)
+        return cls(unit, rows, nbytes, seal, counts, data)
 
 
 def append_record(folder: Path, writer: str, record: JournalRecord) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -137,11 +138,13 @@ class StoreWriter:
         metadata: Mapping[str, str] | None = None,
         order: Tensor | None = None,
         is_same: IsSame = lambda _: False,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         """Hand a unit over to be written; waits while the queue is full.
 
         `order` says which of the rows is stored first, second, ..., ``(rows,)`` int64; None stores them as they came.
-        `is_same` says whether a shard with other bytes that is there meanwhile is as good as these entries.
+        `is_same` says whether a shard with other bytes that is there meanwhile is as good as these entries. `data` is
+        that member of the journal's record.
 
         Raises:
             StoreError: an earlier unit could not be written.
@@ -149,7 +152,7 @@ class StoreWriter:
         if self._manifest is None:
             self._manifest = self._make_manifest(self._schema)
         metadata = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(metadata or {})}
-        job = partial(self._write, self._manifest, name, unit, metadata, order, is_same)
+        job = partial(self._write, self._manifest, name, unit, metadata, order, is_same, data)
         self._submit(job, unit.nbytes)
 
     def _submit(self, job: Callable[[], None], nbytes: int) -> None:
@@ -175,6 +178,7 @@ class StoreWriter:
         metadata: Mapping[str, str],
         order: Tensor | None,
         is_same: IsSame,
+        data: Mapping[str, Any] | None,
     ) -> None:
         """Write a unit; the writer's thread does this."""
         if self._published is None:
@@ -182,7 +186,8 @@ class StoreWriter:
         nbytes = write_shard(self.folder, self.codec, name, unit.entries(order), metadata, is_same)
         if nbytes is not None:
             shard = read_shard(shard_path(self.folder, name, self.codec), self.codec)
-            append_record(self.folder, self.name, shard.record(nbytes, self._published.entries))
+            record = shard.record(nbytes, self._published.entries)
+            append_record(self.folder, self.name, replace(record, data=data))
 
     def _publish(self, manifest: Manifest) -> Manifest:
         """Write the manifest; returns the one in the folder, which another writer of the run may have written."""
