@@ -27,8 +27,8 @@ class JournalRecord:
     """What a journal says of a shard.
 
     `counts` holds the rows of each column, by entry. It is None where the shard has the columns that the manifest lists
-    and each of them has all rows. `data` says of a unit of `extract` what part of the data set it was made from, so that a run
-    that is resumed need not open the shard. It is checked where it is used, and a shard need not agree with it.
+    and each of them has all rows. `data` says of a unit of `extract` what part of the data set it was made from, so
+    that a run that is resumed need not open the shard. It is checked where it is used; a shard need not agree with it.
     """
 
     unit: str
