@@ -6,8 +6,8 @@ from itertools import count
 from pathlib import Path
 
 from activation_extractor._files import is_draft
-from activation_extractor._format._journal import JOURNAL
-from activation_extractor._format._manifest import MANIFEST, has_manifest, read_manifest
+from activation_extractor._format._end import is_own
+from activation_extractor._format._manifest import has_manifest, read_manifest
 from activation_extractor._format._shards import SHARDS, is_shard, scan_shards
 from activation_extractor.errors import StoreError
 
@@ -19,7 +19,7 @@ def check_replaceable(folder: Path) -> None:
         StoreError: a file in it is not of the store, or commands run in it.
     """
     codec = read_manifest(folder).codec
-    names = [path.name for path in folder.iterdir() if path.name not in (MANIFEST, SHARDS, JOURNAL)]
+    names = [path.name for path in folder.iterdir() if not is_own(path.name)]
     names += [f"{SHARDS}/{entry.name}" for entry in scan_shards(folder) if not is_shard(entry.name, codec)]
     others = [name for name in names if not is_draft(name.rpartition("/")[2])]
     if others:

@@ -14,6 +14,7 @@ from torch import nn
 
 from activation_extractor._display import plural
 from activation_extractor._format._codecs import Codec
+from activation_extractor._format._end import read_end, write_end
 from activation_extractor._format._headers import Entries
 from activation_extractor._format._manifest import BATCHES_PER_UNIT, ROWS_PER_UNIT, store_name
 from activation_extractor._format._reader import Reader
@@ -91,7 +92,7 @@ class AddedRows(Sink):
 
         Raises:
             OtherRunError: the store is of another run.
-            StoreError: with-blocks wrote the store, or a shard is gone.
+            StoreError: with-blocks wrote the store, a shard is gone, or what it says of its end is damaged.
         """
         manifest, self._size = manifest_of_run(self._folder)
         open_store(self._folder)
@@ -153,10 +154,18 @@ class AddedRows(Sink):
         if self._places:
             self._end_unit()
         self._writer.hold_back = False
+        end = read_end(self._folder)
+        if self._number and (end is None or end.units < self._number):
+            self._writer.then(self._write_end)
 
     def close(self) -> None:
         """Wait until the finished units are on the disk; the current one is dropped."""
         self._writer.finish()
+
+    def _write_end(self) -> None:
+        """Say where the data set ends now; other processes may have added rows to it as well."""
+        store = open_store(self._folder)
+        write_end(self._folder, len(store.shards), store.rows)
 
     def _run(self, batch: Batch, new: Sequence[int], forward: Callable[[Batch, bool], None]) -> set[int]:
         """Run the new rows of a batch alone, or all rows where it cannot be cut; returns the rows that are left out."""

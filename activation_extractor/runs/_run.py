@@ -10,17 +10,18 @@ from typing import Any, final
 from torch import nn
 
 from activation_extractor._format._codecs import Codec
+from activation_extractor._format._end import write_end
 from activation_extractor._format._manifest import store_name
 from activation_extractor._format._shards import list_units, unit_name
 from activation_extractor._format._stored_rows import RowId
-from activation_extractor.errors import OtherRunError, StepError
+from activation_extractor.errors import StepError
 from activation_extractor.runs._arithmetic import COMPUTED_WITH
 from activation_extractor.runs._batches import Batch
 from activation_extractor.runs._items import Arrived, BatchItems, Items, RowItems
 from activation_extractor.runs._pieces import Pieces
 from activation_extractor.runs._proof import Proof
 from activation_extractor.runs._run_units import RunUnit, RunUnits
-from activation_extractor.runs._stored_run import manifest_of_run, may_resume
+from activation_extractor.runs._stored_run import check_end, manifest_of_run, may_resume
 from activation_extractor.runs._stored_unit import BATCHES, INPUTS, StoredUnit, StoredUnits
 from activation_extractor.sinks import Sink, Step
 from activation_extractor.sinks._step import nbytes_of, part_of
@@ -91,7 +92,7 @@ class Run(Sink):
 
         Raises:
             OtherRunError: the store is of another run.
-            StoreError: with-blocks wrote the store.
+            StoreError: with-blocks wrote the store, or what it says of its end is damaged.
         """
         about = {**about, **self._fingerprint()}
         self._stored = StoredUnits(self._folder, self._codec, store_name(about))
@@ -160,16 +161,16 @@ class Run(Sink):
                 self._writer.add(part_of(step, rows), unit.gathered)
 
     def end(self) -> None:
-        """End the last unit, after the last batch; raises an OtherRunError where the store holds further batches."""
+        """End the last units, after the last batch; raises an OtherRunError where the store holds further batches."""
         if self._units is None:
             self._pieces.check_ran()
         for unit in self._units.open if self._units else []:
-            if unit.places:
-                self._end_unit(unit)
-        units = list_units(self._folder, self._codec) if self._has_store else []
-        if units and units[-1] >= unit_name(self._units.count if self._units else 0):
-            raise OtherRunError(self._folder, [f"data (it ends before the batches of unit {units[-1]!r})"])
+            self._end_unit(unit)
+        count = self._units.count if self._units else 0
+        known = check_end(self._folder, self._codec, count) if self._has_store else 0
         self._writer.hold_back = False
+        if known < count:
+            self._writer.then(partial(write_end, self._folder, count, self.rows + self.stored_rows))
 
     def close(self) -> None:
         """Wait until the finished units are on the disk; the others are dropped."""
@@ -177,8 +178,7 @@ class Run(Sink):
 
     def _run(self, batch: Batch, forward: Callable[[Batch, bool], None]) -> None:
         """Run a batch, of which rows are missing in the store."""
-        self._row = pieces = 0
-        failed = self._now.failed
+        self._row, pieces, failed = 0, 0, self._now.failed
 
         def leave_out(error: Exception) -> None:
             failed[self._row] = error

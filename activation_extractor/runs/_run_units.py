@@ -91,7 +91,10 @@ class RunUnit:
         return len(self.places) == self.size
 
     def check_gapless(self) -> None:
-        """Make sure that no place before the last one is missing; raises an ArgumentError."""
+        """Make sure that no place before the last one of the data set is missing; raises an ArgumentError."""
+        if not self.places:
+            condition = f"hold the places {self.start} to {self.start + self.size - 1}, since it holds later ones"
+            raise ArgumentError(self.places_from, condition, [], GAPS)
         last = max(self.places)
         missing = next((place for place in range(last) if place not in self._taken), None)
         if missing is not None:

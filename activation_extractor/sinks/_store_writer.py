@@ -161,6 +161,10 @@ class StoreWriter:
         else:
             self._background.submit(job, nbytes, reserved_bytes=nbytes)  # the next unit will be as large
 
+    def then(self, job: Callable[[], object]) -> None:
+        """Do something once the units that were committed so far are on the disk; nothing, where one could not be."""
+        self._submit(partial(_done, job), 0)
+
     def finish(self) -> None:
         """Wait until everything is written; raises a StoreError where a unit could not be."""
         self._background.finish()
@@ -199,6 +203,10 @@ class StoreWriter:
         found = check_same(self.folder, manifest)
         Schema.of(found).check(Schema.of(manifest))
         return found
+
+
+def _done(job: Callable[[], object]) -> None:
+    job()
 
 
 def take_once(folder: Path, known: set[str], ids: Iterable[RowId]) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from activation_extractor._files import TruncatedError, is_draft, open_regular, read_at
+from activation_extractor._format._end import is_own
 from activation_extractor._format._entry_names import OFFSETS
 from activation_extractor._format._headers import Extent
-from activation_extractor._format._journal import JOURNAL, JournalRecord, read_records
-from activation_extractor._format._manifest import MANIFEST, Manifest, read_manifest, store_name
+from activation_extractor._format._journal import JournalRecord, read_records
+from activation_extractor._format._manifest import Manifest, read_manifest, store_name
 from activation_extractor._format._numpy import METADATA_FILE
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._shards import SHARDS, Shard, is_shard, scan_shards, shard_path, size_of
@@ -73,7 +74,7 @@ def verify_store(path: str | os.PathLike[str]) -> Verification:
     manifest = read_manifest(folder)
     records = read_records(folder)  # before the shards are listed, of which a writer may add more meanwhile
     codec = manifest.codec
-    strays = [_stray(entry) for entry in os.scandir(folder) if entry.name not in (MANIFEST, SHARDS, JOURNAL)]
+    strays = [_stray(entry) for entry in os.scandir(folder) if not is_own(entry.name)]
     strays += [_stray(entry) for entry in scan_shards(folder) if entry.is_symlink() or not is_shard(entry.name, codec)]
     names = sorted(
         entry.name for entry in scan_shards(folder) if not entry.is_symlink() and is_shard(entry.name, codec)
