@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from activation_extractor.extractors.intermediateExtractorBase import IntermediateExtractorBase
     from activation_extractor.layers import blocks, combined, gradients, inputs, outputs
     from activation_extractor.reducers import position, positions, span, weighted_mean, without_tokens
-    from activation_extractor.runs import extract, length_batches, windows
+    from activation_extractor.runs import Columns, extract, length_batches, windows
     from activation_extractor.sinks import MemorySink, NpySink, NpzSink, SafetensorsSink, Sink
     from activation_extractor.store import Column, Statistics, Store, open_store, statistics
 
@@ -30,13 +30,13 @@ _ROOMS = {
     "extractors.intermediateExtractorBase": "IntermediateExtractorBase",
     "layers": "blocks combined gradients inputs outputs",
     "reducers": "position positions span weighted_mean without_tokens",
-    "runs": "extract length_batches windows",
+    "runs": "Columns extract length_batches windows",
     "sinks": "MemorySink NpySink NpzSink SafetensorsSink Sink",
     "store": "Column Statistics Store open_store statistics",
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 __all__ = [
-    "ActivationError", "Activations", "Capture", "Column", "Comparison", "IntermediateExtractor",
+    "ActivationError", "Activations", "Capture", "Column", "Columns", "Comparison", "IntermediateExtractor",
     "IntermediateExtractorBase", "MemorySink", "NpySink", "NpzSink", "Preview", "SafetensorsSink", "Sink",
     "Statistics", "Store", "blocks", "capture", "combined", "compare", "extract", "gradients", "inputs",
     "length_batches", "open_store", "outputs", "position", "positions", "preview", "span", "statistics",

@@ -51,6 +51,12 @@ def printable(text: str) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
+def one_line(error: Exception, *, briefly: bool = False) -> str:
+    """An error's type and message on one line without a full stop; briefly, the message's first sentence."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    return (text.split(". ")[0] if briefly else text).rstrip(".")
+
+
 def short_path(path: str | Path) -> str:
     """A path as people read it: from the current directory on, when it is in there."""
     try:

@@ -39,6 +39,7 @@ that says what to do. Where an argument, a file or a step is not as it must be, 
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -88,7 +89,17 @@ class ActivationError(Exception):
     """Base of every error of this library; errors survive pickling, as between processes."""
 
     def __reduce__(self) -> Any:
-        return _rebuilt, (type(self), self.args, self.__dict__)
+        state = {name: value if _is_picklable(value) else shown(value) for name, value in self.__dict__.items()}
+        return _rebuilt, (type(self), self.args, state)
+
+
+def _is_picklable(value: object) -> bool:
+    """Whether a value that an error keeps reaches another process: a lambda, a lock or a generator does not."""
+    try:
+        pickle.dumps(value)
+    except Exception:  # each kind of object has its own
+        return False
+    return True
 
 
 def _rebuilt(kind: type[ActivationError], args: tuple[Any, ...], state: dict[str, Any]) -> ActivationError:

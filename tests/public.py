@@ -27,7 +27,7 @@ MODULES = {
     "activation_extractor.plots": (),
     "activation_extractor.pytest_plugin": (),
     "activation_extractor.reducers": (),
-    "activation_extractor.runs": ("Window",),
+    "activation_extractor.runs": ("Columns", "Window"),
     "activation_extractor.sinks": (),
     "activation_extractor.store": (),
     "activation_extractor.testing": (),

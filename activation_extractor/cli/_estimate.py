@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from activation_extractor._display import human_bytes, plural
+from activation_extractor._display import human_bytes, one_line, plural
 from activation_extractor._format._codecs import CODECS, Codec
 from activation_extractor._tensors import as_dense, rows_of
 from activation_extractor.activations import capture
 from activation_extractor.cli._feed import Feed
 from activation_extractor.cli._fresh import check_replaceable
-from activation_extractor.cli._terminal import one_line, warn
+from activation_extractor.cli._terminal import warn
 from activation_extractor.cli._texts import POOLING_MASK
 from activation_extractor.errors import ActivationError, ArgumentError, StoreError
 from activation_extractor.layers._modules import evaluating

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from activation_extractor._display import one_line
 from activation_extractor.cli._feed import Feed
-from activation_extractor.cli._terminal import one_line
 from activation_extractor.cli.inputs import Row
 from activation_extractor.errors import ActivationError
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
-import pkgutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from activation_extractor._display import close_matches
 from activation_extractor._streams import current_accelerator
-from activation_extractor.cli._terminal import one_line
 from activation_extractor.cli._transformers import KINDS, load_transformers
-from activation_extractor.errors import ActivationError, ArgumentError, ArgumentTypeError
+from activation_extractor.errors import ArgumentError, ArgumentTypeError
+from activation_extractor.runs._factories import built, find_object, is_factory_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -108,42 +105,9 @@ def example_batch(loaded: Loaded) -> Mapping[str, Any] | None:
 
 def _from_factory(name: str) -> tuple[nn.Module, Any]:
     """The model that ``package.module:factory`` returns, and what prepares its batches."""
-    module_name, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
+    if not is_factory_name(name):
         raise ArgumentError("model", KINDS, name)
-    factory = _find_factory(name, module_name)
-    if not callable(factory) or isinstance(factory, nn.Module):
-        advice = f"It is a {type(factory).__name__}."
-        raise ArgumentError("model", "name a function that returns the model", name, advice)
-    try:
-        result = factory()
-    except ActivationError:  # its text says already what to do
-        raise
-    except Exception as error:
-        raise ArgumentError("model", "name a factory that runs", name, f"It raised {one_line(error)}.") from error
-    model, prepare = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
-    if not isinstance(model, nn.Module) or not (prepare is None or callable(prepare)):
-        condition = "be a torch.nn.Module, or one and what prepares its batches"
-        raise ArgumentTypeError(f"what {name!r} returns", condition, result)
-    return model, prepare
-
-
-def _find_factory(name: str, module_name: str) -> Any:
-    """What ``package.module:factory`` names; the current directory stays importable until the command ends."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does; a model may import more of its own when it runs
-    importlib.invalidate_caches()
-    try:
-        return pkgutil.resolve_name(name)
-    except ActivationError:
-        raise
-    except Exception as error:
-        module = sys.modules.get(module_name)
-        if not isinstance(error, AttributeError) or module is None:  # the module itself failed
-            raise ArgumentError("model", "name a module that can be imported", name, f"{one_line(error)}.") from error
-        advice = close_matches(name.partition(":")[2], dir(module))
-        raise ArgumentError("model", f"name something that {module_name!r} holds", name, advice) from None
+    return built(find_object("model", name), name)
 
 
 def _example(model: nn.Module, prepare: Any) -> dict[str, Any] | None:

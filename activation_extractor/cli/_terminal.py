@@ -30,9 +30,3 @@ def how_to_read(path: Path, key: Any) -> str:
 def warn(text: str) -> None:
     """Print what is not part of the result, on stderr."""
     print(text, file=sys.stderr)
-
-
-def one_line(error: Exception, *, briefly: bool = False) -> str:
-    """An error's type and message on one line without a full stop; briefly, the message's first sentence."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
-    return (text.split(". ")[0] if briefly else text).rstrip(".")

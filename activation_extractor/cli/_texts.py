@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from activation_extractor._display import one_line
 from activation_extractor.cli._forward_arguments import first_argument, is_taken, takes
-from activation_extractor.cli._terminal import one_line
 from activation_extractor.cli._token_limits import counts_positions, token_limit
 from activation_extractor.errors import ArgumentError
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from activation_extractor._display import examples, quiet
-from activation_extractor.cli._terminal import one_line
+from activation_extractor._display import examples, one_line, quiet
 from activation_extractor.errors import ArgumentError, MissingExtraError
 
 KINDS = "be a folder with a config.json, the id of a transformers model, or 'package.module:factory'"

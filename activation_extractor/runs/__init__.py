@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from activation_extractor.runs._columns import Columns
 from activation_extractor.runs._extract import extract
 from activation_extractor.runs._length_batches import length_batches
 from activation_extractor.runs._windows import Window, windows
 
-__all__ = ["Window", "extract", "length_batches", "windows"]
+__all__ = ["Columns", "Window", "extract", "length_batches", "windows"]

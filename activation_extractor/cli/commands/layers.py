@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from activation_extractor._display import aligned, dtype_name, plural
-from activation_extractor.cli._terminal import one_line, say, say_json, warn
+from activation_extractor._display import aligned, dtype_name, one_line, plural
+from activation_extractor.cli._terminal import say, say_json, warn
 
 if TYPE_CHECKING:
     from activation_extractor.activations import LayerPreview, Preview
