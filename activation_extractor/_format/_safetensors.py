@@ -7,13 +7,14 @@ memory, so that nothing is concatenated or copied on the way.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,7 +35,10 @@ from activation_extractor._format._headers import (
 )
 from activation_extractor.errors import ArgumentError
 
+_Result = TypeVar("_Result")
+
 _ALIGNMENT = 64
+_SMALL_BYTES = 2**18  # of a shard whose checksums take less time than to ask another thread for them
 _LONGEST_HEADER = 100_000_000  # as in the reference reader
 _METADATA = "__metadata__"
 _CRC32 = "crc32:"  # in front of an entry's name, in the metadata
@@ -94,15 +98,37 @@ def write_safetensors_shard(path: Path, entries: Entries, metadata: Mapping[str,
     The checksums are taken on another thread while the values are written, and filled in at the end.
     """
     none = dict.fromkeys(entries, 0)
-    with open(path, "xb") as file, ThreadPoolExecutor(1) as pool:
-        taken = pool.submit(lambda: {name: crc32_of(chunks) for name, chunks in entries.items()})
-        stream_safetensors(file, entries, _with_crc32(sealed(metadata, entries, none), none))
-        metadata = sealed(metadata, entries, taken.result())
-        header, _ = arranged(entries, _with_crc32(metadata, taken.result()))
+    with open(path, "xb") as file:
+        take_crcs = _beside(lambda: {name: crc32_of(chunks) for name, chunks in entries.items()}, entries)
+        try:
+            stream_safetensors(file, entries, _with_crc32(sealed(metadata, entries, none), none))
+        finally:  # the other thread reads the values, which the caller may write to
+            crcs = take_crcs()
+        metadata = sealed(metadata, entries, crcs)
+        header, _ = arranged(entries, _with_crc32(metadata, crcs))
         file.seek(0)
         file.write(header)  # as long as before: a checksum always has eight digits
         sync(file)
     return metadata[SEAL]
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """The threads that take checksums in this process; they start when they are needed, and are few."""
+    return ThreadPoolExecutor(2, thread_name_prefix="activation_extractor checksums")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # a child process has none of its parent's threads
+
+
+def _beside(job: Callable[[], _Result], entries: Entries) -> Callable[[], _Result]:
+    """Begin a job on another thread, unless it is small or there can be no thread; returns what gives its result."""
+    if sum(chunk.nbytes for chunks in entries.values() for chunk in chunks) <= _SMALL_BYTES:
+        return job
+    try:
+        return _threads().submit(job).result
+    except RuntimeError:  # the main thread has ended, or the system refuses a thread
+        return job
 
 
 def _with_crc32(metadata: Mapping[str, str], crcs: Mapping[str, int]) -> dict[str, str]:

@@ -8,12 +8,17 @@ from collections.abc import Callable
 
 Job = Callable[[], None]
 
+IDLE_SECONDS = 1.0  # after which a thread without jobs ends, so that one is never left behind
+MOST_JOBS = 10_000  # that wait, however small they are: each has memory mapped, and a process 65,530 maps by default
+_LOOK_SECONDS = 1.0  # between two looks of a caller that waits, whether the thread is alive
+
 
 class Background:
     """Does jobs one after the other while the caller goes on.
 
-    The thread lives only while there are jobs, so it is never left behind; the interpreter waits for it before it ends.
-    Once a job has failed the ones behind it are dropped, and every call raises the failure until `finish` has.
+    One thread does them. It ends with `finish`, or when there was no job for a while; the interpreter waits for it
+    before it ends. Once a job has failed the ones behind it are dropped, and every call raises the failure until
+    `finish` has. So does a failure of the thread itself, which no memory may be left for.
 
     The unfinished jobs hold up to `queue_bytes` together; a larger job waits until it is alone.
 
@@ -26,7 +31,8 @@ class Background:
         self._queue_bytes = queue_bytes
         self._jobs: deque[tuple[Job, int]] = deque()
         self._held_bytes = 0
-        self._is_running = False
+        self._thread: threading.Thread | None = None
+        self._is_ending = False
         self._error: BaseException | None = None
         self._changed = threading.Condition()
 
@@ -39,37 +45,57 @@ class Background:
         """Queue a job that holds `nbytes`, as soon as there is room for it and for `reserved_bytes` of the caller's."""
         most_held = max(self._queue_bytes - nbytes - reserved_bytes, 0)
         with self._changed:
-            self._changed.wait_for(lambda: self._error or self._held_bytes <= most_held)
+            self._wait(lambda: bool(self._error) or (self._held_bytes <= most_held and len(self._jobs) < MOST_JOBS))
             self.check()
-            if not self._is_running:
-                threading.Thread(target=self._work, name="activation_extractor writer").start()
-            self._is_running = True
+            if self._thread is None:
+                thread = threading.Thread(target=self._work, name="activation_extractor writer")
+                thread.start()  # it waits until this block is left
+                self._thread = thread
             self._jobs.append((job, nbytes))
             self._held_bytes += nbytes
+            self._changed.notify_all()
 
     def finish(self) -> None:
         """Wait until all jobs are done, and raise what the first one that failed raised; later jobs begin anew."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_running)
+            self._is_ending = True
+            self._changed.notify_all()
+            try:
+                self._wait(lambda: self._thread is None)
+            finally:
+                self._is_ending = False
             error, self._error = self._error, None
             if error is not None:
                 raise error
 
+    def _wait(self, is_ready: Callable[[], bool]) -> None:
+        """Wait until something is so, or the thread has died: it is looked at from time to time."""
+        while not self._changed.wait_for(is_ready, _LOOK_SECONDS):
+            if self._thread is not None and not self._thread.is_alive():
+                self._drop(RuntimeError("the thread that writes ended before its work was done"))
+                self._held_bytes, self._thread = 0, None
+
     def _work(self) -> None:
         done_bytes = 0
         while True:
-            with self._changed:
-                self._held_bytes -= done_bytes
-                self._is_running = bool(self._jobs)
-                self._changed.notify_all()
-                if not self._is_running:
-                    return
-                job, done_bytes = self._jobs.popleft()
+            job = None  # and what it holds, before its bytes count as free
             try:
+                with self._changed:
+                    self._held_bytes, done_bytes = self._held_bytes - done_bytes, 0
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._jobs or self._is_ending, IDLE_SECONDS)
+                    if not self._jobs:
+                        self._thread = None
+                        self._changed.notify_all()
+                        return
+                    job, done_bytes = self._jobs.popleft()
                 job()
             except BaseException as error:  # the caller's thread raises it, KeyboardInterrupt too
                 with self._changed:
-                    self._error = error
-                    self._jobs.clear()
+                    self._drop(error)
                     self._held_bytes = done_bytes
-            del job  # and what it holds, before its bytes count as free
+
+    def _drop(self, error: BaseException) -> None:
+        """Drop the jobs that wait, since something failed."""
+        self._error = self._error or error
+        self._jobs.clear()

@@ -153,7 +153,7 @@ class StoreWriter:
             self._manifest = self._make_manifest(self._schema)
         metadata = {"store": store_name(self._manifest.fingerprint), "rows": str(unit.rows), **(metadata or {})}
         job = partial(self._write, self._manifest, name, unit, metadata, order, is_same, data)
-        self._submit(job, unit.nbytes)
+        self._submit(job, unit.held_bytes)
 
     def _submit(self, job: Callable[[], None], nbytes: int) -> None:
         if self._held_back is not None:

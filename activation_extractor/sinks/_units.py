@@ -15,13 +15,14 @@ from activation_extractor.sinks._host_memory import HostMemory
 from activation_extractor.sinks._step import Step
 from activation_extractor.sinks._transfer import Arrival, Transfer
 
+_OBJECT_BYTES = 640  # of a tensor, and of a unit for each of its columns, beside their values: measured
 _SMALL_CHUNK_BYTES = 64 * 2**10  # chunks of this mean size are joined: writing one costs as much as copying 64 KiB
 
 
 class Unit:
     """Consecutive whole steps that become one shard, on the CPU or on their way to it.
 
-    `rows` counts the steps' rows, `nbytes` the bytes of their columns.
+    `rows` counts the steps' rows, `nbytes` the bytes of their columns, `held_bytes` all that it takes.
     """
 
     def __init__(self, transfer: Transfer) -> None:
@@ -31,6 +32,12 @@ class Unit:
         self._columns: dict[str, _Column] = {}
         self._ids: list[RowId] = []
         self._checks: list[tuple[int, Check, Tensor]] = []
+        self._more_bytes = 4 * _OBJECT_BYTES
+
+    @property
+    def held_bytes(self) -> int:
+        """How much memory it takes: its columns, the whole of the blocks that hold them, ids, and objects."""
+        return self._memory.nbytes + self._more_bytes + _OBJECT_BYTES * len(self._columns)
 
     def add(self, columns: Mapping[str, Tensor | Ragged], step: Step) -> int:
         """Add the columns of a step, without waiting for their device; returns their size in bytes."""
@@ -42,10 +49,15 @@ class Unit:
             (step.index, check, hosts[number]) for number, check in zip(verdicts, step._checks, strict=True)
         ]
         for name, value in columns.items():
-            host = self._memory.keep(hosts[name]) if hosts[name] is chunks[name] else hosts[name]
+            is_here = hosts[name] is chunks[name]
+            host = self._memory.keep(hosts[name]) if is_here else hosts[name]
             lengths = value.lengths.cpu() if isinstance(value, Ragged) else None
-            self.nbytes += self._columns.setdefault(name, _Column()).add(host, lengths, self.rows)
-        self._ids += step.ids or ()
+            nbytes = self._columns.setdefault(name, _Column()).add(host, lengths, self.rows)
+            self.nbytes += nbytes
+            self._more_bytes += _OBJECT_BYTES + (0 if is_here else nbytes) + (0 if lengths is None else lengths.nbytes)
+        ids = step.ids or ()
+        self._more_bytes += _OBJECT_BYTES * len(verdicts) + sum(64 + len(str(row_id)) for row_id in ids)
+        self._ids += ids
         self.rows += step.rows
         return self.nbytes - before
 

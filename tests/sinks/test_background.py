@@ -11,10 +11,9 @@ import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
+from threads import PATIENCE_SECONDS, ends, is_blocked, on_a_thread, waiting_for, writers
 
 from activation_extractor.sinks._background import Background
-
-PATIENCE_SECONDS = 10  # before a test that hangs is given up
 
 
 @pytest.fixture
@@ -24,35 +23,11 @@ def gate() -> Iterator[threading.Event]:
     event.set()
 
 
-def waiting_for(gate: threading.Event) -> Callable[[], None]:
-    return lambda: gate.wait(PATIENCE_SECONDS) or None
-
-
-def on_a_thread(call: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    return thread
-
-
-def is_blocked(thread: threading.Thread) -> bool:
-    thread.join(0.05)
-    return thread.is_alive()
-
-
-def ends(thread: threading.Thread) -> bool:
-    thread.join(PATIENCE_SECONDS)
-    return not thread.is_alive()
-
-
 def fail(error: BaseException) -> Callable[[], None]:
     def job() -> None:
         raise error
 
     return job
-
-
-def writers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "activation_extractor writer"]
 
 
 def test_jobs_are_done_in_order_on_one_other_thread():
@@ -142,7 +117,7 @@ def test_the_first_error_comes_back_from_every_call_until_finish_has_raised_it(g
 def test_submit_and_check_raise_the_error_and_queue_nothing():
     background, done, error = Background(1000), [], OSError("full")
     background.submit(fail(error), 1)
-    while background._is_running:
+    while background._error is None:
         threading.Event().wait(0.001)
     for call in (background.check, lambda: background.submit(lambda: done.append(1), 1), background.check):
         with pytest.raises(OSError, match="full"):
@@ -193,21 +168,21 @@ def test_after_an_error_there_is_all_the_room_again(gate):
 @pytest.mark.parametrize("fails", [False, True])
 def test_no_thread_is_left_after_finish(fails):
     background = Background(10)
-    assert not writers()
     background.submit(fail(OSError()) if fails else lambda: None, 1)
-    started = writers()
+    thread = background._thread
+    assert thread in writers()
     try:
         background.finish()
     except OSError:
         assert fails
-    assert all(map(ends, started))
-    assert not writers()
+    assert ends(thread)
+    assert background._thread is None
 
 
 def test_the_interpreter_waits_for_the_jobs(gate):
     background = Background(10)
     background.submit(waiting_for(gate), 1)
-    assert [thread.daemon for thread in writers()] == [False]
+    assert not background._thread.daemon
     gate.set()
     background.finish()
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activation_extractor.sinks import _host_memory
-from activation_extractor.sinks._host_memory import BLOCK_BYTES, SMALL_BYTES, HostMemory
+from activation_extractor.sinks._host_memory import BLOCK_BYTES, FIRST_BLOCK_BYTES, SMALL_BYTES, HostMemory
 
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64, torch.int8]
 
@@ -46,12 +46,30 @@ def test_a_large_tensor_comes_back_as_it_is():
     assert memory.keep(small) is not small
 
 
-def test_a_full_block_is_followed_by_another():
+def test_a_large_part_of_something_larger_is_copied_so_that_the_rest_is_freed():
+    memory, whole = HostMemory(), torch.zeros(3, SMALL_BYTES)
+    part, most = memory.keep(whole[0]), memory.keep(whole[:2])
+    assert part.untyped_storage().nbytes() == SMALL_BYTES * 4
+    assert most.data_ptr() == whole.data_ptr()
+
+
+def test_each_block_is_twice_as_large_as_the_one_before_up_to_a_limit_and_all_are_counted():
+    memory, blocks = HostMemory(), {}
+    for number in range(200):
+        kept = memory.keep(torch.full((FIRST_BLOCK_BYTES // 4,), float(number)))
+        blocks.setdefault(kept.untyped_storage().data_ptr(), kept.untyped_storage().nbytes())
+        assert kept[0].item() == number
+    sizes = list(blocks.values())
+    assert sizes[:8] == [min(FIRST_BLOCK_BYTES << power, BLOCK_BYTES) for power in range(8)]
+    assert memory.nbytes >= sum(sizes[-2:])
+
+
+def test_what_comes_back_as_it_is_counts_too():
     memory = HostMemory()
-    kept = [memory.keep(torch.full((SMALL_BYTES // 4,), float(number))) for number in range(40)]
-    blocks = {one.untyped_storage().data_ptr() for one in kept}
-    assert len(blocks) == -(-40 * SMALL_BYTES // BLOCK_BYTES)
-    assert [one[0].item() for one in kept] == list(range(40))
+    memory.keep(torch.zeros(SMALL_BYTES + 1, dtype=torch.uint8))
+    assert memory.nbytes == SMALL_BYTES + 1
+    memory.keep(torch.zeros(1))
+    assert memory.nbytes == SMALL_BYTES + 1 + FIRST_BLOCK_BYTES
 
 
 def test_memory_is_given_back_with_the_last_of_its_tensors(monkeypatch: pytest.MonkeyPatch):

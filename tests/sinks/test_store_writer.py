@@ -279,7 +279,10 @@ def test_a_disk_that_is_full_from_the_beginning_leaves_a_folder_that_is_free(fol
 def test_the_unit_that_is_gathered_counts_beside_those_that_wait_to_be_written(folder, monkeypatch):
     gate, write = threading.Event(), _store_writer.write_shard
     monkeypatch.setattr(_store_writer, "write_shard", lambda *arguments: gate.wait(10) and write(*arguments))
-    made = UnitByUnit(folder, SAFETENSORS, queue_bytes=3 * 12, shares_store=False)
+    made = UnitByUnit(folder, SAFETENSORS, queue_bytes=1, shares_store=False)
+    made.add(step([9]))
+    held_bytes = made.unit.held_bytes
+    made = UnitByUnit(folder, SAFETENSORS, queue_bytes=3 * held_bytes, shares_store=False)
     made.name = NAMES[0]
     made.begin(RUN["fingerprint"])
     waits = []
