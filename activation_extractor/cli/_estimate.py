@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,7 +26,7 @@ from activation_extractor.layers._modules import evaluating
 from activation_extractor.runs._batches import call_model
 from activation_extractor.runs._devices import move, without_gradients
 from activation_extractor.runs._length_batches import WINDOW_ROWS
-from activation_extractor.sinks._resume import check_free
+from activation_extractor.sinks._resume import holds_store
 from activation_extractor.sinks._unit_policy import UNIT_BYTES
 
 LEAST_ROWS = 64
@@ -160,9 +161,7 @@ def check_out(out: Path, *, resume: bool = True) -> None:
     Raises:
         StoreError: it is a file, or holds something else than a store, which the run resumes or else sets aside.
     """
-    if not (out / "manifest.json").exists():
-        check_free(out)
-    elif not resume:
+    if holds_store(out, may_join=True) and not resume:
         check_replaceable(out)
 
 
@@ -172,7 +171,7 @@ def check_room(out: Path, nbytes: int, *, resume: bool = True) -> None:
     Raises:
         StoreError: the disk has less room.
     """
-    written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if resume else 0
+    written = _bytes_in(out) if resume else 0
     missing = max(0, nbytes - written)
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
@@ -196,3 +195,13 @@ def _column_bytes(value: Tensor, codec: Codec, rows: int, positions: int | None)
     if positions is not None and value.dim() >= 3:
         return value.numel() * itemsize * positions // max(1, value.shape[0] * value.shape[1])
     return value.numel() * itemsize * rows // max(1, value.shape[0])
+
+
+def _bytes_in(folder: Path) -> int:
+    """The bytes of the files in a folder, of which other processes may remove some meanwhile."""
+    nbytes = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                nbytes += os.lstat(os.path.join(place, name)).st_size
+    return nbytes

@@ -6,23 +6,16 @@ from pathlib import Path
 
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._end import read_end
-from activation_extractor._format._manifest import Manifest, has_manifest, read_manifest
+from activation_extractor._format._manifest import Manifest, read_manifest
 from activation_extractor._format._shards import list_units, unit_name
 from activation_extractor.errors import OtherRunError, StoreError
-from activation_extractor.sinks._resume import check_free
+from activation_extractor.sinks._resume import holds_store
 
 
 def may_resume(folder: Path, *, resume: bool) -> bool:
     """Whether a folder holds a store to resume; a StoreError where it holds something else, or is not to be resumed."""
-    if not (resume and has_manifest(folder)):
-        try:
-            check_free(folder, "Choose another folder, or leave out resume=False to go on with it.")
-        except StoreError:
-            if not (resume and has_manifest(folder)):  # another process may have begun it meanwhile
-                raise
-            return True
-        return False
-    return True
+    advice = "Choose another folder, or leave out resume=False to go on with it."
+    return holds_store(folder, may_join=resume, advice=advice)
 
 
 def manifest_of_run(folder: Path) -> tuple[Manifest, int]:

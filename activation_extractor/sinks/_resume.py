@@ -14,6 +14,23 @@ from activation_extractor.errors import OtherRunError, StoreError
 _APPEND = "Choose another folder, or add to it with a sink such as SafetensorsSink(path, append=True)."
 
 
+def holds_store(path: Path, *, may_join: bool, advice: str = _APPEND) -> bool:
+    """Whether a folder holds a store, which `may_join` says that a run may go on with; else it is free.
+
+    Raises:
+        StoreError: it is neither; `advice` is for one that holds a store.
+    """
+    if may_join and has_manifest(path):
+        return True
+    try:
+        check_free(path, advice)
+    except StoreError:
+        if may_join and has_manifest(path):  # another process began it between the two looks
+            return True
+        raise
+    return False
+
+
 def check_free(path: Path, advice: str = _APPEND) -> None:
     """Make sure that a folder can become a new store, without touching it; `advice` is for one that is a store.
 

@@ -16,7 +16,7 @@ from activation_extractor._format._manifest import has_manifest, read_manifest, 
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._shards import list_units, shard_path, unit_name
 from activation_extractor.errors import ArgumentTypeError, StoreError
-from activation_extractor.sinks._resume import check_free
+from activation_extractor.sinks._resume import holds_store
 from activation_extractor.sinks._sinks import Sink
 from activation_extractor.sinks._step import Step
 from activation_extractor.sinks._store_writer import QUEUE_BYTES, StoreWriter
@@ -72,9 +72,8 @@ class StoreSink(Sink):
         self.path = check_path("path", path)
         check_flag("append", append)
         codec = self.codec.storing(dtype)
-        self._appends = append and has_manifest(self.path)
-        if not self._appends:
-            check_free(self.path)
+        holds_store(self.path, may_join=append)
+        self._appends = append
         self._writer = StoreWriter(self.path, codec, queue_bytes=queue_bytes, shares_store=append)
         self._policy, self._unit, self._units = UnitPolicy(unit_bytes, rows_per_unit), self._writer.new_unit(), 0
         self._about: Mapping[str, Any] | None = None
@@ -102,7 +101,7 @@ class StoreSink(Sink):
         with self._lock:
             if self._about is None:
                 self._writer.begin(about)
-                if self._appends:
+                if self._appends and has_manifest(self.path):  # also one that was begun after this sink was made
                     self._resume(about)
             elif self._about != about:
                 advice = "Give each capture a sink and a folder of its own."
