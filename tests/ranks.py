@@ -44,7 +44,7 @@ class Ranks:
         for process in self._processes:
             process.kill()
             process.join()
-            self._folder.cleanup()
+        self._folder.cleanup()
         self._processes, self._pipes = [], []
 
     def _start(self) -> None:
