@@ -132,10 +132,21 @@ def as_plain(tensor: Tensor, layer: str | None = None, place: str = "here") -> T
     Raises:
         TensorKindError: it is nested, distributed or another wrapper of tensors, or has no numbers.
     """
+    tensor = whole_here(tensor)
     if (kind := kind_of(tensor)) is not None:
         raise TensorKindError(*kind, layer, place)
     plain = as_dense(ordinary(tensor.detach()))
     return plain if type(plain) is Tensor else plain.as_subclass(Tensor)
+
+
+def whole_here(tensor: Any) -> Tensor:
+    """The plain tensor in a DTensor of which each process holds the whole; any other tensor as it is."""
+    if type(tensor) is not Tensor and hasattr(tensor, "device_mesh"):
+        axes = enumerate(tensor.placements)
+        if all(placement.is_replicate() or tensor.device_mesh.size(axis) == 1 for axis, placement in axes):
+            tensor = tensor.to_local()
+    whole: Tensor = tensor
+    return whole
 
 
 def kind_of(tensor: Tensor) -> tuple[str, str] | None:
@@ -148,7 +159,7 @@ def kind_of(tensor: Tensor) -> tuple[str, str] | None:
     if not _wraps(tensor):
         return None
     if hasattr(tensor, "full_tensor"):
-        return "a DTensor, of which a process holds a part", advice.format("full_tensor()")
+        return "a DTensor, of which a process holds a part", "Capture it with sharded='gather' in each process."
     kind = f"a {type(tensor).__name__}, a class that wraps other tensors"
     return kind, "Convert it in a reducer to a tensor of torch's own class."
 

@@ -12,6 +12,7 @@ Each error derives from `ActivationError` and from the built-in that a stranger 
     ├── GradientNotFoundError    RuntimeError   a requested gradient never came
     ├── ValueNotFoundError       TypeError      a layer's value holds no tensor to record
     ├── TensorKindError          TypeError      a tensor that has no plain numbers where these are needed
+    ├── PartError                ValueError     a process holds a part of a layer's value
     ├── OverwrittenError         RuntimeError   a `copy=False` value was written to later
     ├── TransformedCallError     RuntimeError   a layer ran under `vmap` / `torch.func`, or was traced
     ├── InferenceReferenceError  RuntimeError   `copy=False` under `inference_mode`
@@ -63,6 +64,7 @@ __all__ = [
     "MissingExtraError",
     "OtherRunError",
     "OverwrittenError",
+    "PartError",
     "PoolingError",
     "PositionError",
     "ReducerError",
@@ -235,6 +237,26 @@ class TensorKindError(ActivationError, TypeError):
         self.kind, self.advice, self.layer = kind, advice, layer
         what = "A tensor" if layer is None else f"The value of layer {layer!r}"
         super().__init__(f"{what} must hold plain numbers {place}, got {kind}. {advice}")
+
+
+class PartError(ActivationError, ValueError):
+    """Of a layer's value each process holds a part, and nobody says what becomes of it, or it is not known which part.
+
+    Attributes:
+        layer: the layer's name.
+        part: what this process holds; "" where it is not known how the value is cut.
+    """
+
+    def __init__(self, layer: str, part: str) -> None:
+        self.layer, self.part = layer, part
+        got = part or "a part of something that is spread over processes, cut in a way that is not known"
+        advice = "Pass sharded='gather', in each process, for the whole, or sharded='local' for this process's part."
+        if not part:
+            advice = (
+                "Pass sharded='local' for this process's part, or capture a layer before it, or behind it, that is "
+                "parallel itself."
+            )
+        super().__init__(f"The value of layer {layer!r} must be whole in this process, got {got}. {advice}")
 
 
 class OverwrittenError(ActivationError, RuntimeError):

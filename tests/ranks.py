@@ -33,7 +33,7 @@ class Ranks:
             self._start()
         for pipe in self._pipes:
             pipe.send((function, args))
-        answers = [pipe.recv() if pipe.poll(seconds) else ("it hangs", None) for pipe in self._pipes]
+        answers = [answer_of(pipe, seconds) for pipe in self._pipes]
         if any(error for error, _ in answers):
             self.stop()
             pytest.fail("\n".join(f"rank {rank}: {error}" for rank, (error, _) in enumerate(answers)), pytrace=False)
@@ -56,6 +56,14 @@ class Ranks:
             process.start()
             self._processes.append(process)
             self._pipes.append(ours)
+
+
+def answer_of(pipe: Any, seconds: float) -> tuple[str | None, Any]:
+    """The error of a process, or what it returned."""
+    try:
+        return pipe.recv() if pipe.poll(seconds) else ("it hangs", None)
+    except EOFError:
+        return "it died", None
 
 
 def serve(pipe: Any, rank: int, world: int, folder: str) -> None:

@@ -17,11 +17,10 @@ class Blocks(nn.Module):
         super().__init__()
         self.up = nn.Linear(32, 64)
         self.act = nn.ReLU()
-        self.norm = nn.BatchNorm1d(6)
         self.down = nn.Linear(64, 32)
 
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        return self.down(self.norm(self.act(self.up(x))))
+        return self.down(self.act(self.up(x)))
 
 
 def plain(seed: int = 0) -> nn.Module:

@@ -33,6 +33,7 @@ EXAMPLES = {
     "GradientNotFoundError": errors.GradientNotFoundError(["h.0:gradient"]),
     "ValueNotFoundError": errors.ValueNotFoundError("h.0", {"a": 3}, select="b"),
     "TensorKindError": errors.TensorKindError("a sparse tensor", "Convert it.", "h.0", "in a file"),
+    "PartError": errors.PartError("h.0", "part 1 of 2 along axis 1"),
     "OverwrittenError": errors.OverwrittenError("h.0"),
     "TransformedCallError": errors.TransformedCallError("h.0"),
     "InferenceReferenceError": errors.InferenceReferenceError(),

@@ -37,6 +37,7 @@ class Owner:
         missed: why calls of layers were not recorded.
         hooks_made: how many hooks had been registered, on anything, when ours were put last.
         picked_of: by recorded name, of how many tensors of a structure the recorded one is the first.
+        parts: by recorded name, which part of a value that is spread over processes is recorded in place of it.
         put_last: moves our hooks behind those that were registered later; returns the ids of the dictionaries of hooks
             in which these may replace what a layer takes or returns.
         unpacks: whether a packed sequence is recorded as its rows: where it is reduced, joined or stored.
@@ -47,6 +48,7 @@ class Owner:
         "hooks_made",
         "is_open",
         "missed",
+        "parts",
         "picked_of",
         "put_last",
         "stops_early",
@@ -61,6 +63,7 @@ class Owner:
         self.backwards = -1, backward_task()
         self.missed: dict[str, str] = {}
         self.picked_of: dict[str, int] = {}
+        self.parts: dict[str, str] = {}
         self.hooks_made = hook_counter.next_id
         self.put_last: Callable[[], set[int]] = set
 

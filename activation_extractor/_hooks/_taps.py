@@ -56,11 +56,17 @@ def tap(target: Target, owner: Owner, record: Record, attached: Attached, pick: 
         attached.add(target.module, _output_hook(target, owner, record, pick))
 
 
-def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record | None], attached: Attached) -> Detach:
+def tap_gradient(
+    target: Target,
+    owner: Owner,
+    expect: Callable[[bool], Record | None],
+    attached: Attached,
+    settle: Callable[[Tensor, Record], Record] = lambda tensor, record: record,
+) -> Detach:
     """Attach a hook that asks `expect`, in each call of the layer, what records the gradient that backward will bring.
 
-    `expect` is called with whether the call is a recomputation, and returns None where the call does not count. Returns
-    what takes off the hooks that wait for gradients.
+    `expect` is called with whether the call is a recomputation, and returns None where the call does not count.
+    `settle` gives what takes a gradient for the tensor that it is of. Returns what takes off the hooks that wait.
     """
     module = target.module
     handles: list[RemovableHandle] = []
@@ -77,7 +83,7 @@ def tap_gradient(target: Target, owner: Owner, expect: Callable[[bool], Record |
         tensor, record = pick_tensor(target, owner, output), expect(backward_task() not in owner.backwards)
         if tensor.requires_grad and record is not None:
             handles[:] = [handle for handle in handles if handle.hooks_dict_ref() is not None]
-            handles.append(tensor.register_hook(record))  # type: ignore[no-untyped-call]
+            handles.append(tensor.register_hook(settle(tensor, record)))  # type: ignore[no-untyped-call]
             owner.hooks_made += 1  # a tensor's hook changes no module's order
 
     attached.add(module, expect_gradient)

@@ -51,11 +51,11 @@ class Activations(Mapping[Any, Tensor]):
             pair: [call.clone() for call in value] if isinstance(value, list) else value.clone()
             for pair, value in values.items()
         }
-        return _copied(CopiedResults(copies, self.reducers, self._results.picked_of))
+        return _copied(CopiedResults(copies, self._results))
 
     def __reduce__(self) -> Any:
         values = {pair: self._results.hand_out(pair) for pair in self.pairs}
-        return _copied, (CopiedResults(values, self.reducers, self._results.picked_of),)
+        return _copied, (CopiedResults(values, self._results),)
 
     def __getitem__(self, key: EntryKey) -> Tensor:
         """The value of a layer.
@@ -179,8 +179,7 @@ class Activations(Mapping[Any, Tensor]):
         rows = []
         for key, (name, reducer) in zip(self, self.pairs, strict=True):
             try:
-                count = self._results.picked_of.get(name, 1)
-                note = f"first of {count} tensors" if count > 1 else ""
+                note = ", ".join(self._notes(name))
                 rows += [(*row, note) for row in _display.describe(key, self[key])]
             except Exception as error:  # a value that cannot be read, which is no reason to show none
                 what = "overwritten" if isinstance(error, OverwrittenError) else type(error).__name__
@@ -190,6 +189,12 @@ class Activations(Mapping[Any, Tensor]):
         except Exception:  # of a class of tensors that answers nothing
             nbytes = 0
         return _display.total("Activations", len(rows), nbytes), rows
+
+    def _notes(self, name: str) -> Iterator[str]:
+        if (count := self._results.picked_of.get(name, 1)) > 1:
+            yield f"first of {count} tensors"
+        if name in self._results.parts:
+            yield self._results.parts[name]
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         values: Any = self.items()

@@ -15,9 +15,10 @@ from torch import nn
 
 from activation_extractor._format._fingerprints import describe
 from activation_extractor._hooks._context import open_here
+from activation_extractor._hooks._tensor_parts import is_spread
 from activation_extractor.activations._activations import Activations
 from activation_extractor.activations._open_block import OpenBlock, Plan
-from activation_extractor.activations._options import Missing, Options
+from activation_extractor.activations._options import Missing, Options, Sharded
 from activation_extractor.activations._recorded_values import Calls
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
 from activation_extractor.layers._modules import check_model, unwrap
@@ -46,6 +47,7 @@ def capture(
     to: Any = None,
     max_bytes: int | None = None,
     missing: Missing = "error",
+    sharded: Sharded | None = None,
 ) -> Capture:
     """Record what layers of a model compute: as a with-block, or as a decorator.
 
@@ -94,6 +96,10 @@ def capture(
         to: a device to move what is kept to.
         max_bytes: raise when more memory than this is kept, counted by storage.
         missing: raise (``"error"``) or go on (``"skip"``) when a requested layer did not run in a step.
+        sharded: what becomes of a value of which each process holds a part, as with tensor parallelism: ``"gather"``
+            makes the whole of it, before it is reduced, which takes a block with the same layers in each process;
+            ``"local"`` records this process's part. By default a DTensor is handed out as it is, and what would take a
+            part for the whole is an error.
 
     Returns:
         A `Capture`, reusable and nestable.
@@ -126,6 +132,7 @@ def capture(
         to=to,
         max_bytes=max_bytes,
         missing=missing,
+        sharded=sharded,
         has_sink=sink is not None,
     )
     return Capture(model, layers, options, sink)
@@ -244,7 +251,8 @@ class Capture:
             advice = "Backward needs the whole forward."
             raise ArgumentError("stop_early", "be False when gradients are recorded", True, advice)
         plain = tuple(target.side == "output" and target.select is target.part_of is None for target in targets)
-        return Plan(root, targets, masks, layouts, masks.watched(root, targets), is_combined, plain)
+        spread = functools.cache(functools.partial(is_spread, root))
+        return Plan(root, targets, masks, layouts, masks.watched(root, targets), is_combined, plain, spread)
 
     def _record(self, plan: Plan) -> OpenBlock:
         if self._sink is not None:
@@ -267,6 +275,7 @@ class Capture:
                 "mask": describe(mask),
                 "sequence_axis": describe(options.sequence_axis),
                 "calls": options.calls,
+                **({"sharded": "local"} if options.sharded == "local" else {}),
             }
         return self._known_metadata
 

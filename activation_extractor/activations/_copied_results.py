@@ -15,16 +15,16 @@ class CopiedResults:
     """What `Results` hands out, apart from any block: as it was when the copy was made, outside any graph.
 
     Attributes:
-        reducers, only_reducer, picked_of: as of `Results`.
+        reducers, only_reducer, picked_of, parts: as of `Results`.
     """
 
-    def __init__(self, values: Mapping[Key, Any], reducers: list[str], picked_of: Mapping[str, int]) -> None:
+    def __init__(self, values: Mapping[Key, Any], original: Any) -> None:
         self._values = {
             key: [call.detach() for call in value] if isinstance(value, list) else value.detach()
             for key, value in values.items()
         }
-        self.reducers, self.only_reducer = reducers, reducers[0] if len(reducers) == 1 else ""
-        self.picked_of = dict(picked_of)
+        self.reducers, self.only_reducer = list(original.reducers), original.only_reducer
+        self.picked_of, self.parts = dict(original.picked_of), dict(original.parts)
 
     @property
     def names(self) -> list[str]:

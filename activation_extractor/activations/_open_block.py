@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +24,7 @@ from activation_extractor.activations._recorded_values import Recorded
 from activation_extractor.activations._recorders import GradientRecorder, Shared, recorder
 from activation_extractor.activations._results import Results
 from activation_extractor.activations._row_order import RowOrder
+from activation_extractor.activations._sharded import Sharding
 from activation_extractor.activations._steps import Steps
 from activation_extractor.errors import InferenceReferenceError, StopEarlyError
 from activation_extractor.layers._modules import ModuleTree
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
         watched: the modules whose calls may say which positions are real.
         is_combined: whether some targets are combined to one column.
         plain: of each target, whether it is an output as it is, that nothing is taken out of or combined with.
+        is_spread: tells whether processes share the model so that layers may hold parts of their values.
     """
 
     root: nn.Module
@@ -57,6 +59,7 @@ class Plan(NamedTuple):
     watched: Watched
     is_combined: bool
     plain: tuple[bool, ...]
+    is_spread: Callable[[], bool]
 
 
 class OpenBlock:
@@ -71,7 +74,7 @@ class OpenBlock:
     """
 
     def __init__(self, plan: Plan, options: Options, sink: Sink | None) -> None:
-        root, targets, masks, layouts, _, is_combined, _ = plan
+        root, targets, masks, layouts, _, is_combined, _, is_spread = plan
         self.state = ForwardState(
             targets,
             stops_early=options.stop_early,
@@ -92,6 +95,7 @@ class OpenBlock:
             may_lack=options.missing == "skip",
             is_time_first=bool(layouts) and any(0 in (layout.of_three, layout.axis) for layout in layouts.values()),
         )
+        self._sharding = Sharding.of(root, options, self.state, is_spread)
         self._plan: Plan | None = plan
         self._undo: list[Detach] = []
 
@@ -109,7 +113,9 @@ class OpenBlock:
                 self._watch(layer, module, positions)
             self._attach_hooks()
             undo.append(lambda: unwatch(root, state))
-            watch(root, state, self._run_forward)
+            watch(
+                root, state, self._run_forward if self._sharding is None else self._sharding.around(self._run_forward)
+            )
             state.is_watched = lambda: is_watched(root)
             undo.append(lambda: eager_stance.leave(state))
             eager_stance.enter(state)
@@ -154,19 +160,27 @@ class OpenBlock:
             self.steps.close(error)
 
     def _attach_hooks(self) -> None:
-        attached, make_hook, state = Attached(), fast_hooks(self._shared), self.state
+        attached, make_hook, state, sharding = Attached(), fast_hooks(self._shared), self.state, self._sharding
         self._undo.append(lambda: attached.detach())
         assert self._plan is not None
+        if sharding is not None:
+            make_hook = None
+            self._undo.append(sharding.hooks.detach)
+            sharding.attach(self._plan.root)
         for target, is_plain in zip(state.targets, self._plan.plain, strict=True):
             if is_plain and make_hook is not None:
                 attached.add(target.module, make_hook(target))
             elif target.side == "gradient":
                 gradients = self._gradients[target.name] = GradientRecorder(target, self._shared)
-                self._undo.append(tap_gradient(target, state, gradients.expect, attached))
+                settle = {} if sharding is None else {"settle": partial(sharding.settle_gradient, target)}
+                self._undo.append(tap_gradient(target, state, gradients.expect, attached, **settle))
             else:
-                tap(target, state, recorder(target, self._shared), attached)
+                pick = None if sharding is None else sharding.pick(target)
+                tap(target, state, recorder(target, self._shared), attached, pick)
         attached.hide()
         state.hooks_made, state.put_last = hook_counter.next_id, lambda: attached.put_last()
+        if sharding is not None:
+            state.put_last = lambda: sharding.hooks.put_last() | attached.put_last()
         state.find_displaced = lambda: self._displaced(attached)
 
     def _displaced(self, attached: Attached) -> frozenset[str]:

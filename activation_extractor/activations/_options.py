@@ -16,7 +16,12 @@ from activation_extractor.reducers._reducers import resolve_reducers
 from activation_extractor.reducers._sequence_axis import check_joined, check_sequence_axis
 
 Missing = Literal["error", "skip"]
-_CALLS, _MISSING = get_args(Calls), get_args(Missing)  # asking takes longer than all other checks of a block's options
+Sharded = Literal["gather", "local"]
+_CALLS, _MISSING, _SHARDED = (
+    get_args(Calls),
+    get_args(Missing),
+    (None, *get_args(Sharded)),
+)  # asking takes longer than all other checks of a block's options
 
 
 @dataclass(kw_only=True, eq=False)
@@ -41,12 +46,14 @@ class Options:
     to: torch.device | None
     max_bytes: int | None
     missing: Missing
+    sharded: Sharded | None
     has_sink: bool
     reducers: Mapping[str, Reducer] = field(init=False)
 
     def __post_init__(self, reduce: Any) -> None:
         check_mask(self.mask)
-        for name, choice, choices in (("calls", self.calls, _CALLS), ("missing", self.missing, _MISSING)):
+        chosen = ("calls", self.calls, _CALLS), ("missing", self.missing, _MISSING), ("sharded", self.sharded, _SHARDED)
+        for name, choice, choices in chosen:
             if choice not in choices:
                 raise ArgumentError(name, f"be one of {', '.join(map(repr, choices))}", choice)
         for name, flag in (("stop_early", self.stop_early), ("detach", self.detach), ("copy", self.copy)):

@@ -34,6 +34,7 @@ class Results:
         only_reducer: the name of the reducer, or "" where there are several.
         cleared: by recorded name, the stamp of the last value that was let go in this step.
         picked_of: by recorded name, of how many tensors of a structure the recorded one is the first.
+        parts: by recorded name, which part of a value that is spread over processes is recorded in place of it.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Results:
             self._layouts = {**layouts, **{name: layouts[first.name] for name, (first, *_) in members.items()}}
         self._options, self._recorded, self._state = options, recorded, state
         self._joined: dict[Key, tuple[list[Tensor], Tensor]] = {}
-        self.picked_of = state.picked_of
+        self.picked_of, self.parts = state.picked_of, state.parts
         self.cleared: dict[str, int] = {}
         self.only_reducer = next(iter(options.reducers)) if len(options.reducers) == 1 else ""
 

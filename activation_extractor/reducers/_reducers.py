@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from activation_extractor._tensors import as_dense, is_special, refused_kind, rows_of
+from activation_extractor._tensors import as_dense, is_special, refused_kind, rows_of, whole_here
 from activation_extractor.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -147,7 +147,7 @@ def _dense(activation: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | No
         TensorKindError: a nested row has no real position.
     """
     if not activation.is_nested:
-        return as_dense(activation), mask
+        return as_dense(whole_here(activation)), mask
     rows = rows_of(activation)
     padded = pad_sequence(rows, batch_first=True)
     lengths = torch.tensor(list(map(len, rows)), device=activation.device)

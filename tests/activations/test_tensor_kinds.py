@@ -243,7 +243,7 @@ def test_the_table_of_the_guide_has_these_doors_and_kinds_alone():
 ADVICE = re.compile(r"reduce=(lambda activation, mask: [^,]*?\(.*?\))\.$")
 
 
-@pytest.mark.parametrize("kind", ["nested, strided", "nested, jagged", "DTensor"])
+@pytest.mark.parametrize("kind", ["nested, strided", "nested, jagged"])
 def test_what_an_error_advises_works(kind, tmp_path):
     with pytest.raises(TensorKindError) as caught:
         run(kind).numpy()
