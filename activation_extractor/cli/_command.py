@@ -26,6 +26,7 @@ _IN_OPTIONS = {
     "Give the folder that was given as out= or sink=.": "Give the folder that extract wrote.",
     "match='order'": "--by-order",
     "with a dict": "with --match",
+    "Choose other columns by keys": "Choose other columns by --layers and --reduce",
     "Run verify()": "Run `activation-extractor verify`",
     "`[name for name, _ in model.named_modules()]`": "`activation-extractor layers`",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from activation_extractor.store._columns import Column
 from activation_extractor.store._dataset import StoreDataset
+from activation_extractor.store._export import Export, export
 from activation_extractor.store._listing import ShardInfo
 from activation_extractor.store._statistics import Statistics, statistics
 from activation_extractor.store._store import Store, open_store
@@ -13,12 +14,14 @@ from activation_extractor.store._verify import Damage, Verification, verify_stor
 __all__ = [
     "Column",
     "Damage",
+    "Export",
     "ShardInfo",
     "Statistics",
     "Store",
     "StoreDataset",
     "TextColumn",
     "Verification",
+    "export",
     "open_store",
     "statistics",
     "verify_store",

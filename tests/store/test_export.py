@@ -21,11 +21,27 @@ from activation_extractor.errors import ArgumentError, MissingExtraError, StoreE
 from activation_extractor.sinks import Step
 from activation_extractor.store import _export as module
 from activation_extractor.store import _parquet as parquet_module
-from activation_extractor.store._export import export
+from activation_extractor.store import export as public_export
 
 pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'parquet' is not installed")
 
-FORMATS = ["parquet", "npy", "npz", "safetensors"]
+FORMATS = ["parquet", "npy", "npz", "safetensors", "datasets", "h5ad"]
+EXTRAS = {"datasets": "datasets", "h5ad": "h5py"}
+
+
+def export(store, out, to):
+    """All of the store, but for the ragged columns where the format has none."""
+    if to in EXTRAS:
+        pytest.importorskip(EXTRAS[to], reason=f"the extra {to!r} is not installed")
+    keys = [key for key in store.pairs if not store[key].is_ragged] if to == "h5ad" else None
+    return public_export(store, out, to, keys=keys)
+
+
+def h5py_ids(path):
+    import h5py
+
+    with h5py.File(path) as file:
+        return file["obs/_index"][:]
 
 
 @pytest.fixture
@@ -99,7 +115,12 @@ def test_integer_ids_and_row_numbers_stay_integers(tmp_path, to):
             "npy": lambda path: np.load(path / "ids.npy"),
             "npz": lambda path: np.load(path)["#ids"],
             "safetensors": lambda path: load_file(path)["#ids"].numpy(),
+            "datasets": lambda path: __import__("datasets").load_from_disk(path).with_format("numpy")["id"][:],
+            "h5ad": lambda path: h5py_ids(path),
         }[to](out)
+        if to == "h5ad":  # whose ids are text
+            assert found.tolist() == [str(row_id).encode() for row_id in ids or [0, 1, 2, 3, 4]]
+            continue
         assert found.dtype == np.int64
         assert found.tolist() == (ids or [0, 1, 2, 3, 4])
 
@@ -138,6 +159,8 @@ def test_no_name_leads_out_of_the_folder(tmp_path):
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_the_line_that_opens_it_does(store, tmp_path, to):
+    if to == "h5ad":
+        pytest.importorskip("anndata", reason="the extra 'h5ad' is not installed")
     done = export(store, tmp_path / "it's out", to)
     scope: dict = {}
     exec(done.opened_with, scope)
@@ -146,6 +169,8 @@ def test_the_line_that_opens_it_does(store, tmp_path, to):
         "npy": lambda: scope["arrays"]["label"].tolist(),
         "npz": lambda: scope["arrays"]["#keep:label"].tolist(),
         "safetensors": lambda: scope["tensors"].get_tensor("#keep:label").tolist(),
+        "datasets": lambda: list(scope["dataset"]["label"]),
+        "h5ad": lambda: scope["data"].obs["label"].tolist(),
     }[to]()
     assert found == [0, 1, 2, 3, 4]
     if to == "npz":
@@ -157,7 +182,7 @@ def test_the_line_that_opens_it_does(store, tmp_path, to):
 def test_what_is_there_is_never_overwritten(store, tmp_path, to, there):
     out = tmp_path / "out"
     {"file": out.touch, "folder": out.mkdir, "link": lambda: out.symlink_to("nowhere")}[there]()
-    kind = "folder" if to == "npy" else "file"
+    kind = "folder" if to in ("npy", "datasets") else "file"
     with pytest.raises(StoreError, match=rf"out' must be a new {kind}, got one that exists already\. Choose another"):
         export(store, out, to)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "store"]
@@ -215,7 +240,9 @@ def test_a_missing_folder_is_one_sentence(store, tmp_path):
 
 
 def test_an_unknown_format_and_a_missing_pyarrow_are_sentences(store, tmp_path, monkeypatch):
-    with pytest.raises(ArgumentError, match=r"^to must be one of parquet, npy, npz, safetensors, got 'csv'"):
+    with pytest.raises(
+        ArgumentError, match=r"^to must be one of parquet, npy, npz, safetensors, datasets, h5ad, got 'csv'"
+    ):
         export(store, tmp_path / "out", "csv")
     monkeypatch.setattr(parquet_module, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"^Exporting to parquet needs pyarrow, which is not inst"):
@@ -240,6 +267,7 @@ def test_a_large_store_is_written_in_bounded_memory(tmp_path, monkeypatch, to):
         sink.write(Step(index, 1024, values))
     sink.close()
     store = open_store(tmp_path / "store")
+    export(store, tmp_path / "first", to)  # which imports what the format needs
     tracemalloc.start()
     export(store, tmp_path / "out", to)
     _, peak = tracemalloc.get_traced_memory()
@@ -260,12 +288,19 @@ def test_a_safetensors_export_opens_as_it_is_read_by_others(store, tmp_path):
 def test_a_store_without_a_complete_unit_gives_columns_without_rows(store, tmp_path, to):
     for part in ("shards", "journal"):
         shutil.rmtree(tmp_path / "store" / part)
+    if to == "h5ad":
+        pytest.importorskip("anndata", reason="the extra 'h5ad' is not installed")
     done = export(open_store(tmp_path / "store"), tmp_path / "out", to)
     scope: dict = {}
     exec(done.opened_with, scope)
     if to == "parquet":
         assert scope["table"].num_rows == 0
         assert scope["table"].column_names == ["id", "h.0:mean", "h.0:full", "h:1:mean", "label"]
+    elif to == "datasets":
+        assert len(scope["dataset"]) == 0
+        assert scope["dataset"].column_names == ["id", "h.0:mean", "h.0", "h:1:mean", "label"]
+    elif to == "h5ad":
+        assert (scope["data"].n_obs, scope["data"].obsm["h.0"].shape) == (0, (0, 2, 3))
     elif to == "safetensors":
         assert scope["tensors"].get_tensor("h.0:mean").shape == (0, 2, 3)
     else:

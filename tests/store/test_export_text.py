@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from activation_extractor import capture, open_store
 from activation_extractor.errors import ArgumentError
-from activation_extractor.store import _export as module
+from activation_extractor.store import _array_files as module
 from activation_extractor.store._export import export
 
 pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'parquet' is not installed")
