@@ -13,21 +13,6 @@ RowId = int | str
 KeptColumn = Tensor | list[str]
 
 
-def add_ids(known: set[str], ids: Iterable[RowId]) -> RowId | None:
-    """Add ids, as text, to those that are known; where one comes twice, add none and return that one.
-
-    A million ids of 19 letters take 115 MB and a second.
-    """
-    added: set[str] = set()
-    for row_id in ids:
-        text = str(row_id)  # an integer among ids that are text is taken for the same id
-        if text in known or text in added:
-            return row_id
-        added.add(text)
-    known |= added
-    return None
-
-
 def as_bytes(texts: Iterable[str]) -> Ragged:
     """Texts as they are stored: the bytes of their UTF-8, one text after another."""
     encoded = [text.encode() for text in texts]

@@ -18,6 +18,7 @@ from activation_extractor._format._end import read_end, write_end
 from activation_extractor._format._headers import Entries
 from activation_extractor._format._manifest import BATCHES_PER_UNIT, ROWS_PER_UNIT, store_name
 from activation_extractor._format._reader import Reader
+from activation_extractor._format._seen_ids import SeenIds
 from activation_extractor._format._shards import list_units, shard_path, unit_name
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import ArgumentError, StoreError
@@ -65,9 +66,9 @@ class AddedRows(Sink):
         self._proof = Proof(folder, codec, model)
         self._stored: list[str] = []  # the units that were there before
         self._number = 0  # of the unit
-        self._new: set[RowId] = set()  # the ids that were added: one that comes again is an error
+        self._new = SeenIds()  # the ids that were added: one that comes again is an error
         self._unit = self._writer.new_unit()
-        self._came: set[str] = set()  # the ids that came and were stored before: each comes once
+        self._came = SeenIds()  # the ids that came and were stored before: each comes once
         self._ids: list[str] = []  # of the rows of the unit
         self._places: list[int] = []  # of the same rows, in the data set
         self._digests: list[Digests] = []  # of what they are made from
@@ -117,7 +118,8 @@ class AddedRows(Sink):
         """
         places, ids = self._items.places(batch), batch.ids or []
         self._see(places)
-        stored = [row for row, row_id in enumerate(ids) if self._writer.has_id(row_id) and row_id not in self._new]
+        known = zip(self._writer.has_ids(ids), self._new.has(ids), strict=True)
+        stored = [row for row, (is_known, is_new) in enumerate(known) if is_known and not is_new]
         self.stored_rows += len(stored)
         take_once(self._folder, self._came, (ids[row] for row in stored))
         if stored and self._proof.is_open:
@@ -126,7 +128,7 @@ class AddedRows(Sink):
         if new:
             self._proof.check_further()
             digests = self._items.digests(batch, places)
-            self._new.update(ids[row] for row in new)
+            take_once(self._folder, self._new, [ids[row] for row in new])
             failed = self._run(batch, new, forward)
             new = [row for row in new if row not in failed]
             self._digests.append(digests[new])

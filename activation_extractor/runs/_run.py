@@ -219,7 +219,7 @@ class Run(Sink):
             rows = [stored.row_of(places[index]) for index in indices]
         if ids is not None:
             stored.compare(ids, rows)
-        self._writer.remember_ids(ids)
+        self._writer.take_ids(ids or ())
         return indices
 
     def _prove(self, unit: RunUnit, indices: list[int], forward: Callable[[Batch, bool], None]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from activation_extractor._format._manifest import (
     store_name,
     write_manifest,
 )
+from activation_extractor._format._seen_ids import SeenIds
 from activation_extractor._format._shards import SHARDS, read_shard, shard_path, write_shard
-from activation_extractor._format._stored_rows import RowId, add_ids
+from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import StoreError
 from activation_extractor.sinks._background import Background
 from activation_extractor.sinks._resume import check_same
@@ -60,7 +62,7 @@ class StoreWriter:
         self._manifest: Manifest | None = None
         self._transfer = Transfer()
         self._schema = Schema(codec)
-        self._ids: set[str] = set()
+        self._ids, self._stored_ids = SeenIds(), SeenIds()  # of rows that were added, and that the store held before
         self._has_folders = False
         self._published: Manifest | None = None
         self._background = Background(queue_bytes)
@@ -101,11 +103,22 @@ class StoreWriter:
 
     def remember_ids(self, ids: Iterable[RowId] | None) -> None:
         """Remember ids of stored rows, so that none is added again; raises a StoreError where an id comes twice."""
-        take_once(self.folder, self._ids, ids or ())
+        listed = list(ids or ())
+        take_once(self.folder, self._stored_ids, listed)
+        if True in (added := self._ids.has(listed)):
+            raise _repeated(self.folder, listed[added.index(True)])
 
-    def has_id(self, row_id: RowId) -> bool:
-        """Whether a row with this id was added, or remembered."""
-        return str(row_id) in self._ids
+    def take_ids(self, ids: Sequence[RowId]) -> None:
+        """Note that rows of these ids came in this run; raises a StoreError where one is remembered, or comes twice."""
+        if True in (stored := self._stored_ids.has(ids)):
+            condition, got = "hold each id once", f"{ids[stored.index(True)]!r}, which it holds already"
+            advice = "Leave out what open_store(path).ids has where a task runs again, as extract(append=True) does"
+            raise StoreError(self.folder, condition, got, f"{advice}; else give every row an id of its own.")
+        take_once(self.folder, self._ids, ids)
+
+    def has_ids(self, ids: Sequence[RowId]) -> list[bool]:
+        """Whether rows with these ids were added, or remembered."""
+        return [*map(or_, self._ids.has(ids), self._stored_ids.has(ids))]
 
     def add(self, step: Step, unit: Unit) -> int:
         """Add a step to a unit, whole or not at all; returns the size in bytes of its columns.
@@ -124,7 +137,7 @@ class StoreWriter:
             check_writable(shards)
             self._has_folders = True
         schema, columns = self._schema.fit(step)
-        self.remember_ids(step.ids)
+        self.take_ids(step.ids or ())
         self._schema = schema  # a step that is refused above leaves it as it was
         nbytes = unit.add(columns, step)
         self.rows += step.rows
@@ -209,9 +222,12 @@ def _done(job: Callable[[], object]) -> None:
     job()
 
 
-def take_once(folder: Path, known: set[str], ids: Iterable[RowId]) -> None:
+def take_once(folder: Path, known: SeenIds, ids: Iterable[RowId]) -> None:
     """Add ids of a store to those that are known; a StoreError where one comes twice."""
-    repeated = add_ids(known, ids)
+    repeated = known.add(ids)
     if repeated is not None:
-        advice = "Give every row an id of its own."
-        raise StoreError(folder, "hold each id once", f"{repeated!r} again", advice)
+        raise _repeated(folder, repeated)
+
+
+def _repeated(folder: Path, row_id: RowId) -> StoreError:
+    return StoreError(folder, "hold each id once", f"{row_id!r} again", "Give every row an id of its own.")

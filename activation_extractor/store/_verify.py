@@ -17,8 +17,8 @@ from activation_extractor._format._journal import JournalRecord, read_records
 from activation_extractor._format._manifest import Manifest, read_manifest, store_name
 from activation_extractor._format._numpy import METADATA_FILE
 from activation_extractor._format._reader import Reader
+from activation_extractor._format._seen_ids import SeenIds
 from activation_extractor._format._shards import SHARDS, Shard, is_shard, scan_shards, shard_path, size_of
-from activation_extractor._format._stored_rows import add_ids
 
 Kind = Literal["altered", "foreign", "missing", "repeated id", "truncated", "unfinished", "unreadable"]
 _CHUNK_BYTES = 1 << 22
@@ -102,7 +102,7 @@ def _stray(entry: os.DirEntry[str]) -> Damage:
 
 def _damages(shards: Mapping[str, Path], manifest: Manifest, records: Mapping[str, JournalRecord]) -> Iterator[Damage]:
     """What is wrong within shards, by unit."""
-    reader, ids = Reader(manifest.codec, store_name(manifest.fingerprint)), set[str]()
+    reader, ids = Reader(manifest.codec, store_name(manifest.fingerprint)), SeenIds()
     for unit, path in shards.items():
         try:
             shard = reader.shard(str(path))
@@ -111,7 +111,7 @@ def _damages(shards: Mapping[str, Path], manifest: Manifest, records: Mapping[st
                 reader.row_numbers(str(path), entry)
                 if entry + OFFSETS in shard.extents:
                     reader.offsets(str(path), entry, 0, None)
-            repeated = add_ids(ids, reader.ids(str(path), manifest.ids) or ())
+            repeated = ids.add(reader.ids(str(path), manifest.ids) or ())
         except (OSError, ValueError) as error:
             is_short = isinstance(error, TruncatedError) or isinstance(error.__cause__, TruncatedError)
             yield Damage(path, "truncated" if is_short else "unreadable", str(error))

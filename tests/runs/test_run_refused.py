@@ -190,7 +190,7 @@ def test_append_adds_rows_to_a_store_of_the_same_capture_alone(tmp_path, sink):
     before = files(tmp_path)
     with pytest.raises(OtherRunError, match=r"holds another run: it differs in layers \(without h\.1"):
         record(tmp_path, slice(7, 9), "h.0", sink=sink, append=True)
-    with pytest.raises(StoreError, match="must hold each id once, got 'row 6' again"):
+    with pytest.raises(StoreError, match="must hold each id once, got 'row 6', which it holds already"):
         record(tmp_path, slice(6, 9), sink=sink, append=True)
     other = NpzSink if sink is SafetensorsSink else SafetensorsSink
     with pytest.raises(StoreError, match=f"must be a store of {other.codec.name} shards, got one of {sink.codec.name}"):
