@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch import nn
 
-from activation_extractor._arguments import check_flag, check_path, check_size
+from activation_extractor._arguments import check_path
 from activation_extractor._display import dtype_name
 from activation_extractor._format._codecs import CODECS
 from activation_extractor._format._fingerprints import structure_digest, weights_digest
@@ -21,7 +19,7 @@ from activation_extractor._format._manifest import has_manifest
 from activation_extractor.activations import capture
 from activation_extractor.activations._options import Missing
 from activation_extractor.activations._recorded_values import Calls
-from activation_extractor.errors import ArgumentError, ArgumentTypeError
+from activation_extractor.errors import ArgumentError
 from activation_extractor.layers._modules import evaluating, unwrap
 from activation_extractor.reducers._masks import BatchMask
 from activation_extractor.reducers._pooling import take_fields
@@ -34,13 +32,13 @@ from activation_extractor.runs._items import BatchItems, RowItems
 from activation_extractor.runs._padding import Padding
 from activation_extractor.runs._progress import Progress
 from activation_extractor.runs._run import OnFailure, Run
+from activation_extractor.runs._run_arguments import check_arguments, check_masks
 from activation_extractor.runs._windowed_rows import WindowedRows
 from activation_extractor.runs._workers import each_row_once
 from activation_extractor.sinks._store_writer import QUEUE_BYTES
 from activation_extractor.store import Store, open_store
 
 Format = Literal["safetensors", "npz", "npy"]
-_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 def extract(
@@ -59,6 +57,7 @@ def extract(
     device: Any = None,
     progress: bool | None = None,
     rows_per_unit: int | None = None,
+    unit_bytes: int | None = None,
     format: Format = "safetensors",  # noqa: A002 - what everybody calls it
     dtype: torch.dtype | None = None,
     queue_bytes: int = QUEUE_BYTES,
@@ -120,6 +119,9 @@ def extract(
         progress: a progress bar, which needs tqdm; by default one is shown if tqdm is installed.
         rows_per_unit: how many rows a unit has, the last one fewer; by default a power of two, up to 64 MiB of them and
             at most 4,096.
+        unit_bytes: up to how many bytes a unit has, however many rows these are, where `rows_per_unit` is not given. An
+            unfinished unit is lost with its process, and `queue_bytes` should hold two. A run that is resumed goes on
+            in units of the size that it began with.
         format: of the shards; ``npz`` and ``npy`` hold bfloat16 and float8 as float32.
         dtype: store floating point numbers of activations as ``torch.float16``, ``torch.bfloat16`` or
             ``torch.float32``; None stores them as they were computed. See `StoreSink`.
@@ -159,14 +161,14 @@ def extract(
     """
     reduce, told = take_fields(reduce, weights)
     fields = BatchFields(ids, keep, order, pooling_mask, group, told.names)
-    sizes = {"queue_bytes": queue_bytes, "rows_per_unit": rows_per_unit}
-    _check_arguments(batches, ids, format, sizes, on_failure, resume=resume, append=append)
-    _check_masks(mask, pooling_mask, group, calls)
+    sizes = {"queue_bytes": queue_bytes, "rows_per_unit": rows_per_unit, "unit_bytes": unit_bytes}
+    check_arguments(batches, ids, format, sizes, on_failure, resume=resume, append=append)
+    check_masks(mask, pooling_mask, group, calls)
     check_weights(model)
     fingerprint = partial(_fingerprint, model, {**fields.fingerprint, **_dtype(dtype), "rows_per_unit": rows_per_unit})
     folder, codec, padding = check_path("out", out), CODECS[format].storing(dtype), Padding(model, mask)
     is_counted = missing == "error" or any(name is not None for name in (ids, order, group))
-    items = RowItems(rows_per_unit, padding, group) if is_counted else BatchItems(rows_per_unit)
+    items = RowItems(rows_per_unit, padding, group, unit_bytes) if is_counted else BatchItems(rows_per_unit, unit_bytes)
     what: Any = (folder, codec, model, fingerprint, items)
     how: Any = {"queue_bytes": queue_bytes, "on_failure": on_failure}
     adds = append and ids is not None and has_manifest(folder)
@@ -215,76 +217,6 @@ def _fingerprint(model: nn.Module, more: Mapping[str, Any]) -> dict[str, Any]:
 
 def _dtype(dtype: torch.dtype | None) -> dict[str, str]:
     return {"dtype": dtype_name(dtype)} if dtype else {}
-
-
-def _check_arguments(
-    batches: Any,
-    ids: Ids,
-    format: Any,  # noqa: A002
-    sizes: Mapping[str, Any],
-    on_failure: Any,
-    *,
-    resume: Any,
-    append: Any,
-) -> None:
-    """Refuse arguments of the wrong kind, and a data set that cannot be resumed: in random order, without ids."""
-    _check_batches(batches)
-    check_flag("resume", resume)
-    check_flag("append", append)
-    if on_failure is not None and not callable(on_failure):
-        raise ArgumentTypeError("on_failure", "be a callable that takes a row's id and an exception", on_failure)
-    if append and not resume:
-        raise ArgumentError("append", "be left out with resume=False", append)
-    random = next(filter(_is_random, _samplers(batches)), None)
-    if resume and ids is None and random is not None:
-        advice = "Pass ids=, leave out shuffle=True, or pass resume=False."
-        raise ArgumentError("batches", "come in a fixed order when rows have no ids", type(random).__name__, advice)
-    for name, size in sizes.items():
-        if size is not None:
-            check_size(name, size)
-    if format not in CODECS:
-        raise ArgumentError("format", f"be one of {', '.join(map(repr, CODECS))}", format)
-
-
-def _check_masks(mask: Any, pooling_mask: str | None, group: str | None, calls: Any) -> None:
-    """Refuse masks beside each other, and windows without any."""
-    if pooling_mask and mask != "attention_mask":
-        raise ArgumentError("mask", "be left out with pooling_mask", mask)
-    if group and pooling_mask is None:
-        advice = "Take it from Window.owns; where windows share nothing, it is a copy of the attention mask."
-        raise ArgumentError("pooling_mask", "name the field of the positions that count, with group", None, advice)
-    if group and calls == "join":
-        raise ArgumentError("calls", "be 'last' or 'all' with group", calls, "Leave it out.")
-
-
-def _check_batches(batches: Any) -> None:
-    """Refuse what is no iterable of batches, or iterates over something else than batches."""
-    advice = None
-    if isinstance(batches, Tensor | np.ndarray):
-        given: Any = (
-            f"a {type(batches).__name__} of shape {tuple(batches.shape)}, whose rows would be taken for batches"
-        )
-        x = "x" if isinstance(batches, Tensor) else "torch.from_numpy(x)"
-        advice = f"Cut it into batches: {x}.split(32); or pass list({x}) if each of its rows is a batch."
-    elif isinstance(batches, Mapping | str | bytes):
-        given, advice = f"a {type(batches).__name__}", "Put a single batch into a list: [batch]."
-    elif not isinstance(batches, Iterable):
-        given, advice = type(batches).__name__, "Wrap a data set in a DataLoader, or call what makes batches."
-    if advice is not None:
-        raise ArgumentTypeError("batches", "be an iterable of batches", given, advice)
-
-
-def _samplers(batches: Any) -> Iterator[Any]:
-    """The samplers that decide on the order of a DataLoader's rows, the outer ones first."""
-    for name in ("batch_sampler", "sampler"):
-        sampler = getattr(batches, name, None)
-        if sampler is not None:
-            yield sampler
-            yield from _samplers(sampler)
-
-
-def _is_random(sampler: Any) -> bool:
-    return isinstance(sampler, _RANDOM) or bool(getattr(sampler, "shuffle", False))
 
 
 @contextmanager

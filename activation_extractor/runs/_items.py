@@ -46,13 +46,14 @@ class Items(ABC):
     size_member: str  # of the manifest
     places_from = "order"  # the argument that names the field with places, for errors
 
-    def __init__(self, size: int | None, rows_per_unit: int | None) -> None:
+    def __init__(self, size: int | None, rows_per_unit: int | None, unit_bytes: int | None) -> None:
         self.size = size  # of all units; None until the first batch has chosen it
         self._rows_per_unit, self._count = rows_per_unit, 0
+        self._unit_bytes = unit_bytes
 
     def in_batches(self) -> Items:
         """The same data set, counted in batches, of which none has come."""
-        return BatchItems(self._rows_per_unit)
+        return BatchItems(self._rows_per_unit, self._unit_bytes)
 
     def arrive(self, batch: Batch) -> Arrived:
         """The next batch of the data set."""
@@ -75,6 +76,15 @@ class Items(ABC):
     def choose_size(self, rows: int, nbytes: int) -> None:
         """Choose the size by the first batch, which has so many rows and bytes, where it is not known."""
 
+    def _most(self, count: int, nbytes: int, most: int) -> int:
+        """How many items are in `unit_bytes`, where `count` have `nbytes`; by default in 64 MiB, but at most `most`.
+
+        Rows are hours of work where a model is large: only who gives a number of bytes may lose more than 4,096.
+        """
+        if self._unit_bytes is not None:
+            return self._unit_bytes * count // nbytes
+        return min(UNIT_BYTES * count // nbytes, most)
+
 
 @final
 class RowItems(Items):
@@ -82,8 +92,14 @@ class RowItems(Items):
 
     size_member = ROWS_PER_UNIT
 
-    def __init__(self, rows_per_unit: int | None, padding: Padding | None, group: str | None = None) -> None:
-        super().__init__(rows_per_unit, rows_per_unit)
+    def __init__(
+        self,
+        rows_per_unit: int | None,
+        padding: Padding | None,
+        group: str | None = None,
+        unit_bytes: int | None = None,
+    ) -> None:
+        super().__init__(rows_per_unit, rows_per_unit, unit_bytes)
         self._padding, self.places_from = padding, "group" if group else "order"
 
     def places(self, batch: Batch) -> Sequence[int]:
@@ -116,10 +132,9 @@ class RowItems(Items):
         return f"{(int(before, 16) + combined(digests, places)) % 2**64:016x}"
 
     def choose_size(self, rows: int, nbytes: int) -> None:
-        """A power of two, so that batches of any size choose the same: up to 64 MiB, and at most 4,096 rows."""
+        """A power of two, so that batches of any size choose the same: up to `unit_bytes`, or 64 MiB and 4,096 rows."""
         if self.size is None:
-            most = min(UNIT_BYTES * rows // nbytes, UNIT_ROWS)
-            self.size = 1 << max(most.bit_length() - 1, 0)
+            self.size = 1 << max(self._most(rows, nbytes, UNIT_ROWS).bit_length() - 1, 0)
 
 
 @final
@@ -128,8 +143,8 @@ class BatchItems(Items):
 
     size_member = BATCHES_PER_UNIT
 
-    def __init__(self, rows_per_unit: int | None) -> None:
-        super().__init__(None, rows_per_unit)
+    def __init__(self, rows_per_unit: int | None, unit_bytes: int | None = None) -> None:
+        super().__init__(None, rows_per_unit, unit_bytes)
         self._crc32 = 0
 
     def places(self, batch: Batch) -> Sequence[int]:  # noqa: ARG002
@@ -146,8 +161,8 @@ class BatchItems(Items):
         return f"{int(digests[-1]):08x}"
 
     def choose_size(self, rows: int, nbytes: int) -> None:
-        """As many batches as make `rows_per_unit`; or about 64 MiB, and at most 4,096 rows."""
+        """As many batches as make `rows_per_unit` or about `unit_bytes`; or about 64 MiB, and at most 4,096 rows."""
         if self.size is None:
             wanted = self._rows_per_unit
-            size = -(-wanted // rows) if wanted else max(1, min(UNIT_BYTES // nbytes, UNIT_ROWS // rows))
+            size = -(-wanted // rows) if wanted else max(1, self._most(1, nbytes, UNIT_ROWS // rows))
             self.size = max(size, self._count)  # batches before it may have had nothing to store

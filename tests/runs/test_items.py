@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from small_runs import BATCHES, batch, run
 
+from activation_extractor.errors import ArgumentError
 from activation_extractor.runs._batches import Batch
 from activation_extractor.runs._items import BatchItems, RowItems
 
@@ -50,6 +51,19 @@ def test_where_rows_are_not_known_it_decides_how_many_batches_do(rows_per_unit, 
     items.choose_size(rows, nbytes)
     assert items.size == size
     assert items.places(rows_of(3)) == range(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("unit_bytes", "rows", "nbytes", "size"),
+    [(MIB, 2, 2048, 1024), (1024 * MIB, 5000, 5000 * 1536, 2**19), (1, 2, 1000, 1), (2**40, 1, 1, 2**40)],
+)
+def test_a_number_of_bytes_that_is_given_decides_alone_whatever_the_rows(unit_bytes, rows, nbytes, size):
+    items = RowItems(None, None, unit_bytes=unit_bytes)
+    items.choose_size(rows, nbytes)
+    assert items.size == size
+    batches = items.in_batches()
+    batches.choose_size(rows, nbytes)
+    assert batches.size == max(1, unit_bytes // nbytes)
 
 
 def test_batches_without_rows_before_the_first_one_with_rows_are_of_its_unit():
@@ -105,3 +119,28 @@ def test_a_data_set_that_ends_in_a_full_unit_may_go_on(tmp_path):
     run(tmp_path, BATCHES[:4])
     store = run(tmp_path, [*BATCHES, batch(slice(15, 16))])
     assert store.ids == [f"row {row}" for row in range(16)]
+
+
+def test_units_of_a_number_of_bytes_may_have_more_than_4096_rows_and_a_run_goes_on_with_their_size(tmp_path):
+    model, x = torch.nn.Sequential(torch.nn.Linear(1, 2)), torch.arange(10_000.0)[:, None]
+    options = {"layers": "0", "reduce": "full", "ids": None, "keep": (), "rows_per_unit": None, "model": model}
+    run(tmp_path, x.split(100)[:82], unit_bytes=2**16, **options)
+    assert [unit["rows"] for unit in units(tmp_path)] == ["8192", "8"]
+    again = run(tmp_path, x.split(250), unit_bytes=1, append=True, **options)  # goes on in units of the same size
+    assert [unit["rows"] for unit in units(tmp_path)] == ["8192", "8", "1800"]
+    assert again.rows == 10_000
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["rows_per_unit"] == 8192
+    assert "unit_bytes" not in json.dumps(manifest)
+
+
+@pytest.mark.parametrize(("given", "text"), [(0, "a positive integer"), (1.5, "integer"), (True, "integer")])
+def test_a_number_of_bytes_that_is_none_is_refused_before_anything_runs(tmp_path, given, text):
+    with pytest.raises((ValueError, TypeError), match=f"unit_bytes must .*{text}"):
+        run(tmp_path / "out", unit_bytes=given, rows_per_unit=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_number_of_bytes_beside_a_number_of_rows_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="unit_bytes must be left out with rows_per_unit, got 5"):
+        run(tmp_path / "out", unit_bytes=5, rows_per_unit=4)
