@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -51,6 +51,14 @@ def hold(tensors: Iterable[Tensor]) -> None:
         stream = current_stream(tensor.device)
         if stream is not None:
             tensor.record_stream(stream)
+
+
+def pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory on the CPU that an accelerator copies to and from; pageable where none can be pinned, which is slower."""
+    try:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    except RuntimeError:
+        return torch.empty(shape, dtype=dtype)
 
 
 @cache

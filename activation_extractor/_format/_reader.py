@@ -159,6 +159,10 @@ class Values:
         """Fill `out`, contiguous and of the entry's dtype, with the rows from `start` on."""
         self._fill(out.reshape(-1).view(torch.uint8).numpy(), self.extent.start + start * self.row_bytes)
 
+    def read_bytes(self, data: memoryview, start: int) -> None:
+        """Fill a buffer of bytes from a byte of the values on."""
+        self._fill(data, self.extent.start + start)
+
     def mapped(self) -> Tensor:
         """All rows as a view of the file: nothing is read before it is touched, and writes stay in memory."""
         extent = self.extent

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from activation_extractor._streams import current_stream, hold, new_stream, use
+from activation_extractor._streams import current_stream, hold, new_stream, pinned, use
 
 PARCEL_BYTES = 64 * 2**20  # of tensors copied together; packing takes as much memory again on their device
 
@@ -57,7 +57,7 @@ class Transfer:
             return [source.cpu() for source in sources]
         stream.wait_stream(current_stream(device))
         with use(stream):
-            hosts = [_pinned_like(source).copy_(source, non_blocking=True) for source in sources]
+            hosts = [pinned(source.shape, source.dtype).copy_(source, non_blocking=True) for source in sources]
             for source in sources:
                 source.record_stream(stream)  # the allocator reuses its memory only once the copy is complete
             arrival.append(stream.record_event())
@@ -99,11 +99,3 @@ def _unpacked(packed: Tensor, parcel: Mapping[str, Tensor]) -> dict[str, Tensor]
         name: part.view(tensor.dtype).view(tensor.shape)
         for (name, tensor), part in zip(parcel.items(), parts, strict=True)
     }
-
-
-def _pinned_like(tensor: Tensor) -> Tensor:
-    """Memory for a copy; pageable where none can be pinned, which only makes the copy slower."""
-    try:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    except RuntimeError:
-        return torch.empty(tensor.shape, dtype=tensor.dtype)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from activation_extractor.store._batches import Batches
 from activation_extractor.store._columns import Column
 from activation_extractor.store._dataset import StoreDataset
 from activation_extractor.store._export import Export, export
+from activation_extractor.store._feature_statistics import FeatureStatistics
 from activation_extractor.store._listing import ShardInfo
 from activation_extractor.store._statistics import Statistics, statistics
 from activation_extractor.store._store import Store, open_store
@@ -12,9 +14,11 @@ from activation_extractor.store._text_columns import TextColumn
 from activation_extractor.store._verify import Damage, Verification, verify_store
 
 __all__ = [
+    "Batches",
     "Column",
     "Damage",
     "Export",
+    "FeatureStatistics",
     "ShardInfo",
     "Statistics",
     "Store",

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from activation_extractor._format._entry_names import OFFSETS, ROWS
 from activation_extractor._format._fields import Field
 from activation_extractor._format._reader import Reader, Values
+from activation_extractor._format._shards import REPAIR
 from activation_extractor.errors import StoreError
 
 _TENSOR_BYTES = 1 << 9  # about what a tensor object takes
@@ -59,6 +61,35 @@ class Parts:
         """How many positions each row of a ragged column has, ``(rows,)`` int64."""
         lengths = [self._offsets(number, 0, part.count).diff() for number, part in enumerate(self._parts)]
         return torch.cat([torch.empty(0, dtype=torch.int64), *lengths])
+
+    def counts(self) -> list[int]:
+        """How many rows each shard has; none is opened."""
+        return [part.count for part in self._parts]
+
+    def position_counts(self) -> list[int]:
+        """How many positions each shard of a ragged column has; the header of each is read."""
+        return [self._shape(number)[0] for number in range(len(self._parts))]
+
+    def row_checksums(self) -> list[tuple[Any, ...]]:
+        """For each shard what differs where a column has other rows, or rows of other lengths: checksums of both."""
+        headers = ((part.path, self._reader.shard(part.path).extents) for part in self._parts)
+        indices = [self._entry + OFFSETS, self._entry + ROWS]
+        return [
+            (path, *(extents[name].crc32 if name in extents else None for name in indices)) for path, extents in headers
+        ]
+
+    def read_bytes(self, number: int, data: memoryview, start: int) -> None:
+        """Fill a buffer from a byte of the values in a shard on."""
+        self._values(number).read_bytes(data, start)
+
+    def row_ends(self, number: int) -> np.ndarray[Any, Any]:
+        """The position after each row of a ragged column in a shard, ``(rows,)`` int64."""
+        return self._offsets(number, 0, self._parts[number].count).numpy()[1:]
+
+    def numbers_in(self, number: int) -> np.ndarray[Any, Any]:
+        """The rows of the store that the column has in a shard, ``(rows,)`` int64."""
+        part = self._parts[number]
+        return (self._reader.row_numbers(part.path, self._entry) + part.first_row).numpy()
 
     def mapped(self) -> list[Tensor]:
         """For each shard a tensor over the mapped file, flat when ragged."""
@@ -133,6 +164,13 @@ class Parts:
                 raise StoreError(path, f"hold {entry!r} like the other shards", got, "Restore it from a copy.")
             self._checked.add(number)
         return self._reader.open(path, entry)
+
+    def _shape(self, number: int) -> tuple[int, ...]:
+        path = self._parts[number].path
+        extent = self._reader.shard(path).extents.get(self._entry)
+        if extent is None:
+            raise StoreError(path, f"hold the column {self._entry!r}, as the store says", "none", REPAIR)
+        return extent.shape
 
     def _offsets(self, number: int, start: int, stop: int) -> Tensor:
         """Where rows of a part begin, and where the last of them ends, ``(rows + 1,)`` int64."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
@@ -19,7 +19,7 @@ from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, StoreError
 from activation_extractor.reducers._keys import EntryKey, entry_keys, pair_of, pairs_of, resolve_key
 from activation_extractor.store._columns import Column
-from activation_extractor.store._dataset import StoreDataset
+from activation_extractor.store._for_training import ForTraining
 from activation_extractor.store._listing import ShardInfo, list_shards
 from activation_extractor.store._rows_on_disk import Part, Parts
 from activation_extractor.store._text_columns import TextColumn
@@ -61,7 +61,7 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     return Store(Path(path))
 
 
-class Store(Mapping[EntryKey, Column]):
+class Store(ForTraining):
     """A store: lazy columns by layer and reducer, the row ids, and kept columns.
 
     ``store[layer, reducer]`` always works; ``store[layer]`` is short for the only reducer. Iteration gives names when
@@ -193,38 +193,6 @@ class Store(Mapping[EntryKey, Column]):
                 hint = close_matches(row_id, names, f"There is {examples(self.ids)}." if known else "")
                 raise ActivationNotFoundError(row_id, f"No row has the id {row_id!r}. {hint}".rstrip())
         return [known[row_id] for row_id in wanted]
-
-    def dataset(self, *keys: Any, keep: str | Iterable[str] = ()) -> StoreDataset:
-        """Rows of columns as a ``torch.utils.data.Dataset`` of tuples, for a ``DataLoader`` with any workers.
-
-        Args:
-            keys: which columns, as for ``store[key]``; all of them when none is named.
-            keep: which kept columns, behind them.
-
-        Raises:
-            ActivationNotFoundError: there is no such column.
-            StoreError: a column is short of rows, so that they would not belong together.
-
-        Example:
-            >>> import tempfile, torch
-            >>> from torch import nn
-            >>> from torch.utils.data import DataLoader
-            >>> from activation_extractor import extract
-            >>> model = nn.Sequential(nn.Linear(4, 8))
-            >>> batches = [{"input": torch.randn(6, 4), "label": torch.arange(6)}]
-            >>> store = extract(model, batches, "0", out=tempfile.mkdtemp(), keep="label", progress=False)
-            >>> for x, label in DataLoader(store.dataset("0", keep="label"), batch_size=4):
-            ...     print(tuple(x.shape), label.tolist())
-            (4, 8) [0, 1, 2, 3]
-            (2, 8) [4, 5]
-        """
-        kept = self.keep
-        names = [keep] if isinstance(keep, str) else list(keep)
-        for name in names:
-            if name not in kept:
-                known = ", ".join(map(repr, kept)) or "none"
-                raise ActivationNotFoundError(name, f"A kept column must be one of {known}, got {name!r}.")
-        return StoreDataset([*(self[key] for key in keys or self), *(kept[name] for name in names)], self.rows)
 
     def verify(self) -> Verification:
         """Read everything and compare it with the checksums; see `verify_store`."""
