@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from activation_extractor.reducers import position, positions, span, weighted_mean, without_tokens
     from activation_extractor.runs import Columns, extract, length_batches, windows
     from activation_extractor.sinks import MemorySink, NpySink, NpzSink, SafetensorsSink, Sink
-    from activation_extractor.store import Column, Statistics, Store, export, open_store, statistics
+    from activation_extractor.store import Column, Statistics, Store, export, import_store, open_store, statistics
 
 __version__ = "0.1.0"
 
@@ -32,13 +32,13 @@ _ROOMS = {
     "reducers": "position positions span weighted_mean without_tokens",
     "runs": "Columns extract length_batches windows",
     "sinks": "MemorySink NpySink NpzSink SafetensorsSink Sink",
-    "store": "Column Statistics Store export open_store statistics",
+    "store": "Column Statistics Store export import_store open_store statistics",
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 __all__ = [
     "ActivationError", "Activations", "Capture", "Column", "Columns", "Comparison", "IntermediateExtractor",
-    "IntermediateExtractorBase", "MemorySink", "NpySink", "NpzSink", "Preview", "SafetensorsSink", "Sink",
-    "Statistics", "Store", "blocks", "capture", "combined", "compare", "export", "extract", "gradients", "inputs",
+    "IntermediateExtractorBase", "MemorySink", "NpySink", "NpzSink", "Preview", "SafetensorsSink", "Sink", "Statistics",
+    "Store", "blocks", "capture", "combined", "compare", "export", "extract", "gradients", "import_store", "inputs",
     "length_batches", "open_store", "outputs", "position", "positions", "preview", "span", "statistics",
     "weighted_mean", "windows", "without_tokens",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from activation_extractor.cli.commands.compare import compare
 from activation_extractor.cli.commands.demo import demo
 from activation_extractor.cli.commands.export import export
 from activation_extractor.cli.commands.extract import extract
+from activation_extractor.cli.commands.import_ import import_
 from activation_extractor.cli.commands.layers import layers
 from activation_extractor.cli.commands.plot import plot
 from activation_extractor.cli.commands.show import show
@@ -36,5 +37,5 @@ def about(
     """Get activations out of PyTorch models."""
 
 
-for command in (demo, layers, extract, show, verify, compare, export, plot):
-    app.command(cls=Command)(command)
+for command in (demo, layers, extract, import_, show, verify, compare, export, plot):
+    app.command(command.__name__.strip("_"), cls=Command)(command)

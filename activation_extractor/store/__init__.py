@@ -7,6 +7,7 @@ from activation_extractor.store._columns import Column
 from activation_extractor.store._dataset import StoreDataset
 from activation_extractor.store._export import Export, export
 from activation_extractor.store._feature_statistics import FeatureStatistics
+from activation_extractor.store._import import import_store
 from activation_extractor.store._listing import ShardInfo
 from activation_extractor.store._statistics import Statistics, statistics
 from activation_extractor.store._store import Store, open_store
@@ -26,6 +27,7 @@ __all__ = [
     "TextColumn",
     "Verification",
     "export",
+    "import_store",
     "open_store",
     "statistics",
     "verify_store",

@@ -27,7 +27,13 @@ def options(command: str) -> set[str]:
 
 
 def test_the_option_of_layers_has_one_name_in_every_command():
-    assert {name for name in COMMANDS if "--layers" in options(name)} == {"layers", "extract", "plot"}
+    assert {name for name in COMMANDS if "--layers" in options(name)} == {
+        "layers",
+        "extract",
+        "import",
+        "export",
+        "plot",
+    }
     assert not any({"--layer", "--pattern"} & options(name) for name in COMMANDS)
 
 

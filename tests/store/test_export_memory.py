@@ -1,4 +1,4 @@
-"""What an export takes in memory, of the whole process: torch's, numpy's, Arrow's and HDF5's together."""
+"""What exports and imports take in memory, of the whole process: torch's, numpy's, Arrow's and HDF5's together."""
 
 from __future__ import annotations
 
@@ -8,29 +8,43 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from activation_extractor import SafetensorsSink
 from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.sinks import Step
 
+needs_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says what the peak was")
 MIB = 1 << 20
 COLUMN = 128 * MIB
-PROGRAM = r"""
+START = r"""
 import re, sys
+from functools import partial
 from pathlib import Path
-from activation_extractor import export, open_store
-from activation_extractor.store import _parquet
+
+from activation_extractor import SafetensorsSink, export, import_store, open_store
+from activation_extractor.store import _import, _parquet
 
 def resident(name):
     return int(re.search(name + r":\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 folder, to = Path(sys.argv[1]), sys.argv[2]
 _parquet._GROUP_BYTES = 1 << 22
+_import.SafetensorsSink = partial(SafetensorsSink, unit_bytes=1 << 22, queue_bytes=1 << 22)
+"""
+EXPORT = r"""
 shards = {"shard_bytes": 1 << 25} if to in ("parquet", "datasets") else {}
-export(open_store(folder / "small"), folder / f"{to} first", to, **shards)
+keys = [("a", "mean")] if to == "h5ad" else None  # which has no place for the ragged column
+run = lambda name: export(open_store(folder / name), folder / f"{name} as {to}", to, keys=keys, **shards)
+"""
+IMPORT = r"""
+run = lambda name: import_store(folder / f"{name} requests", folder / f"{name} imported")
+"""
+MEASURE = r"""
+run("small")  # which imports what is needed
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 before = resident("VmRSS")
-export(open_store(folder / "store"), folder / to, to, **shards)
+run("large")
 print(resident("VmHWM") - before)
 """
 
@@ -46,23 +60,41 @@ def write(folder, rows):
     sink.close()
 
 
+def write_requests(folder, rows):
+    """Two layers of 1 MiB in each file."""
+    folder.mkdir()
+    for row in range(rows):
+        save_file(
+            {"hidden_states": torch.rand(256, 2, 1024), "token_ids": torch.arange(256)}, folder / f"{row}.safetensors"
+        )
+
+
+def growth(program, folder, to=""):
+    """By how much the memory of a process grew that runs the program."""
+    done = subprocess.run([sys.executable, "-c", START + program + MEASURE, folder, to], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
     write(folder / "small", 4)
-    write(folder / "store", COLUMN // 1024)
+    write(folder / "large", COLUMN // 1024)
     return folder
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says what the peak was")
+@needs_linux
 @pytest.mark.parametrize(
     ("to", "needs"), [("parquet", "pyarrow"), ("datasets", "datasets"), ("h5ad", "h5py"), ("npz", "numpy")]
 )
 def test_no_export_holds_a_column_in_memory(folder, to, needs):
     pytest.importorskip(needs, reason=f"what {to} needs is not installed")
-    program = PROGRAM
-    if to == "h5ad":  # which has no place for the ragged column
-        program = program.replace("**shards)", "keys=[('a', 'mean')])")
-    done = subprocess.run([sys.executable, "-c", program, folder, to], capture_output=True, text=True, check=True)
+    assert growth(EXPORT, folder, to) < COLUMN // 2
 
-    assert int(done.stdout) < COLUMN // 2
+
+@needs_linux
+def test_no_import_holds_a_column_in_memory(tmp_path):
+    write_requests(tmp_path / "small requests", 1)
+    write_requests(tmp_path / "large requests", COLUMN // MIB)
+    assert growth(IMPORT, tmp_path) < COLUMN // 2
