@@ -9,11 +9,11 @@ import typer
 from activation_extractor import __version__
 from activation_extractor.cli._command import Command
 from activation_extractor.cli._terminal import say
+from activation_extractor.cli.commands._import import import_
 from activation_extractor.cli.commands.compare import compare
 from activation_extractor.cli.commands.demo import demo
 from activation_extractor.cli.commands.export import export
 from activation_extractor.cli.commands.extract import extract
-from activation_extractor.cli.commands.import_ import import_
 from activation_extractor.cli.commands.layers import layers
 from activation_extractor.cli.commands.plot import plot
 from activation_extractor.cli.commands.show import show

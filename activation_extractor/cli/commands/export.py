@@ -20,9 +20,7 @@ Target = Literal["parquet", "npy", "npz", "safetensors", "datasets", "h5ad"]
 def export(
     store: Annotated[Path, typer.Argument(help="The folder of a store.", show_default=False)],
     to: Annotated[Target, typer.Option(help="The format.", show_default=False)],
-    out: Annotated[
-        Path, typer.Option(help="The new file; for npy, datasets and --shard-bytes the new folder.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Option(help="The new file, or folder.", show_default=False)],
     layers: Annotated[
         list[str] | None, typer.Option(help="Only the layers that a name or pattern selects; repeatable.")
     ] = None,

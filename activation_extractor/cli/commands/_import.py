@@ -1,4 +1,4 @@
-"""``activation-extractor import``."""
+"""``activation-extractor import``; a file of that name could not be imported."""
 
 from __future__ import annotations
 
