@@ -30,6 +30,7 @@ Each error derives from `ActivationError` and from the built-in that a stranger 
     ├── MatchError               ValueError     what is compared does not belong together
     ├── StoreError               OSError        a folder is not a store, or a damaged one
     │   └── OtherRunError        OSError        a store holds another run than the one that is to go on
+    ├── OtherProcessError        RuntimeError   another of the processes that share a model failed in a run
     ├── MissingExtraError        ImportError    an optional dependency is not installed
     └── UnsupportedTorchError    RuntimeError   this release of torch lacks what is needed
 
@@ -62,6 +63,7 @@ __all__ = [
     "MaskError",
     "MatchError",
     "MissingExtraError",
+    "OtherProcessError",
     "OtherRunError",
     "OverwrittenError",
     "PartError",
@@ -489,6 +491,19 @@ class OtherRunError(StoreError):
             f"{str(path)!r} holds another run: it differs in {shown}{more}. "
             "Use what it was begun with, or a new folder."
         )
+
+
+class OtherProcessError(ActivationError, RuntimeError):
+    """Another process failed, of those that share a model and run a data set together.
+
+    Attributes:
+        rank: its rank.
+        reason: its error.
+    """
+
+    def __init__(self, rank: int, reason: str) -> None:
+        self.rank, self.reason = rank, reason
+        super().__init__(f"A run of several processes must go well in each of them, got in rank {rank} {reason}")
 
 
 class MissingExtraError(ActivationError, ImportError):

@@ -54,6 +54,7 @@ EXAMPLES = {
     "StoreError": errors.StoreError("out/", "be a store", "an empty folder", "Give another one."),
     "OtherRunError": errors.OtherRunError("out/", ["weights", "calls", "mask", "reducers"]),
     "UnsupportedTorchError": errors.UnsupportedTorchError("torch._C._new_name", "9.9.0"),
+    "OtherProcessError": errors.OtherProcessError(0, "StoreError: The disk is full. Make room."),
     "MissingExtraError": errors.MissingExtraError("The command line", "cli", "typer"),
 }
 

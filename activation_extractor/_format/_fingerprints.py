@@ -47,11 +47,13 @@ def describe(value: Any) -> Any:
 def weights_digest(model: nn.Module) -> str:
     """A digest of all parameters and persistent buffers, computed where they live, in hexadecimal.
 
-    It covers names, dtypes, shapes and every bit of every value, and is the same on every device.
+    It covers names, dtypes, shapes and every bit of every value, and is the same on every device. Weights of which each
+    process holds a part are gathered, one after another: it takes the same call in each, and gives the same in each.
     """
     state = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     listed = [[name, str(value.dtype), list(value.shape)] for name, value in state.items()]
-    sums = [tensor_sum(value) for value in state.values() if not value.is_meta]  # such weights are elsewhere
+    whole = (value.full_tensor() if hasattr(value, "full_tensor") else value for value in state.values())
+    sums = [tensor_sum(value) for value in whole if not value.is_meta]  # such weights are elsewhere
     return _digest([listed, list(map(int, sums))])
 
 
@@ -133,7 +135,8 @@ class _Describer:
         if isinstance(value, tuple | list):
             return [self.describe(member) for member in value]
         if isinstance(value, Tensor):
-            return {"tensor": [str(value.dtype), list(value.shape), int(tensor_sum(value))]}
+            whole: Any = value.full_tensor() if hasattr(value, "full_tensor") else value
+            return {"tensor": [str(value.dtype), list(value.shape), int(tensor_sum(whole))]}
         if isinstance(value, np.ndarray | np.generic):
             return self._array(np.asarray(value))
         if isinstance(value, nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parameter import is_lazy
 
 from activation_extractor.errors import ArgumentError
+from activation_extractor.layers._modules import unwrap
 
 
 def check_weights(model: nn.Module) -> None:
@@ -48,9 +49,9 @@ def move(model: nn.Module, device: Any) -> Any:
 
 
 def without_gradients(model: nn.Module) -> Any:
-    """``inference_mode``; ``no_grad`` where weights are sparse, which torch cannot use under ``inference_mode``."""
-    is_dense = all(weight.layout is torch.strided for weight in model.parameters())
-    return torch.inference_mode() if is_dense else torch.no_grad()
+    """``inference_mode``; ``no_grad`` where torch cannot use weights under it: sparse ones, and those that are cut."""
+    is_usual = all(weight.layout is torch.strided for weight in model.parameters()) and not is_collective(model)
+    return torch.inference_mode() if is_usual else torch.no_grad()
 
 
 def devices(model: nn.Module) -> set[torch.device]:
@@ -84,6 +85,44 @@ def model_ranks(model: nn.Module) -> tuple[int, ...] | None:
         if isinstance(weight, _distributed("tensor", "DTensor")):
             ranks.update(weight.device_mesh.mesh.flatten().tolist())
     return tuple(sorted(ranks)) if ranks or is_found else None
+
+
+def model_group(model: nn.Module, ranks: tuple[int, ...]) -> Any:
+    """The process group of the ranks that share a model; None for that of all processes.
+
+    Raises:
+        ArgumentError: it has none.
+    """
+    if len(ranks) == distributed.get_world_size():
+        return None
+    for module in model.modules():
+        if isinstance(module, _distributed("fsdp", "FullyShardedDataParallel")):
+            return module.process_group
+    for weight in model.parameters():
+        if isinstance(weight, _distributed("tensor", "DTensor")) and weight.device_mesh.ndim == 1:
+            return weight.device_mesh.get_group()
+    advice = "Pass share=None, with a folder for each process, and the same batches to those that share a model."
+    raise ArgumentError("model", "be shared by all processes, or along one axis of a mesh", f"ranks {ranks}", advice)
+
+
+def with_weights(model: nn.Module) -> nn.Module:
+    """The module that knows all weights of the plain model: itself, or the FullyShardedDataParallel around it."""
+    plain = unwrap(model)
+    wrappers = (it for it in model.modules() if isinstance(it, _distributed("fsdp", "FullyShardedDataParallel")))
+    return next((wrapper for wrapper in wrappers if unwrap(wrapper) is plain), plain)
+
+
+def in_this_process(model: nn.Module) -> nn.Module:
+    """What runs alone of a model: of a DistributedDataParallel what is in it, which gives the same values.
+
+    Its own forwards send buffers to other processes, which may have no batch left, or not run it at all.
+    """
+    inner: Any = model
+    while (wrapped := getattr(inner, "_orig_mod", None)) is not None:
+        inner = wrapped
+    is_alone = isinstance(inner, nn.parallel.DistributedDataParallel) and inner.mixed_precision is None
+    alone: nn.Module = inner.module if is_alone else model
+    return alone
 
 
 def _distributed(module: str, name: str) -> Any:

@@ -17,7 +17,7 @@ from activation_extractor._format._codecs import CODECS
 from activation_extractor._format._fingerprints import structure_digest, weights_digest
 from activation_extractor._format._manifest import has_manifest
 from activation_extractor.activations import capture
-from activation_extractor.activations._options import Missing
+from activation_extractor.activations._options import Missing, Sharded
 from activation_extractor.activations._recorded_values import Calls
 from activation_extractor.errors import ArgumentError
 from activation_extractor.layers._modules import evaluating, unwrap
@@ -27,8 +27,9 @@ from activation_extractor.reducers._reducers import resolve_reducers
 from activation_extractor.reducers._sequence_axis import SequenceAxes
 from activation_extractor.runs._added_rows import AddedRows
 from activation_extractor.runs._batches import Batch, BatchFields, Ids, Keep, call_model
-from activation_extractor.runs._devices import check_weights, move, without_gradients
+from activation_extractor.runs._devices import check_weights, in_this_process, move, with_weights, without_gradients
 from activation_extractor.runs._items import BatchItems, RowItems
+from activation_extractor.runs._march import current_march, marching
 from activation_extractor.runs._padding import Padding
 from activation_extractor.runs._progress import Progress
 from activation_extractor.runs._run import OnFailure, Run
@@ -41,6 +42,7 @@ from activation_extractor.store import Store, open_store
 Format = Literal["safetensors", "npz", "npy"]
 
 
+@marching
 def extract(
     model: nn.Module,
     batches: Iterable[Any],
@@ -69,6 +71,7 @@ def extract(
     calls: Calls = "last",
     stop_early: bool = False,
     missing: Missing = "error",
+    sharded: Sharded | None = None,
 ) -> Store:
     """Run a model over a data set and store what its layers compute.
 
@@ -139,6 +142,7 @@ def extract(
         calls: as for `capture`.
         stop_early: as for `capture`.
         missing: as for `capture`.
+        sharded: as for `capture`; where processes share a model it is ``"gather"``.
 
     Returns:
         The store, opened.
@@ -165,28 +169,24 @@ def extract(
     check_arguments(batches, ids, format, sizes, on_failure, resume=resume, append=append)
     check_masks(mask, pooling_mask, group, calls)
     check_weights(model)
-    fingerprint = partial(_fingerprint, model, {**fields.fingerprint, **_dtype(dtype), "rows_per_unit": rows_per_unit})
+    model, march = in_this_process(model), current_march()
+    about = {**fields.fingerprint, **_dtype(dtype), "rows_per_unit": rows_per_unit}
+    fingerprint = march.agree(partial(_fingerprint, model, about))
     folder, codec, padding = check_path("out", out), CODECS[format].storing(dtype), Padding(model, mask)
     is_counted = missing == "error" or any(name is not None for name in (ids, order, group))
     items = RowItems(rows_per_unit, padding, group, unit_bytes) if is_counted else BatchItems(rows_per_unit, unit_bytes)
     what: Any = (folder, codec, model, fingerprint, items)
     how: Any = {"queue_bytes": queue_bytes, "on_failure": on_failure}
     adds = append and ids is not None and has_manifest(folder)
-    run = AddedRows(*what, **how) if adds else Run(*what, **how, resume=resume, may_grow=append)
+    kind = AddedRows if adds else partial(Run, resume=resume, may_grow=append)
+    run: Any = march.follower or kind(*what, **how)
     reducers = resolve_reducers("full" if reduce is None else reduce)
-    sink = WindowedRows(run, reducers, padding, skips_rows=on_failure is not None) if group else run
+    is_windowed = group and march.leads
+    sink = WindowedRows(run, reducers, padding, skips_rows=on_failure is not None) if is_windowed else run
     counted = BatchMask(pooling_mask or "", is_of_windows=group is not None)
-    recorded = capture(
-        model,
-        layers,
-        reduce=reduce,
-        sink=sink,
-        mask=counted if pooling_mask else mask,
-        sequence_axis=sequence_axis,
-        calls=calls,
-        stop_early=stop_early,
-        missing=missing,
-    )
+    options: Any = {"reduce": reduce, "sequence_axis": sequence_axis, "calls": calls, "stop_early": stop_early}
+    options |= {"mask": counted if pooling_mask else mask, "missing": missing, "sharded": march.sharded(sharded)}
+    recorded = capture(model, layers, sink=sink, **options)
     bar = Progress(each_row_once(batches) if ids is None else batches, progress)
     with _visiting(model):
         where = move(model, device)
@@ -194,11 +194,13 @@ def extract(
     def forward(batch: Batch, is_again: bool) -> None:
         counted.now = batch.pooling_mask
         told.begin(batch.pooling)
+        march.send(batch)
         with acts.step(ids=batch.ids, keep=batch.keep):
             call_model(model, batch.arguments, where, copy=is_again)
 
     with evaluating(model), without_gradients(model), recorded as acts:
-        for item in bar:
+        march.follow(forward)
+        for item in march.awake(bar):
             batch = fields.split(item)
             sink.add(batch, forward)
             bar.show(run.stored_rows, run.rows, run.nbytes)
@@ -212,7 +214,7 @@ def _fingerprint(model: nn.Module, more: Mapping[str, Any]) -> dict[str, Any]:
     """What the values of a run depend on: the weights and the structure of the model, and more."""
     plain = unwrap(model)
     with _visiting(plain):
-        return {"weights": weights_digest(plain), "structure": structure_digest(plain), **more}
+        return {"weights": weights_digest(with_weights(model)), "structure": structure_digest(plain), **more}
 
 
 def _dtype(dtype: torch.dtype | None) -> dict[str, str]:
