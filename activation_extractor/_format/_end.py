@@ -15,6 +15,7 @@ from typing import Any
 
 from activation_extractor._display import shown
 from activation_extractor._files import draft, publish, read_whole, sync
+from activation_extractor._format._id_files import IDS_FOLDER
 from activation_extractor._format._journal import JOURNAL
 from activation_extractor._format._manifest import MANIFEST
 from activation_extractor._format._shards import SHARDS
@@ -39,7 +40,7 @@ class End:
 
 def is_own(name: str) -> bool:
     """Whether a file or folder of this name, in the folder of a store, is one that its writers make."""
-    return name in (MANIFEST, SHARDS, JOURNAL) or _NAME.fullmatch(name) is not None
+    return name in (MANIFEST, SHARDS, JOURNAL, IDS_FOLDER) or _NAME.fullmatch(name) is not None
 
 
 def read_end(folder: Path) -> End | None:

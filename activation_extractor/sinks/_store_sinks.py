@@ -14,7 +14,7 @@ from activation_extractor._display import dtype_name
 from activation_extractor._format._codecs import NPY, NPZ, SAFETENSORS, Codec
 from activation_extractor._format._manifest import has_manifest, read_manifest, store_name
 from activation_extractor._format._reader import Reader
-from activation_extractor._format._shards import list_units, shard_path, unit_name
+from activation_extractor._format._shards import shard_path, unit_name
 from activation_extractor.errors import ArgumentTypeError, StoreError
 from activation_extractor.sinks._resume import holds_store
 from activation_extractor.sinks._sinks import Sink
@@ -76,6 +76,7 @@ class StoreSink(Sink):
         self._appends = append
         self._writer = StoreWriter(self.path, codec, queue_bytes=queue_bytes, shares_store=append)
         self._policy, self._unit, self._units = UnitPolicy(unit_bytes, rows_per_unit), self._writer.new_unit(), 0
+        self._new_units: list[str] = []  # whose ids are in no file of digests
         self._about: Mapping[str, Any] | None = None
         self._stored_as = {"dtype": dtype_name(dtype)} if dtype else {}  # a part of the fingerprint
         self._lock = threading.RLock()
@@ -136,6 +137,8 @@ class StoreSink(Sink):
                     self._end_unit()
             finally:
                 self._writer.finish()
+            if self._new_units and self._writer.keep_ids(self._new_units):
+                self._new_units = []
 
     def _resume(self, about: Mapping[str, Any]) -> None:
         if read_manifest(self.path).unit_size is not None:
@@ -143,12 +146,13 @@ class StoreSink(Sink):
             raise StoreError(self.path, "be a store that with-blocks wrote", "one that extract wrote", advice)
         self._writer.resume()
         reader = Reader(self.codec, store_name(about))
-        for unit in list_units(self.path, self.codec):
-            self._writer.remember_ids(reader.ids(str(shard_path(self.path, unit, self.codec))))
+        self._writer.find_ids(lambda unit: reader.ids(str(shard_path(self.path, unit, self.codec))))
 
     def _end_unit(self) -> None:
         unit, self._unit = self._unit, self._writer.new_unit()
-        self._writer.commit(unit, unit_name(self._units, self._writer.name))
+        name = unit_name(self._units, self._writer.name)
+        self._writer.commit(unit, name)
+        self._new_units.append(name)
         self._units += 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor
 from activation_extractor._files import check_writable, make_folders, sweep
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._headers import Entries
+from activation_extractor._format._id_files import IdFiles
 from activation_extractor._format._journal import append_record
 from activation_extractor._format._manifest import (
     BATCHES_PER_UNIT,
@@ -24,8 +26,8 @@ from activation_extractor._format._manifest import (
     store_name,
     write_manifest,
 )
-from activation_extractor._format._seen_ids import SeenIds
-from activation_extractor._format._shards import SHARDS, read_shard, shard_path, write_shard
+from activation_extractor._format._seen_ids import SeenIds, merged
+from activation_extractor._format._shards import SHARDS, list_units, read_shard, shard_path, write_shard
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import StoreError
 from activation_extractor.sinks._background import Background
@@ -36,6 +38,7 @@ from activation_extractor.sinks._transfer import Transfer
 from activation_extractor.sinks._units import Unit
 
 QUEUE_BYTES = 128 * 2**20
+FEW_IDS, FEW_UNITS = 2**16, 64  # which are read from their shards in a tenth of a second
 
 IsSame = Callable[[Entries], bool]
 
@@ -63,6 +66,7 @@ class StoreWriter:
         self._transfer = Transfer()
         self._schema = Schema(codec)
         self._ids, self._stored_ids = SeenIds(), SeenIds()  # of rows that were added, and that the store held before
+        self._id_files: IdFiles | None = None  # with further ids that it held
         self._has_folders = False
         self._published: Manifest | None = None
         self._background = Background(queue_bytes)
@@ -110,7 +114,10 @@ class StoreWriter:
 
     def take_ids(self, ids: Sequence[RowId]) -> None:
         """Note that rows of these ids came in this run; raises a StoreError where one is remembered, or comes twice."""
-        if True in (stored := self._stored_ids.has(ids)):
+        stored = self._stored_ids.has(ids)
+        if self._id_files is not None:
+            stored = [*map(or_, stored, self._id_files.has(ids))]
+        if True in stored:
             condition, got = "hold each id once", f"{ids[stored.index(True)]!r}, which it holds already"
             advice = "Leave out what open_store(path).ids has where a task runs again, as extract(append=True) does"
             raise StoreError(self.folder, condition, got, f"{advice}; else give every row an id of its own.")
@@ -119,6 +126,28 @@ class StoreWriter:
     def has_ids(self, ids: Sequence[RowId]) -> list[bool]:
         """Whether rows with these ids were added, or remembered."""
         return [*map(or_, self._ids.has(ids), self._stored_ids.has(ids))]
+
+    def find_ids(self, ids_of: Callable[[str], Iterable[RowId] | None]) -> None:
+        """Remember the ids of a store of with-blocks; `ids_of` reads those of units that no file of digests names."""
+        self._id_files = IdFiles(self.folder, list_units(self.folder, self.codec))
+        for unit in self._id_files.left:
+            self.remember_ids(ids_of(unit))
+
+    def keep_ids(self, units: Sequence[str]) -> bool:
+        """Write a file of the digests that are in memory, unless they are few; returns whether it did.
+
+        `units` are those of the rows that were added, since the last file.
+        """
+        files = self._id_files or IdFiles(self.folder, ())
+        left, count = [*files.left, *units], len(self._ids) + len(self._stored_ids)
+        if not count or (count < FEW_IDS and len(left) < FEW_UNITS):
+            return False
+        with suppress(StoreError):  # the rows are stored, and their ids can be read there
+            files.add(units[-1], left, merged([self._ids.sorted(), self._stored_ids.sorted()]))
+            files.left, self._id_files = [], files
+            self._ids, self._stored_ids = SeenIds(), SeenIds()
+            return True
+        return False
 
     def add(self, step: Step, unit: Unit) -> int:
         """Add a step to a unit, whole or not at all; returns the size in bytes of its columns.
