@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class End:
 
     units: int
     rows: int
+    name: str = field(default=END, compare=False)  # of the file that says so
 
 
 def is_own(name: str) -> bool:
@@ -49,11 +50,16 @@ def read_end(folder: Path) -> End | None:
     Raises:
         StoreError: what was said is damaged, or a newer version of the library said it.
     """
+    return max(read_ends(folder), key=lambda end: end.units, default=None)
+
+
+def read_ends(folder: Path) -> list[End]:
+    """Where the data set of a store ended each time; raises what `read_end` raises."""
     try:
         names = [name for name in os.listdir(folder) if _NAME.fullmatch(name)]
     except OSError:  # of a folder that is no store, which its manifest tells
-        return None
-    return max((_read(folder / name) for name in sorted(names)), key=lambda end: end.units, default=None)
+        return []
+    return [_read(folder / name) for name in sorted(names)]
 
 
 def write_end(folder: Path, units: int, rows: int) -> bool:
@@ -95,7 +101,7 @@ def _read(path: Path) -> End:
     units = _number(path, content, "units", _MOST_UNITS)
     if named and named[1] and int(named[1]) != units:
         raise StoreError(path, "hold the number of units that its name says", str(units), _ADVICE)
-    return End(units, _number(path, content, "rows", _MOST_ROWS))
+    return End(units, _number(path, content, "rows", _MOST_ROWS), path.name)
 
 
 def _number(path: Path, content: dict[str, Any], name: str, most: int) -> int:

@@ -25,6 +25,7 @@ from activation_extractor.errors import StoreError
 SHARDS = "shards"
 _MAX_EMPTY_ROWS = 2**20  # of a shard without values: no file size limits how many rows its header claims
 REPAIR = "Restore it from a copy, or delete it and extract again."
+_UNIT = r"(?:[0-9]{8}T[0-9]{12}-[0-9a-f]{8}-)?[0-9]{8}"
 _NO_LINK = "Copy what it points to in its place."
 
 
@@ -95,9 +96,14 @@ def is_shard(name: str, codec: Codec) -> bool:
     return re.fullmatch(_pattern(codec), name) is not None
 
 
+def is_unit(name: str) -> bool:
+    """Whether a unit can have this name."""
+    return re.fullmatch(_UNIT, name) is not None
+
+
 def _pattern(codec: Codec) -> str:
     """The names of shards: a unit's, and the suffix."""
-    return rf"(?:[0-9]{{8}}T[0-9]{{12}}-[0-9a-f]{{8}}-)?[0-9]{{8}}{re.escape(codec.suffix)}"
+    return _UNIT + re.escape(codec.suffix)
 
 
 def scan_shards(folder: Path) -> list[os.DirEntry[str]]:

@@ -127,7 +127,7 @@ class Extraction:
 
     def _say_stopped(self, unit_rows: int) -> None:
         try:
-            done = open_store(self._out).rows
+            done = open_store(self._out, partial=True).rows
         except StoreError:  # a run that ended before its first unit left no store
             unit_rows = min(unit_rows, self._source.rows)
             told = f"Nothing is stored: the first {unit_rows:,} rows were not complete."

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from activation_extractor._display import plural
+from activation_extractor._display import examples, plural
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._end import read_end, write_end
 from activation_extractor._format._headers import Entries
@@ -93,10 +93,14 @@ class AddedRows(Sink):
 
         Raises:
             OtherRunError: the store is of another run.
-            StoreError: with-blocks wrote the store, a shard is gone, or what it says of its end is damaged.
+            StoreError: with-blocks wrote the store, a unit is missing, or what it says of its end is damaged.
         """
         manifest, self._size = manifest_of_run(self._folder)
-        open_store(self._folder)
+        missing = open_store(self._folder, partial=True).missing_units
+        if missing:
+            got = f"{plural(len(missing), 'unit')} missing: {examples(missing)}"
+            advice = "Call extract without append=True first, with the data that it was begun with."
+            raise StoreError(self._folder, "have all units up to its last before rows are added", got, advice)
         about = {**about, **self._fingerprint(), "rows_per_unit": manifest.fingerprint.get("rows_per_unit")}
         self._writer.begin(about)
         self._writer.unit_size = {ROWS_PER_UNIT if manifest.rows_per_unit else BATCHES_PER_UNIT: self._size}
@@ -166,8 +170,9 @@ class AddedRows(Sink):
 
     def _write_end(self) -> None:
         """Say where the data set ends now; other processes may have added rows to it as well."""
-        store = open_store(self._folder)
-        write_end(self._folder, len(store.shards), store.rows)
+        store = open_store(self._folder, partial=True)
+        if not store.missing_units:
+            write_end(self._folder, len(store.shards), store.rows)
 
     def _run(self, batch: Batch, new: Sequence[int], forward: Callable[[Batch, bool], None]) -> set[int]:
         """Run the new rows of a batch alone, or all rows where it cannot be cut; returns the rows that are left out."""

@@ -9,8 +9,9 @@ from activation_extractor.store._export import Export, export
 from activation_extractor.store._feature_statistics import FeatureStatistics
 from activation_extractor.store._import import import_store
 from activation_extractor.store._listing import ShardInfo
+from activation_extractor.store._open import open_store
 from activation_extractor.store._statistics import Statistics, statistics
-from activation_extractor.store._store import Store, open_store
+from activation_extractor.store._store import Store
 from activation_extractor.store._text_columns import TextColumn
 from activation_extractor.store._verify import Damage, Verification, verify_store
 

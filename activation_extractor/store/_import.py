@@ -24,7 +24,8 @@ from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StoreError
 from activation_extractor.sinks._step import Step
 from activation_extractor.sinks._store_sinks import SafetensorsSink
-from activation_extractor.store._store import Store, open_store
+from activation_extractor.store._open import open_store
+from activation_extractor.store._store import Store
 
 HIDDEN_STATES, TOKEN_IDS = "hidden_states", "token_ids"
 FULL, INPUT = "full", "input"  # the reducers of hidden states, and of what else a file has of each token

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from activation_extractor._format._end import End
+from activation_extractor._format._gaps import Gap, with_gaps
 from activation_extractor._format._journal import JournalRecord
 from activation_extractor._format._manifest import Manifest, store_name
 from activation_extractor._format._reader import Reader
-from activation_extractor._format._shards import SHARDS, is_shard, list_units, shard_path, size_of
+from activation_extractor._format._shards import SHARDS, list_units, size_of
 from activation_extractor.errors import StoreError
 
 
@@ -30,24 +33,17 @@ class ShardInfo:
 
 
 def list_shards(
-    folder: Path, manifest: Manifest, records: Mapping[str, JournalRecord]
-) -> list[tuple[str, JournalRecord]]:
-    """The path of each shard, in the order of the rows, and what it holds: from the journal, else from its header.
+    folder: Path, manifest: Manifest, records: Mapping[str, JournalRecord], end: End | None
+) -> tuple[list[tuple[str, JournalRecord]], list[Gap]]:
+    """The path of each shard, in the order of the rows, and what it holds; and the units that are missing.
+
+    What a shard holds is known from the journal, else from its header.
 
     Raises:
-        StoreError: a shard that the journal lists is missing, or one is of another kind of store.
+        StoreError: a shard is of another kind of store, or damaged.
     """
     codec, is_of_data = manifest.codec, manifest.unit_size is not None
-    units = list_units(folder, codec)
-    missing = sorted(unit for unit in records.keys() - set(units) if is_shard(unit + codec.suffix, codec))
-    if missing:
-        advice = (
-            "Restore it from a copy, or run extract again, which makes it anew; "
-            "without the folder 'journal' what is left can be read."
-        )
-        raise StoreError(
-            shard_path(folder, missing[0], codec), "exist, since the journal lists it", "no such file", advice
-        )
+    units, gaps = with_gaps(partial(list_units, folder, codec), records, end.units if end else 0)
     foreign = [unit for unit in units if ("-" in unit) is is_of_data]
     if foreign:
         kinds = ("a data set", "a with-block")
@@ -57,7 +53,8 @@ def list_shards(
     # Joined once: for each shard, it takes a third of the time of opening.
     start, suffix = os.path.join(folder, SHARDS, ""), codec.suffix
     paths = [start + unit + suffix for unit in units]
-    return [
+    shards = [
         (path, records.get(unit) or reader.shard(path).record(size_of(Path(path)), manifest.entries))
         for unit, path in zip(units, paths, strict=True)
     ]
+    return shards, gaps

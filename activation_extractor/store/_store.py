@@ -1,19 +1,23 @@
-"""Reading what was saved: `open_store` and the `Store` that it returns."""
+"""A `Store`: columns, ids, and what is missing of them."""
 
 from __future__ import annotations
 
-import os
+import functools
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from activation_extractor import _display
 from activation_extractor._display import close_matches, dtype_name, examples
+from activation_extractor._format._end import read_end
 from activation_extractor._format._entry_names import column_key, kept_name
+from activation_extractor._format._gaps import check_gaps
 from activation_extractor._format._journal import read_records
-from activation_extractor._format._manifest import read_manifest, store_name
+from activation_extractor._format._manifest import ROWS_PER_UNIT, read_manifest, store_name
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, StoreError
@@ -21,44 +25,13 @@ from activation_extractor.reducers._keys import EntryKey, entry_keys, pair_of, p
 from activation_extractor.store._columns import Column
 from activation_extractor.store._for_training import ForTraining
 from activation_extractor.store._listing import ShardInfo, list_shards
+from activation_extractor.store._row_numbers import row_numbers
 from activation_extractor.store._rows_on_disk import Part, Parts
 from activation_extractor.store._text_columns import TextColumn
 from activation_extractor.store._verify import Verification, verify_store
 
+_MOST_MISSING = 10**6  # units: a single shard of a high number may claim a hundred million of them
 _HEADER = ("layer", "reducer", "shape", "dtype")
-
-
-def open_store(path: str | os.PathLike[str]) -> Store:
-    """Open a folder that ``capture(..., sink=path)`` or ``extract(..., out=path)`` wrote.
-
-    Only the manifest, the journal and the list of shards are read; shards are opened, and checked, when something in
-    them is asked for. A store that is still being written, or whose writer was killed, opens to the units that are
-    complete. Nothing in a store is trusted: its shards come from the folder's listing, links are refused, and every
-    number is checked against the file that it is about.
-
-    Args:
-        path: the folder.
-
-    Raises:
-        StoreError: it is not a store, a newer version wrote it, or a shard is missing or damaged.
-
-    Example:
-        >>> import tempfile, torch
-        >>> from torch import nn
-        >>> from activation_extractor import capture, open_store
-        >>> model, folder = nn.Sequential(nn.Linear(4, 8)), tempfile.mkdtemp()
-        >>> with capture(model, "0", sink=folder) as acts:
-        ...     with acts.step(ids=["a", "b"]):
-        ...         _ = model(torch.randn(2, 4))
-        >>> store = open_store(folder)
-        >>> store["0"]
-        Column(('0', 'full'), (2, 8), float32)
-        >>> store.ids
-        ['a', 'b']
-        >>> store["0"][store.row_of("b")].shape
-        torch.Size([8])
-    """
-    return Store(Path(path))
 
 
 class Store(ForTraining):
@@ -75,14 +48,15 @@ class Store(ForTraining):
         fingerprint: what the values depend on, by part, such as ``mask`` and ``weights``.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, partial: bool = False) -> None:
+        self.path, self._is_partial = path, partial
         manifest = read_manifest(path)
         self.manifest, self.fingerprint = manifest.content, manifest.fingerprint
-        self._is_of_data = manifest.unit_size is not None
         self._fields = {field.entry: field for field in (*manifest.columns, *manifest.keep)}
-        records = read_records(path)  # before the listing, which can only grow meanwhile
-        self._shards = list_shards(path, manifest, records)
+        self._end, records = read_end(path), read_records(path)  # before the listing, which can only grow meanwhile
+        self._shards, self._gaps = list_shards(path, manifest, records, self._end)
+        if not partial or sum(map(len, self._gaps)) > _MOST_MISSING:
+            check_gaps(path, self._gaps, len(self._shards), is_of_data=manifest.unit_size is not None)
         self._reader = Reader(manifest.codec, store_name(manifest.fingerprint), records, manifest.entries)
         counts = [record.counts for _, record in self._shards if record.counts]
         extra = [entry for rows in counts for entry, count in rows.items() if count]
@@ -92,7 +66,7 @@ class Store(ForTraining):
         self._reducers = list(dict.fromkeys(reducer for _, reducer in self._keys))
 
     def __reduce__(self) -> Any:
-        return Store, (self.path,)
+        return functools.partial(Store, partial=self._is_partial), (self.path,)
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -119,17 +93,48 @@ class Store(ForTraining):
         """How many samples there are."""
         return self._starts[-1]
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether each unit of the data set is there: the run of `extract` came to its end, and nothing is missing.
+
+        False for stores of with-blocks, and of `extract` before 0.2, which do not say where they end: whether units are
+        missing between others is known of these too, see `missing_units`.
+        """
+        return self._end is not None and self._end.units == len(self._shards) and not self._gaps
+
+    @property
+    def missing_units(self) -> list[str]:
+        """The names of the units that are not there, in order, as far as that is known.
+
+        These are the units before the last one that is there, those that a journal lists, and, once a run of `extract`
+        came to its end, all others. Only a store that was opened with ``partial=True`` can lack some.
+        """
+        return list(chain.from_iterable(self._gaps))
+
     @cached_property
-    def ids(self) -> list[RowId]:
-        """The ids of all rows; row numbers in a store without ids.
+    def row_numbers(self) -> Tensor:
+        """Which row of the data set each row of the store is, counted from 0, ``(rows,)`` int64.
+
+        They differ from the rows of the store where units are missing, or where the model could not run a row
+        (``on_failure=``). Rows that ``append=True`` added come behind the others, whatever their place.
 
         Raises:
-            StoreError: a damaged shard; rows without ids, and a unit that is not there yet between others that are.
+            StoreError: rows are behind a missing unit whose number of rows is not known, as in a store of with-blocks.
+        """
+        size = self.manifest.get(ROWS_PER_UNIT)
+        shards = [(path, record.rows) for path, record in self._shards]
+        return row_numbers(self.path, self._reader, shards, self._gaps, size)
+
+    @cached_property
+    def ids(self) -> list[RowId]:
+        """The ids of all rows; row numbers in a store without ids, those of `row_numbers` where units are missing.
+
+        Raises:
+            StoreError: a damaged shard; or what `row_numbers` raises.
         """
         if self.manifest["ids"] is None:
-            if self._is_of_data and self._shards and int(Path(self._shards[-1][0]).stem) != len(self._shards) - 1:
-                advice = "Run extract again with the same arguments to complete it."
-                raise StoreError(self.path, "have all units up to its last for rows to be numbered", "gaps", advice)
+            if self._gaps:
+                return list(self.row_numbers.tolist())
             return list(range(sum(self._reader.shard(path).rows for path, _ in self._shards)))
         ids = list(self.iter_ids())
         if len(ids) != self.rows:
@@ -144,7 +149,7 @@ class Store(ForTraining):
             StoreError: a shard is damaged or gone.
         """
         if self.manifest["ids"] is None:
-            return iter(range(self.rows))
+            return iter(self.row_numbers.tolist() if self._gaps else range(self.rows))
         kind = self.manifest["ids"]
         return chain.from_iterable(self._reader.ids(path, kind) or () for path, _ in self._shards)
 

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
 from activation_extractor._files import TruncatedError, is_draft, open_regular, read_at
-from activation_extractor._format._end import is_own
+from activation_extractor._format._codecs import Codec
+from activation_extractor._format._end import End, is_own, read_end
 from activation_extractor._format._entry_names import OFFSETS
+from activation_extractor._format._gaps import find_gaps, with_gaps
 from activation_extractor._format._headers import Extent
 from activation_extractor._format._journal import JournalRecord, read_records
 from activation_extractor._format._manifest import Manifest, read_manifest, store_name
 from activation_extractor._format._numpy import METADATA_FILE
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._seen_ids import SeenIds
-from activation_extractor._format._shards import SHARDS, Shard, is_shard, scan_shards, shard_path, size_of
+from activation_extractor._format._shards import SHARDS, Shard, is_shard, is_unit, scan_shards, shard_path, size_of
+from activation_extractor.errors import StoreError
 
 Kind = Literal["altered", "foreign", "missing", "repeated id", "truncated", "unfinished", "unreadable"]
 _CHUNK_BYTES = 1 << 22
+_MOST_MISSING = 1000  # units that are named one by one
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,9 @@ class Damage:
     Attributes:
         path: the file or folder.
         kind: ``"truncated"`` (shorter than it says), ``"altered"`` (not what was written), ``"unreadable"`` (no header,
-            or one that contradicts itself), ``"missing"`` (a shard that the journal lists), ``"repeated id"``,
-            ``"foreign"`` (a file that the library did not write here) or ``"unfinished"`` (left by a writer that is at
-            work or was killed; removed when an hour old by the next one).
+            or one that contradicts itself), ``"missing"`` (a unit that the journal lists, or before another one or the
+            data's end), ``"repeated id"``, ``"foreign"`` (a file that the library did not write here) or
+            ``"unfinished"`` (left by a writer that is at work or was killed; removed when an hour old by the next one).
         detail: what was found.
     """
 
@@ -72,18 +79,54 @@ def verify_store(path: str | os.PathLike[str]) -> Verification:
     """
     folder = Path(path)
     manifest = read_manifest(folder)
+    found, end = _end(folder)
     records = read_records(folder)  # before the shards are listed, of which a writer may add more meanwhile
     codec = manifest.codec
     strays = [_stray(entry) for entry in os.scandir(folder) if not is_own(entry.name)]
     strays += [_stray(entry) for entry in scan_shards(folder) if entry.is_symlink() or not is_shard(entry.name, codec)]
-    names = sorted(
-        entry.name for entry in scan_shards(folder) if not entry.is_symlink() and is_shard(entry.name, codec)
-    )
-    shards = {name.removesuffix(codec.suffix): folder / SHARDS / name for name in names}
-    gone = (unit for unit in records.keys() - shards.keys() if is_shard(unit + codec.suffix, codec))
-    missing = [Damage(shard_path(folder, unit, codec), "missing", "the journal lists it") for unit in sorted(gone)]
-    damages = list(_damages(shards, manifest, records))
-    return Verification([*strays, *missing, *damages], len(shards), sum(map(_size, shards.values())))
+    count = end.units if end else 0
+    units, gaps = with_gaps(partial(_units, folder, codec), records, count)
+    shards = {unit: folder / SHARDS / (unit + codec.suffix) for unit in units}
+    rows: dict[str, int] = {}
+    damages = list(_damages(shards, manifest, records, rows))
+    missing = list(_missing(folder, codec, [*rows], {*units}, records, count)) if gaps else []
+    if end and not (missing or damages) and len(units) == end.units and sum(rows.values()) != end.rows:
+        text = f"it says {end.rows:,} rows where the shards have {sum(rows.values()):,}"
+        found.append(Damage(folder / end.name, "altered", text))
+    return Verification([*strays, *found, *missing, *damages], len(shards), sum(map(_size, shards.values())))
+
+
+def _end(folder: Path) -> tuple[list[Damage], End | None]:
+    """Where the data set ends, and what is wrong with that."""
+    try:
+        return [], read_end(folder)
+    except StoreError as error:
+        return [Damage(Path(str(error.path)), "unreadable", str(error))], None
+
+
+def _units(folder: Path, codec: Codec) -> list[str]:
+    """The units that have a shard, which is no link."""
+    entries = [entry for entry in scan_shards(folder) if is_shard(entry.name, codec) and not entry.is_symlink()]
+    return [entry.name.removesuffix(codec.suffix) for entry in entries]
+
+
+def _missing(
+    folder: Path,
+    codec: Codec,
+    readable: Sequence[str],
+    there: AbstractSet[str],
+    records: Mapping[str, JournalRecord],
+    count: int,
+) -> Iterator[Damage]:
+    """The units that are not there: all before the last one that is readable; no more of them than anybody reads."""
+    gaps = find_gaps(readable, filter(is_unit, records.keys() - there), count)
+    units = (unit for unit in chain.from_iterable(gaps) if unit not in there)
+    for unit in islice(units, _MOST_MISSING):
+        detail = "the journal lists it" if unit in records else "it comes before the last one"
+        yield Damage(shard_path(folder, unit, codec), "missing", detail)
+    more = sum(map(len, gaps)) - _MOST_MISSING
+    if more > 0:
+        yield Damage(folder / SHARDS, "missing", f"up to {more:,} more units")
 
 
 def _size(shard: Path) -> int:
@@ -100,12 +143,15 @@ def _stray(entry: os.DirEntry[str]) -> Damage:
     return Damage(Path(entry.path), "foreign", "not written by this library")
 
 
-def _damages(shards: Mapping[str, Path], manifest: Manifest, records: Mapping[str, JournalRecord]) -> Iterator[Damage]:
-    """What is wrong within shards, by unit."""
+def _damages(
+    shards: Mapping[str, Path], manifest: Manifest, records: Mapping[str, JournalRecord], rows: dict[str, int]
+) -> Iterator[Damage]:
+    """What is wrong within shards, by unit; notes in `rows` how many rows each has that can be read."""
     reader, ids = Reader(manifest.codec, store_name(manifest.fingerprint)), SeenIds()
     for unit, path in shards.items():
         try:
             shard = reader.shard(str(path))
+            rows[unit] = shard.rows
             yield from altered(shard, records.get(unit), manifest.entries)
             for entry in shard.columns:
                 reader.row_numbers(str(path), entry)

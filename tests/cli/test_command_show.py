@@ -192,3 +192,17 @@ def test_a_store_without_a_complete_unit_is_shown_too(tmp_path):
     assert (found["rows"], found["units"], found["first_ids"]) == (0, 0, [])
     assert found["columns"][0]["statistics"]["mean_norm"] is None
     assert "safetensors, 0 units" in shown(out)
+
+
+def test_it_tells_whether_a_store_is_complete(tmp_path):
+    out = make_store(tmp_path)
+    assert "complete: not known, since no run has said that it came to the end" in " ".join(shown(out).split())
+    batches = [torch.full((2, 4), float(number)) for number in range(3)]
+    extract(nn.Sequential(nn.Linear(4, 2)), batches, "0", out=tmp_path / "data", rows_per_unit=2, progress=False)
+    assert "complete: yes" in " ".join(shown(tmp_path / "data").split())
+    found = told(tmp_path / "data")
+    assert (found["complete"], found["missing_units"]) == (True, [])
+    (tmp_path / "data/shards/00000001.safetensors").unlink()
+    assert "complete: no, 1 unit missing: '00000001'" in " ".join(shown(tmp_path / "data").split())
+    found = told(tmp_path / "data")
+    assert (found["complete"], found["missing_units"], found["rows"]) == (False, ["00000001"], 4)

@@ -159,19 +159,21 @@ def test_a_shard_that_vanishes_later_is_an_error_when_it_is_read(store):
 
 def test_a_shard_missing_between_others_is_an_error(store):
     second_shard(store).unlink()
-    text = (
-        rf"{UNIT}00000001\.safetensors' must exist, since the journal lists it, got no such file\. Restore it from a c"
-    )
+    text = rf"must have all of its units, got 1 of 3 missing: '{UNIT}00000001'\. Restore it from a copy, or read what"
     with pytest.raises(StoreError, match=text):
         open_store(store.path)
 
 
 def test_what_is_left_of_a_store_that_lost_a_shard_can_be_read_as_the_text_says(store):
-    second_shard(store).unlink()
-    with pytest.raises(StoreError, match="the folder 'journal'"):  # no extract wrote it, which could make it anew
+    shard = second_shard(store)
+    shard.unlink()
+    with pytest.raises(StoreError, match=r"or read what is there with open_store\(path, partial=True\)"):
         open_store(store.path)
-    shutil.rmtree(store.path / "journal")
-    assert open_store(store.path).ids == [0, 1, 4, 5]
+    left = open_store(store.path, partial=True)
+    assert left.ids == [0, 1, 4, 5]
+    assert left.missing_units == [shard.stem]
+    with pytest.raises(StoreError, match="have every unit for the rows behind it to be numbered, got .*missing"):
+        _ = left.row_numbers  # how many rows it had is not known
 
 
 @pytest.mark.parametrize(
@@ -270,7 +272,7 @@ def test_a_damaged_shard_may_be_deleted_and_the_data_extracted_again(tmp_path, a
     with pytest.raises(StoreError, match=advice):
         open_store(tmp_path / "out")["0"].torch()
     shard.unlink()
-    with pytest.raises(StoreError, match="or run extract again, which makes it anew"):
+    with pytest.raises(StoreError, match="Run extract again with the same arguments, which makes it anew"):
         open_store(tmp_path / "out")
     again = extract(model, batches, "0", out=tmp_path / "out", rows_per_unit=2, progress=False)
     assert torch.equal(again["0"].torch(), before)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from activation_extractor._display import aligned, dtype_name, human_bytes, plural, printable
+from activation_extractor._display import aligned, dtype_name, examples, human_bytes, plural, printable
 from activation_extractor.cli._terminal import say, say_json
 
 _FIRST_IDS = 3
@@ -43,7 +43,7 @@ def show(
     """
     from activation_extractor.store import open_store
 
-    opened = open_store(store)
+    opened = open_store(store, partial=True)
     manifest, shards = opened.manifest, opened.shards
     # Ids of the first shard alone: `opened.ids` would open every shard.
     count = 0 if manifest["ids"] is None or not shards else min(_FIRST_IDS, shards[0].rows)
@@ -53,6 +53,8 @@ def show(
         "rows": opened.rows,
         "format": manifest["codec"],
         "units": len(shards),
+        "complete": opened.is_complete,
+        "missing_units": opened.missing_units,
         "bytes": opened.nbytes,
         "ids": manifest["ids"],
         "first_ids": list(islice(opened.iter_ids(), count)),
@@ -115,6 +117,7 @@ def _head(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", str(content["model"])
     yield "rows", f"{content['rows']:,}"
     yield "format", f"{content['format']}, {plural(content['units'], 'unit')}"
+    yield "complete", _completeness(content["complete"], content["missing_units"])
     yield "size", f"{human_bytes(content['bytes'])} ({content['bytes']:,} bytes)"
     ids = [repr(row_id) for row_id in content["first_ids"]]
     more = ["..."] if len(ids) < content["rows"] else []
@@ -123,6 +126,12 @@ def _head(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in content["options"].items():
         yield name.replace("_", " "), "none" if value is None else str(value)
     yield "versions", ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+
+
+def _completeness(is_complete: bool, missing: Sequence[str]) -> str:
+    if missing:
+        return f"no, {plural(len(missing), 'unit')} missing: {examples(missing)}"
+    return "yes" if is_complete else "not known, since no run has said that it came to the end of its data"
 
 
 def _table(columns: Sequence[Mapping[str, Any]]) -> list[str]:
