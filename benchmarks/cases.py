@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from benchmarks.calls import CALLS
+from benchmarks.engines import ENGINES
 from benchmarks.extraction import EXTRACTION
 from benchmarks.fresh import FRESH
 from benchmarks.inputs import INPUTS
@@ -21,7 +22,18 @@ from benchmarks.start_up import START_UP
 from benchmarks.storage import STORAGE
 from benchmarks.whole_models import WHOLE_MODELS
 
-GROUPS: list[Group] = [*CALLS, *FRESH, *WHOLE_MODELS, *SCALING, *EXTRACTION, *LLAMA, *STORAGE, *START_UP, *INPUTS]
+GROUPS: list[Group] = [
+    *CALLS,
+    *FRESH,
+    *WHOLE_MODELS,
+    *SCALING,
+    *EXTRACTION,
+    *ENGINES,
+    *LLAMA,
+    *STORAGE,
+    *START_UP,
+    *INPUTS,
+]
 
 
 def all_groups(*, with_peers: bool = False) -> list[Group]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -67,14 +69,19 @@ class Recording:
 class ColumnWorker:
     """Runs batches of an engine through a model. Calls may come from several threads: they take turns.
 
+    A model of our own (`is_ours`), which a factory has built, goes into ``eval()`` for good; any other one is as it was
+    after each batch.
+
     Attributes:
         prepare: what the factory returned beside the model, or None.
     """
 
-    def __init__(self, model: nn.Module, prepare: Any, recording: Recording, device: Any) -> None:
+    def __init__(self, model: nn.Module, prepare: Any, recording: Recording, device: Any, *, is_ours: bool) -> None:
         check_weights(model)
+        self._mode = partial(nullcontext, model.eval()) if is_ours else partial(evaluating, model)
         self.prepare, self._model, self._lock = prepare, model, threading.Lock()
         self._where, self._transfer, self._pieces = move(model, device), Transfer(), Pieces()
+        self._without_gradients = without_gradients(model)
         reduce, self._told = take_fields(recording.reduce, recording.weights)
         self._fields = BatchFields(None, (), None, recording.pooling_mask, None, self._told.names)
         self._mask, self._sink = BatchMask(recording.pooling_mask or ""), MemorySink()
@@ -88,7 +95,7 @@ class ColumnWorker:
         batch = replace(self._fields.split(arguments), ids=ids)
         with self._lock:
             try:
-                with evaluating(self._model), without_gradients(self._model), self._recorded as acts:
+                with self._mode(), self._without_gradients, self._recorded as acts:
                     self._pieces.run(batch, lambda piece: self._forward(acts, piece))
                 step = join(self._sink.steps)
             finally:
@@ -128,7 +135,6 @@ def model_of(model: Any, device: Any) -> tuple[nn.Module, Any]:
     with _LOCK:
         if key not in _MODELS:
             found = built(find_object("model", model), model)
-            found[0].eval()
             while len(_MODELS) >= _MOST_MODELS:
                 _MODELS.pop(next(iter(_MODELS)))
             _MODELS[key] = found

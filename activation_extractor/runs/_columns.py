@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
@@ -23,6 +24,7 @@ from activation_extractor.runs._returned_columns import put_together
 
 ID = "id"
 _KINDS = get_args(Kind)
+_PROCESS = os.getpid()  # that imported this
 
 
 class Columns:
@@ -165,6 +167,8 @@ class Columns:
         self._lock = threading.Lock()
 
     def _loaded(self) -> ColumnWorker:
+        if os.getpid() != _PROCESS:  # forked: OpenMP, whose threads are the parent's, would wait for them for ever
+            torch.set_num_threads(1)
         with self._lock:
             if self._worker is None:
                 model, prepare = model_of(self._model, self._device)
@@ -173,7 +177,8 @@ class Columns:
                     prepare = find_object("prepare", name) if isinstance(name, str) else name
                     if not callable(prepare):
                         raise ArgumentError("prepare", "name a function", name, f"It is a {type(prepare).__name__}.")
-                self._worker = ColumnWorker(model, prepare, self._recording, self._device)
+                is_ours = model is not self._model
+                self._worker = ColumnWorker(model, prepare, self._recording, self._device, is_ours=is_ours)
             return self._worker
 
     def _given(self, batch: GivenColumns, has_prepare: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+import time
 import warnings
 
 import engine_models
@@ -279,6 +280,23 @@ def test_several_threads_build_one_model_and_each_gets_its_own_rows(tmp_path, mo
     for number, out in results.items():
         expected = made()(rows_of(slice(number * 5, number * 5 + 5)))
         np.testing.assert_array_equal(out["h.1:mean"], expected["h.1:mean"])
+
+
+def test_threads_that_meet_in_one_model_take_turns():
+    model = small_model()
+    model.embed.register_forward_hook(lambda *_: time.sleep(0.02))
+    columns, results = Columns(model, LAYERS, reduce=REDUCERS, keep="label", pooling_mask="counts"), {}
+
+    def run(number):
+        rows = rows_of(slice(number * 5, number * 5 + 5))
+        results[number] = columns({**rows, "counts": rows["attention_mask"]})
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    for number in range(8):
+        expected = made()(rows_of(slice(number * 5, number * 5 + 5)))
+        np.testing.assert_array_equal(results[number]["h.1:mean"], expected["h.1:mean"])
 
 
 def test_a_model_may_be_given_and_keeps_its_mode():
