@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,15 +56,9 @@ class Recording:
             raise ArgumentError("mask", "be left out with pooling_mask", self.options["mask"])
         reduce, told = take_fields(self.reduce, self.weights)
         BatchFields(None, (), None, self.pooling_mask, None, told.names)
-        others: dict[str, Any] = {
-            "detach": True,
-            "copy": True,
-            "to": None,
-            "max_bytes": None,
-            "missing": "error",
-            "has_sink": True,
-        }
-        Options(reduce=reduce, **self.options, **others)
+        others = {name: it.default for name, it in signature(capture).parameters.items() if it.kind is it.KEYWORD_ONLY}
+        others = {name: value for name, value in others.items() if name not in ("reduce", "sink", *self.options)}
+        Options(reduce=reduce, has_sink=True, **self.options, **others)
 
 
 class ColumnWorker:
