@@ -9,7 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from activation_extractor.activations import Activations, Capture, Preview, capture, preview
+    from activation_extractor.activations import (
+        Activations,
+        Capture,
+        Instrumented,
+        Preview,
+        capture,
+        instrument,
+        preview,
+    )
     from activation_extractor.comparison import Comparison, compare
     from activation_extractor.errors import ActivationError
     from activation_extractor.extractors.intermediateExtractor import IntermediateExtractor
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "activations": "Activations Capture Preview capture preview",
+    "activations": "Activations Capture Instrumented Preview capture instrument preview",
     "comparison": "Comparison compare",
     "errors": "ActivationError",
     "extractors.intermediateExtractor": "IntermediateExtractor",
@@ -36,11 +44,11 @@ _ROOMS = {
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 __all__ = [
-    "ActivationError", "Activations", "Capture", "Column", "Columns", "Comparison", "IntermediateExtractor",
-    "IntermediateExtractorBase", "MemorySink", "NpySink", "NpzSink", "Preview", "SafetensorsSink", "Sink", "Statistics",
-    "Store", "blocks", "capture", "combined", "compare", "export", "extract", "gradients", "import_store", "inputs",
-    "length_batches", "open_store", "outputs", "position", "positions", "preview", "span", "statistics",
-    "weighted_mean", "windows", "without_tokens",
+    "ActivationError", "Activations", "Capture", "Column", "Columns", "Comparison", "Instrumented",
+    "IntermediateExtractor", "IntermediateExtractorBase", "MemorySink", "NpySink", "NpzSink", "Preview",
+    "SafetensorsSink", "Sink", "Statistics", "Store", "blocks", "capture", "combined", "compare", "export",
+    "extract", "gradients", "import_store", "inputs", "instrument", "length_batches", "open_store", "outputs",
+    "position", "positions", "preview", "span", "statistics", "weighted_mean", "windows", "without_tokens",
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ README's table has all of these names.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -202,6 +203,55 @@ def has_forward(module: nn.Module) -> bool:
     """Whether the module's class has a forward: one without has a function of this name, which raises."""
     unimplemented: str = _present(_forward_unimplemented).__name__
     return getattr(module.forward, "__name__", "") != unimplemented
+
+
+# What `nn.DataParallel` calls to make the replicas of a module.
+REPLICATE = "_replicate_for_data_parallel"
+
+
+def skip_as_frame(*functions: Any) -> None:
+    """Let the compiler run these functions as they are where a call of one is a frame of its own, not part of a graph.
+
+    It imports the compiler.
+    """
+    importlib.import_module("torch._dynamo.eval_frame")
+    skip: Callable[[Any], None] = private("_dynamo.eval_frame.skip_code")
+    for function in functions:
+        skip(function.__code__)
+
+
+# What compiles the frames that begin now: None where nothing does; False where what is compiled already runs.
+_frame_compiler: Callable[[], Any] = private("_C._dynamo.eval_frame.get_eval_frame_callback")
+
+
+def is_compiled_caller() -> bool:
+    """Whether what runs now was called by a compiled function, outside of its graphs, whose frames are compiled too."""
+    return _frame_compiler() is not None
+
+
+# The compiler's stance: an object, which who sets another one keeps, to go back to it.
+_STANCE = "_dynamo.eval_frame._stance"
+
+
+def current_stance() -> Any:
+    """The compiler's stance, where the compiler is loaded."""
+    return _present(private(_STANCE))
+
+
+# The function that `torch.compile` puts around what it compiles; older releases have none of this name.
+_COMPILED_CALL, _MOST_FRAMES = "compile_wrapper", 12
+
+
+def is_compiled_call() -> bool:
+    """Whether a call was made by a compiled function, also where a stance lets it run eagerly."""
+    frame = sys._getframe() if is_compiler_loaded() else None
+    for _ in range(_MOST_FRAMES):
+        if frame is None:
+            return False
+        if frame.f_code.co_name == _COMPILED_CALL:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def is_compiler_loaded() -> bool:

@@ -8,6 +8,7 @@ Each error derives from `ActivationError` and from the built-in that a stranger 
     ├── UnhookableLayerError     TypeError      a module that hooks cannot reach
     ├── ArgumentError            ValueError     an argument's value is not usable
     │   └── ArgumentTypeError    TypeError      ... because of its type
+    ├── UntappedLayerError       RuntimeError   a layer in a compiled graph that was not instrumented
     ├── LayerNotRunError         RuntimeError   a requested layer did not run in a step
     ├── GradientNotFoundError    RuntimeError   a requested gradient never came
     ├── ValueNotFoundError       TypeError      a layer's value holds no tensor to record
@@ -79,6 +80,7 @@ __all__ = [
     "TransformedCallError",
     "UnhookableLayerError",
     "UnsupportedTorchError",
+    "UntappedLayerError",
     "ValueNotFoundError",
 ]
 
@@ -172,6 +174,22 @@ class UnhookableLayerError(ActivationError, TypeError):
     def __init__(self, layer: str, reason: str, advice: str) -> None:
         self.layer = layer
         super().__init__(f"Layer {layer!r} must be an ordinary module that runs, got {reason}. {advice}")
+
+
+class UntappedLayerError(ActivationError, RuntimeError):
+    """A requested layer is part of a compiled graph and has no tap there, while others of the model have.
+
+    Attributes:
+        layers: their recorded names.
+    """
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        self.layers = tuple(layers)
+        super().__init__(
+            f"The model is compiled and instrumented, but not for {examples(layers)}. "
+            "Pass what is captured to instrument() too, with the same side and select=, or undo it with "
+            "handle.remove()."
+        )
 
 
 class LayerNotRunError(ActivationError, RuntimeError):

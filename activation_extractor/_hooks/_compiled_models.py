@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
+from torch import nn
 
-from activation_extractor._private_torch import is_compiler_loaded
+from activation_extractor._private_torch import (
+    CALL,
+    children_of,
+    current_stance,
+    is_compiled_call,
+    is_compiler_loaded,
+    skip_as_frame,
+)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_told: WeakSet[nn.Module] = WeakSet()
+_WRAPPED = "_orig_mod"  # under which `torch.compile` keeps the module that it wraps
 
 
 class EagerStance:
     """The users of ``torch.compiler.set_stance("force_eager")``.
 
     The stance is process-wide and its own context manager restores wrongly when uses overlap: here the first user
-    sets it and the last one out restores what the first one found.
+    sets it and the last one out restores what the first one found. Where others have set theirs meanwhile, theirs
+    stays; and what they take for the one to go back to, ours, becomes the one that was found.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users: set[int] = set()
         self._set: Any = None
+        self._frames: list[Any] = []
 
     def enter(self, user: object) -> None:
         """Hold the stance. Does nothing in a process that has compiled nothing: importing dynamo takes a second."""
@@ -39,6 +56,7 @@ class EagerStance:
             if self._set is not None or not self._users:
                 return False
             self._set = _run_outside()(lambda: torch.compiler.set_stance("force_eager"))
+            skip_as_frame(*self._frames)
             return True
 
     def leave(self, user: object) -> None:
@@ -46,8 +64,49 @@ class EagerStance:
         with self._lock:
             self._users.discard(id(user))
             if not self._users and self._set is not None and not sys.is_finalizing():  # then torch imports no more
-                _run_outside()(partial(self._set.__exit__, None, None, None))
-                self._set = None
+                ours, self._set = self._set, None
+                if current_stance() is ours.stance:
+                    _run_outside()(partial(ours.__exit__, None, None, None))
+                vars(ours.stance).update(vars(ours.prev))
+
+    def skip(self, function: Function) -> Function:
+        """A decorator: while the stance is held, the compiler does not take a call of the function for one to compile.
+
+        Others may set a stance in which it would.
+        """
+        self._frames.append(function)
+        return function
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether others have set another stance since it was taken, so that compiled code may run."""
+        held = self._set
+        return held is not None and current_stance() is not held.stance
+
+
+def is_compiled_around(root: nn.Module, layer: str) -> bool:
+    """Whether a layer, or a module that it is in, is known to be compiled: in place, or by a wrapper in the model."""
+    module: nn.Module | None = root
+    for segment in ("", *layer.split(".")):
+        module = children_of(module).get(segment) if segment and module is not None else module
+        if module is None:
+            return False
+        call = module.__dict__.get(CALL)
+        if _WRAPPED in children_of(module) or getattr(call, "previous", call) is not None:  # ours stands in for another
+            return True
+    return False
+
+
+def tell_once(root: nn.Module, layers: Iterable[str]) -> None:
+    """Warn, once for a model, that it would run compiled, as a call of it or of a part of it shows."""
+    if root in _told or not (is_compiled_call() or any(is_compiled_around(root, layer) for layer in layers)):
+        return
+    _told.add(root)
+    warnings.warn(
+        f"{type(root).__name__} is compiled, and runs eagerly while a block of capture is open, as all compiled code "
+        "of the process does. instrument(model, layers) lets blocks record inside of its graphs.",
+        stacklevel=2,
+    )
 
 
 def outside_compilation(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,3 +125,5 @@ def _run_outside() -> Callable[..., Any]:
 
 
 eager_stance = EagerStance()
+
+eager_stance.skip(outside_compilation)

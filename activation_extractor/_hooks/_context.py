@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from types import FrameType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from activation_extractor._display import examples
@@ -24,6 +24,21 @@ from activation_extractor.layers._selections import Target
 # Why a call of a layer was not recorded, as `LayerNotRunError` says it.
 ELSEWHERE = "called in another thread or task than the one that entered the block, which is to be entered there"
 RECOMPUTED = "called in backward, as a checkpoint does that computes again: enter a block there to record it"
+
+
+class Listener(NamedTuple):
+    """What a block does with the values of a tap."""
+
+    target: Target
+    record: Callable[[Tensor], None]
+
+
+class CallListener(NamedTuple):
+    """What a block does when calls of a module, the model or one in it, begin, with their arguments, and end."""
+
+    begin: Callable[[tuple[Any, ...], dict[str, Any]], None]
+    end: Callable[[], None]
+    is_root: bool
 
 
 class Owner:
@@ -40,11 +55,14 @@ class Owner:
         parts: by recorded name, which part of a value that is spread over processes is recorded in place of it.
         put_last: moves our hooks behind those that were registered later; returns the ids of the dictionaries of hooks
             in which these may replace what a layer takes or returns.
+        taps, calls: what is done with values of taps, and with calls of modules, by their numbers in graphs.
+        untapped: the layers that are hooked beside taps, which a compiled graph would not let run.
         unpacks: whether a packed sequence is recorded as its rows: where it is reduced, joined or stored.
     """
 
     __slots__ = (
         "backwards",
+        "calls",
         "hooks_made",
         "is_open",
         "missed",
@@ -52,8 +70,10 @@ class Owner:
         "picked_of",
         "put_last",
         "stops_early",
+        "taps",
         "targets",
         "unpacks",
+        "untapped",
         "was_cut",
     )
 
@@ -64,6 +84,9 @@ class Owner:
         self.missed: dict[str, str] = {}
         self.picked_of: dict[str, int] = {}
         self.parts: dict[str, str] = {}
+        self.taps: Mapping[int, Sequence[Listener]] = {}
+        self.calls: Mapping[int, CallListener] = {}
+        self.untapped: tuple[str, ...] = ()
         self.hooks_made = hook_counter.next_id
         self.put_last: Callable[[], set[int]] = set
 

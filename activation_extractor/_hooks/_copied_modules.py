@@ -49,9 +49,14 @@ def show_all(all_hooks: Iterable[Hooks], flags: Flags | None = None) -> None:
 
 def ours(hook: Hook) -> Hook:
     """A decorator for the hooks of captures, which must not reach copies of a module."""
-    _our_code.add(hook.__code__)
+    never_copied(hook)
     refuse_inlining(hook, "a block of activation_extractor is open: export the model outside of it")
     return hook
+
+
+def never_copied(hook: Callable[..., Any]) -> None:
+    """Leave a hook of ours out of copies of a module."""
+    _our_code.add(hook.__code__)
 
 
 def is_ours(hook: object) -> bool:

@@ -14,9 +14,16 @@ from typing import Any
 
 from torch import nn
 
-from activation_extractor._hooks._compiled_models import eager_stance, outside_compilation
+from activation_extractor._hooks._compiled_models import eager_stance, outside_compilation, tell_once
 from activation_extractor._hooks._context import Owner, open_here
-from activation_extractor._private_torch import CALL, active_tracer, backward_task, own_call
+from activation_extractor._private_torch import (
+    CALL,
+    active_tracer,
+    backward_task,
+    is_compiled_caller,
+    is_compiler_loaded,
+    own_call,
+)
 from activation_extractor.errors import TransformedCallError
 
 # Runs one forward: takes what calls the model, and its arguments; returns what the call returns.
@@ -79,10 +86,14 @@ def is_watched(root: nn.Module) -> bool:
 
 
 class _RootCall:
-    """Stands in for a model's own call while captures are open on it."""
+    """Stands in for a model's own call while captures are open on it.
+
+    Attributes:
+        previous: what was in its place, a compiled call or None.
+    """
 
     def __init__(self, root: nn.Module, previous: Any, was_set: bool) -> None:
-        self._root, self._previous, self._was_set = root, previous, was_set
+        self._root, self.previous, self._was_set = root, previous, was_set
         self._own = own_call(root)
         self.watchers: dict[Owner, RunForward] = {}
 
@@ -93,15 +104,16 @@ class _RootCall:
     def restore(self) -> None:
         del self._root.__dict__[CALL]
         if self._was_set:
-            self._root.__dict__[CALL] = self._previous
+            self._root.__dict__[CALL] = self.previous
 
+    @eager_stance.skip
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if eager_stance.catch_up():
+        if eager_stance.catch_up() or is_compiled_caller():  # in a stance that others have set meanwhile
             return outside_compilation(self._call)(*args, **kwargs)
         return self._call(*args, **kwargs)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        call = self._previous or self._own
+        call = self._own if eager_stance.is_lost else self.previous or self._own
         opened, task = open_here(), backward_task()
         # Neither a stranger's call nor a checkpoint's, which runs in a backward that began after the block.
         watchers = {it: run for it, run in self.watchers.items() if it in opened and task in it.backwards}
@@ -109,6 +121,8 @@ class _RootCall:
             return call(*args, **kwargs)
         if tracer := active_tracer():
             raise TransformedCallError("", tracer)
+        if is_compiler_loaded():
+            tell_once(self._root, (target.layer for owner in watchers for target in owner.targets[:1]))
         if current_cut() is None and any(owner.stops_early for owner in watchers):
             call = partial(self._cut_short, call, opened, watchers)
         for run in reversed(watchers.values()):

@@ -40,6 +40,7 @@ class ForwardState(Owner):
         is_watched: whether forwards of the model are still seen.
         left_out: by layer, how many forwards had begun before calls of it that were not taken, see `takes_call`.
         in_step: whether what is recorded now belongs to a step; always, where there is no sink.
+        stance_was_lost: whether others had set another stance of the compiler when the block ended.
         spans_backward: whether the step will still be open in backward, so that gradients belong to it.
     """
 
@@ -67,6 +68,7 @@ class ForwardState(Owner):
         "replaced",
         "spans_backward",
         "stamp",
+        "stance_was_lost",
         "was_read",
     )
 
@@ -83,6 +85,7 @@ class ForwardState(Owner):
         self.order = order
         self.broken: Break | None = None
         self.in_step = self.spans_backward = self.was_read = True
+        self.stance_was_lost = False
         self._keeps_all, self._keeps_step, self._warns = keeps_all, False, not keeps_all
         self._begun, self._first_stamp, self._thread = 0, 1, -1
         self.places_seen = module_registrations.latest

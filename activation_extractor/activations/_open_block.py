@@ -14,9 +14,11 @@ from activation_extractor._hooks import _context
 from activation_extractor._hooks._compiled_models import eager_stance
 from activation_extractor._hooks._forwards import is_watched, unwatch, watch
 from activation_extractor._hooks._module_registrations import module_registrations
+from activation_extractor._hooks._tapped_modules import call_tap
 from activation_extractor._hooks._taps import Attached, Detach, detach_all, tap, tap_gradient
 from activation_extractor._hooks._watched_calls import watch_calls
 from activation_extractor._private_torch import hook_counter
+from activation_extractor.activations._block_taps import BlockTaps
 from activation_extractor.activations._fast_recorders import fast_hooks
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._options import Options
@@ -36,6 +38,11 @@ from activation_extractor.sinks import Sink
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_IN_GRAPHS = (
+    "Its layers run inside of compiled graphs. Undo instrument() with handle.remove(), or leave the option out."
+)
 
 
 class Plan(NamedTuple):
@@ -98,6 +105,7 @@ class OpenBlock:
         self._sharding = Sharding.of(root, options, self.state, is_spread)
         self._plan: Plan | None = plan
         self._undo: list[Detach] = []
+        self._taps: BlockTaps | None = None
 
     def __enter__(self) -> Self:
         """Attach everything; on an error nothing stays attached."""
@@ -109,16 +117,21 @@ class OpenBlock:
         try:
             undo.append(lambda: module_registrations.leave(state))
             module_registrations.enter(state)
+            if (call := call_tap(root)) is not None:
+                self._taps = BlockTaps(call, self._shared, self.steps, is_spread=self._sharding is not None)
             for layer, (module, positions) in watched.items():
                 self._watch(layer, module, positions)
             self._attach_hooks()
-            undo.append(lambda: unwatch(root, state))
-            watch(
-                root, state, self._run_forward if self._sharding is None else self._sharding.around(self._run_forward)
-            )
-            state.is_watched = lambda: is_watched(root)
-            undo.append(lambda: eager_stance.leave(state))
-            eager_stance.enter(state)
+            if self._taps is None:
+                run = self._run_forward if self._sharding is None else self._sharding.around(self._run_forward)
+                undo.append(lambda: unwatch(root, state))
+                watch(root, state, run)
+                state.is_watched = lambda: is_watched(root)
+                undo.append(lambda: eager_stance.leave(state))
+                eager_stance.enter(state)
+            else:
+                undo += self._taps.undo
+                self._taps.begin(root)
             undo.append(lambda: _context.leave(state))
             _context.enter(state)
         except BaseException:
@@ -136,7 +149,7 @@ class OpenBlock:
             StopEarlyError: the body failed over the output that `stop_early` left out.
         """
         state, recorded, options = self.state, self._shared.recorded, self._shared.options
-        state.is_open = False
+        state.is_open, state.stance_was_lost = False, eager_stance.is_lost
         detach_all(self._undo)
         self._plan = None  # what is recorded outlives the block, and must not keep the model
         recorded.close()
@@ -168,6 +181,8 @@ class OpenBlock:
             self._undo.append(sharding.hooks.detach)
             sharding.attach(self._plan.root)
         for target, is_plain in zip(state.targets, self._plan.plain, strict=True):
+            if self._taps is not None and target.name in self._taps:
+                continue
             if is_plain and make_hook is not None:
                 attached.add(target.module, make_hook(target))
             elif target.side == "gradient":
@@ -193,8 +208,9 @@ class OpenBlock:
         places = ((target, tree.find(target.layer)) for target in targets)
         layers = {target.layer for target, place in places if place is not None and place[1] is not target.module}
         if layers or self.state.displaced:
-            behind = [target.layer in layers for target in targets if target.side != "input"]
-            attached.set_aside(behind, [target.layer in layers for target in targets if target.side == "input"])
+            hooked = targets if self._taps is None else self._taps.set_aside(layers)
+            behind = [target.layer in layers for target in hooked if target.side != "input"]
+            attached.set_aside(behind, [target.layer in layers for target in hooked if target.side == "input"])
         return frozenset(layers)
 
     def _watch(self, layer: str, module: nn.Module, positions: Mapping[str, int]) -> None:
@@ -207,7 +223,9 @@ class OpenBlock:
             if call.outer is None and has_sink:
                 steps.add_call(call)
 
-        self._undo.append(watch_calls(module, state, begin, partial(state.end_inner, layer)))
+        end = partial(state.end_inner, layer)
+        if self._taps is None or not self._taps.watch(layer, module, begin, end):
+            self._undo.append(watch_calls(module, state, begin, end))
 
     def _run_forward(self, call: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run one forward of the model; with a sink, and outside of a `group` of steps, it is a step."""

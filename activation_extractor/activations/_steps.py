@@ -11,6 +11,7 @@ from torch import nn
 
 from activation_extractor._display import examples
 from activation_extractor._format._stored_rows import KeptColumn, RowId
+from activation_extractor._hooks._compiled_models import eager_stance
 from activation_extractor._hooks._forwards import StopForward
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._recorders import GradientRecorder
@@ -30,6 +31,8 @@ _ALONE = (
     "run in an earlier forward of the block and called alone after it, as generate() calls an encoder: enter a block "
     "of its own for each"
 )
+_UNTAPPED = "it has no tap, which it needs if it runs inside of a compiled graph: pass it to instrument()"
+_COMPILED = "the compiler's stance was set inside of the block, so that compiled code ran, which calls no hooks"
 _CLEARED = "its value was let go with acts.clear() before the step ended"
 
 
@@ -159,6 +162,10 @@ class Steps:
                 yield target.layer, "another module took its place since the block began"
             elif target.name in self._results.cleared and self._sink is not None:
                 yield target.layer, _CLEARED
+            elif target.name in self._state.untapped:
+                yield target.layer, _UNTAPPED
+            elif self._state.stance_was_lost or eager_stance.is_lost:
+                yield target.layer, _COMPILED
             elif stamp is not None and self._sink is None:
                 is_alone = self._has_left_out(target)
                 yield target.layer, _ALONE if is_alone else _EARLIER if stamp > 0 else _BY_HAND

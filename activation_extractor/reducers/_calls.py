@@ -9,12 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from activation_extractor.layers._caches import CACHE_ARGUMENTS, filled
 from activation_extractor.reducers._mask_fit import LAST, MaskCheck
 
-# Names under which models take what they keep between decoding steps.
-_CACHE_ARGUMENTS = frozenset(
-    {"past_key_values", "past_key_value", "layer_past", "past", "cache_params", "cache", "mems"}
-)
 _WHOLE = (torch.int64, torch.int32)
 PADDING = "key_padding_mask"  # how the names of torch's masks end, in which True is padding
 _LEAST_BIAS = -1e3  # what torch adds to the scores of padding is below
@@ -73,7 +70,7 @@ class CallArguments:
         self._values: dict[str, Any] = {}
         self._masks: dict[str, Any] = {}
         # Each forward comes by here, most of them without a cache.
-        has_cache = not _CACHE_ARGUMENTS.isdisjoint(kwargs) or (args and not _CACHE_ARGUMENTS.isdisjoint(positions))
+        has_cache = not CACHE_ARGUMENTS.isdisjoint(kwargs) or (args and not CACHE_ARGUMENTS.isdisjoint(positions))
         self.filled = _filled(self.cache) if has_cache else None
 
     def get(self, name: str) -> Any:
@@ -118,7 +115,7 @@ class CallArguments:
     @cached_property
     def cache(self) -> Any:
         """What the model keeps between decoding steps; None where the call has none."""
-        names = _CACHE_ARGUMENTS & (self._kwargs.keys() | self._positions.keys() if self._args else self._kwargs.keys())
+        names = CACHE_ARGUMENTS & (self._kwargs.keys() | self._positions.keys() if self._args else self._kwargs.keys())
         return next((cache for cache in map(self._argument, names) if cache is not None), None)
 
     @property
@@ -197,17 +194,8 @@ class CallArguments:
 
 
 def _filled(cache: Any) -> int | Tensor | None:
-    """How many positions a cache of fixed size holds, of transformers; None for one that grows, and for others.
-
-    A tensor is a copy, since the cache counts in place; to read it at once would make an accelerator wait.
-    """
-    if cache is None:
-        return None
-    cache = getattr(cache, "self_attention_cache", cache)
-    layers = getattr(cache, "layers", None)
-    if layers == [] or not hasattr(layers[0] if isinstance(layers, list) else cache, "max_cache_len"):
-        return None
-    length: int | Tensor = cache.get_seq_length()
+    """What `filled` gives, a copy: the cache counts in place, and to read it at once makes an accelerator wait."""
+    length = filled(cache)
     return length.clone() if isinstance(length, Tensor) else length
 
 

@@ -194,6 +194,7 @@ def test_a_part_that_is_called_alone_is_refused_when_it_was_wrapped():
         model.head(X)
 
 
+@pytest.mark.filterwarnings("ignore:.* is compiled, and runs eagerly")
 def test_wrappers_whose_names_are_left_out_take_no_place():
     model = Net()
     with capture(model, ["head", "layers.1"]) as acts:

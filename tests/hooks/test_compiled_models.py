@@ -16,7 +16,10 @@ from torch._dynamo.testing import CompileCounter
 from activation_extractor import MemorySink, capture
 
 pytestmark = pytest.mark.filterwarnings(  # of torch's own code while it compiles
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute of a Tensor"
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore:The .grad attribute of a Tensor",
+    "ignore:.* is compiled, and runs eagerly",
 )
 
 

@@ -138,6 +138,7 @@ def test_a_layer_that_never_runs_lets_the_forward_run_to_its_end(stack, tokens):
         assert stack(tokens).shape == (2, 5, 8)
 
 
+@pytest.mark.filterwarnings("ignore:.* is compiled, and runs eagerly")
 def test_what_stood_in_for_the_call_before_is_put_back_in_any_order_of_exits(stack, tokens):
     calls = []
 
