@@ -66,7 +66,7 @@ class GraphForwards:
             state.end(failed=failed)
 
     def fail(self) -> None:
-        """The forward that is under way, if there is one, has failed: its step is dropped; a second time nothing happens."""
+        """The forward that is under way, if there is one, has failed: its step is dropped."""
         if self._state.call is None:
             return
         self._failed += 1
