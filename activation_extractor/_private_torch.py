@@ -12,6 +12,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from operator import attrgetter
+from types import FrameType
 from typing import Any
 
 import torch
@@ -252,6 +253,35 @@ def is_compiled_call() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+_PIPELINE = "torch.distributed.pipelining.stage"
+_RUNS_A_PART, _PART = "forward_one_chunk", "fwd_chunk_id"
+_MOST_OF_A_STAGE = 60  # between a stage of a pipeline and its module, wrapped as it may be
+
+
+def uses_pipelines() -> bool:
+    """Whether this process has imported pipelines, without which no model is a stage of one."""
+    return _PIPELINE in sys.modules
+
+
+def microbatch() -> tuple[int, int] | bool:
+    """For a call that a pipeline's stage makes: the identity of the stage, and the number of the microbatch.
+
+    True for a call by which a stage looks what its module returns, on numbers of no meaning; False for any other call.
+    No public way: a stage leaves no mark on its module.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    looks = False
+    for _ in range(_MOST_OF_A_STAGE):
+        if frame is None:
+            break
+        if frame.f_globals.get("__name__") == _PIPELINE:
+            if frame.f_code.co_name == _RUNS_A_PART:
+                return id(frame.f_locals.get("self")), int(frame.f_locals.get(_PART, 0))
+            looks = True
+        frame = frame.f_back
+    return looks
 
 
 def is_compiler_loaded() -> bool:

@@ -77,6 +77,10 @@ def test_a_modules_call_can_be_replaced_and_copies_leave_that_out(stack, tokens)
     assert private.CALL not in stack.__getstate__()
 
 
+def test_a_call_that_is_no_microbatch_is_known():
+    assert private.microbatch() is False
+
+
 def test_the_dictionaries_are_those_that_torch_goes_by():
     layer, ran = nn.Linear(2, 2), []
     handle = layer.register_forward_hook(lambda *_: ran.append("after"))

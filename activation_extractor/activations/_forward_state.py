@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from activation_extractor._hooks._context import Owner, open_here
 from activation_extractor._hooks._module_registrations import module_registrations
-from activation_extractor._private_torch import active_tracer, backward_task, hook_counter
+from activation_extractor._private_torch import (
+    active_tracer,
+    backward_task,
+    hook_counter,
+    microbatch,
+    uses_pipelines,
+)
 from activation_extractor.activations._row_order import Break, RowOrder, goes_on, has_nothing
 from activation_extractor.errors import StepError, TransformedCallError
 from activation_extractor.layers._selections import Target
@@ -30,6 +36,7 @@ class ForwardState(Owner):
         places_seen: the number of the latest registration of a module when it was last asked who has lost its place.
         displaced: the layers whose places in the model other modules have taken by then.
         find_displaced: finds these layers, and takes the hooks off them.
+        refused: an error that is raised when the values are read, or the block ends, and not in a call.
         replaced: how many forwards' values were replaced before anybody read them.
         was_read: whether somebody has read the values of the last forward.
         inner: the latest call of a module in the model that is watched; None before any.
@@ -65,6 +72,7 @@ class ForwardState(Owner):
         "left_out",
         "order",
         "places_seen",
+        "refused",
         "replaced",
         "spans_backward",
         "stamp",
@@ -84,6 +92,7 @@ class ForwardState(Owner):
         self.is_unmasked: bool | None = None
         self.order = order
         self.broken: Break | None = None
+        self.refused: StepError | None = None
         self.in_step = self.spans_backward = self.was_read = True
         self.stance_was_lost = False
         self._keeps_all, self._keeps_step, self._warns = keeps_all, False, not keeps_all
@@ -171,6 +180,11 @@ class ForwardState(Owner):
         """
         if tracer := active_tracer():
             raise TransformedCallError("", tracer)
+        if uses_pipelines() and microbatch() is not False:
+            advice = "Capture the module of the stage: capture(stage.submod, ...)."
+            got = f"microbatches of a part of it, with {layer!r}"
+            self.refused = StepError("see each forward of the model", got, advice)
+            return False
         if module_registrations.latest != self.places_seen:
             self._look_at_places()
         if layer in self.displaced:
@@ -249,6 +263,12 @@ class ForwardState(Owner):
         if self.broken is not None:
             condition, got, advice = self.broken
             raise StepError(condition, got.format(layer), advice)
+
+    def check_refused(self) -> None:
+        """Raise what was refused."""
+        if self.refused is not None:
+            refused, self.refused = self.refused, None
+            raise refused
 
     def close_order(self) -> None:
         """The block ends: let go of the tokens and the cache of the last forward."""

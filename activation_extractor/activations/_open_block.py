@@ -12,7 +12,7 @@ from torch import nn
 
 from activation_extractor._hooks import _context
 from activation_extractor._hooks._compiled_models import eager_stance
-from activation_extractor._hooks._forwards import is_watched, unwatch, watch
+from activation_extractor._hooks._forwards import RunForward, is_watched, unwatch, watch
 from activation_extractor._hooks._module_registrations import module_registrations
 from activation_extractor._hooks._tapped_modules import call_tap
 from activation_extractor._hooks._taps import Attached, Detach, detach_all, tap, tap_gradient
@@ -21,6 +21,7 @@ from activation_extractor._private_torch import hook_counter
 from activation_extractor.activations._block_taps import BlockTaps
 from activation_extractor.activations._fast_recorders import fast_hooks
 from activation_extractor.activations._forward_state import ForwardState
+from activation_extractor.activations._microbatches import Microbatches
 from activation_extractor.activations._options import Options
 from activation_extractor.activations._recorded_values import Recorded
 from activation_extractor.activations._recorders import GradientRecorder, Shared, recorder
@@ -103,6 +104,9 @@ class OpenBlock:
             is_time_first=bool(layouts) and any(0 in (layout.of_three, layout.axis) for layout in layouts.values()),
         )
         self._sharding = Sharding.of(root, options, self.state, is_spread)
+        self.results.microbatches = Microbatches.of(
+            root, targets, options, self.state, recorded, self.steps.take_any_rows
+        )
         self._plan: Plan | None = plan
         self._undo: list[Detach] = []
         self._taps: BlockTaps | None = None
@@ -123,7 +127,9 @@ class OpenBlock:
                 self._watch(layer, module, positions)
             self._attach_hooks()
             if self._taps is None:
-                run = self._run_forward if self._sharding is None else self._sharding.around(self._run_forward)
+                run: RunForward = self._run_forward
+                for part in (self._sharding, self.results.microbatches):
+                    run = run if part is None else part.around(run)
                 undo.append(lambda: unwatch(root, state))
                 watch(root, state, run)
                 state.is_watched = lambda: is_watched(root)
@@ -152,9 +158,12 @@ class OpenBlock:
         state.is_open, state.stance_was_lost = False, eager_stance.is_lost
         detach_all(self._undo)
         self._plan = None  # what is recorded outlives the block, and must not keep the model
-        recorded.close()
-        state.close_order()
+        microbatches, self.results.microbatches = self.results.microbatches, None
         try:
+            if microbatches is not None and error is None:
+                microbatches.join()
+            recorded.close()
+            state.close_order()
             if error is None and options.has_sink:
                 self.steps.check_any()
             elif error is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, count
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from activation_extractor._private_torch import version_of
@@ -147,6 +148,28 @@ class Recorded:
             for calls in self._calls.values():
                 calls.pop(name, None)
 
+    def take_all(self) -> Iterator[tuple[Key, tuple[Tensor, Tensor | None]]]:
+        """The last values of all keys that count, with their masks, which are no longer recorded then."""
+        for reducer, last in self._last.items():
+            for name, slot in last.items():
+                if slot.tensor is not None and self._state.counts(slot.stamp):
+                    value = slot.read(name, detach=self._detach)
+                    mask, is_reference = slot.mask, slot.version is not None
+                    slot.tensor = slot.version = slot.mask = None
+                    yield (name, reducer), (value.clone() if is_reference else value, mask)
+
+    def prepend(
+        self, key: Key, before: list[tuple[Tensor, Tensor | None]], join: Callable[[list[Tensor]], Tensor]
+    ) -> None:
+        """Join values, and their masks, with the last one of a key, where it has one that counts."""
+        slot = self._last[key[1]][key[0]]
+        if slot.tensor is None or not self._state.counts(slot.stamp):
+            return
+        pieces = [*before, (slot.read(key[0], detach=self._detach), slot.mask)]
+        if any(mask is not None for _, mask in pieces):
+            slot.mask = torch.cat([_mask_of(value, mask) for value, mask in pieces])
+        slot.tensor, slot.version = join([value for value, _ in pieces]), None
+
     def _call_slot(self, key: Key, index: int | None) -> Slot:
         slots = self._calls.setdefault(key[1], {}).setdefault(key[0], [])
         index = len(slots) if index is None else index
@@ -216,6 +239,10 @@ class Recorded:
             yield from last.values()
         for calls in self._calls.values():
             yield from chain.from_iterable(calls.values())
+
+
+def _mask_of(value: Tensor, mask: Tensor | None) -> Tensor:
+    return value.new_ones(value.shape[:2], dtype=torch.bool) if mask is None else mask
 
 
 class _Budget:

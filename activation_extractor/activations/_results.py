@@ -15,6 +15,7 @@ from activation_extractor._streams import hold
 from activation_extractor._tensors import as_dense, ordinary, refused_kind, rows_of
 from activation_extractor.activations._combined_columns import CombinedColumns
 from activation_extractor.activations._forward_state import ForwardState
+from activation_extractor.activations._microbatches import Microbatches
 from activation_extractor.activations._options import Options
 from activation_extractor.activations._recorded_values import Key, Recorded
 from activation_extractor.errors import StepError, TensorKindError
@@ -34,6 +35,7 @@ class Results:
         only_reducer: the name of the reducer, or "" where there are several.
         cleared: by recorded name, the stamp of the last value that was let go in this step.
         picked_of: by recorded name, of how many tensors of a structure the recorded one is the first.
+        microbatches: what a pipeline's stage has computed of the batch before; None where there is no pipeline.
         parts: by recorded name, which part of a value that is spread over processes is recorded in place of it.
     """
 
@@ -58,6 +60,7 @@ class Results:
         self._joined: dict[Key, tuple[list[Tensor], Tensor]] = {}
         self.picked_of, self.parts = state.picked_of, state.parts
         self.cleared: dict[str, int] = {}
+        self.microbatches: Microbatches | None = None
         self.only_reducer = next(iter(options.reducers)) if len(options.reducers) == 1 else ""
 
     @property
@@ -103,6 +106,8 @@ class Results:
             OverwrittenError, TransformedCallError: see `Slot.read`.
         """
         self._state.was_read = True
+        if self.microbatches is not None:
+            self.microbatches.join()
         if self._combined.members and key[0] in self._combined:
             return self._combined.read(key)
         if self._options.calls == "last":
@@ -182,6 +187,8 @@ class Results:
         self._state.was_read = True
         self._state.left_out.clear()
         self._recorded.clear()
+        if self.microbatches is not None:
+            self.microbatches.forget()
         self._joined.clear()
         self._combined.clear()
 

@@ -120,6 +120,10 @@ class Steps:
         rows = call.rows(may_be_second=self._is_time_first)
         self._rows = self._rows | rows if rows and self._rows is not None else None
 
+    def take_any_rows(self) -> None:
+        """The open step may have other rows than each call in it."""
+        self._rows = None
+
     def check_complete(self) -> None:
         """Make sure that everything requested was recorded in the step that ends.
 
