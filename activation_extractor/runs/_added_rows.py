@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.runs._batch_columns import is_near
 from activation_extractor.runs._batch_rows import Digests, combined
 from activation_extractor.runs._batches import Batch
+from activation_extractor.runs._caller import warn_caller
 from activation_extractor.runs._items import RowItems
 from activation_extractor.runs._pieces import Pieces
 from activation_extractor.runs._proof import Proof
@@ -226,7 +226,7 @@ class AddedRows(Sink):
         """Hand the unit over to be written, and begin the next one."""
         if self._writer.hold_back:
             text = f"No row that {str(self._folder)!r} holds came before {plural(len(self._places), 'new row')}: the"
-            warnings.warn(f"{text} model was compared by its weights and structure alone.", stacklevel=4)
+            warn_caller(f"{text} model was compared by its weights and structure alone.")
             self._writer.hold_back = False
         order = np.argsort(self._places, kind="stable")
         inputs = combined(np.concatenate(self._digests)[order], range(len(order)))

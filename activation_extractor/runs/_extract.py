@@ -28,12 +28,15 @@ from activation_extractor.reducers._sequence_axis import SequenceAxes
 from activation_extractor.runs._added_rows import AddedRows
 from activation_extractor.runs._batches import Batch, BatchFields, Ids, Keep, call_model
 from activation_extractor.runs._devices import check_weights, in_this_process, move, with_weights, without_gradients
+from activation_extractor.runs._divided_units import passes_of
 from activation_extractor.runs._items import BatchItems, RowItems
 from activation_extractor.runs._march import current_march, marching
 from activation_extractor.runs._padding import Padding
 from activation_extractor.runs._progress import Progress
+from activation_extractor.runs._ranks import Sharing
 from activation_extractor.runs._run import OnFailure, Run
-from activation_extractor.runs._run_arguments import check_arguments, check_masks
+from activation_extractor.runs._run_arguments import check_arguments, check_masks, checked_share
+from activation_extractor.runs._sources import batches_of
 from activation_extractor.runs._windowed_rows import WindowedRows
 from activation_extractor.runs._workers import each_row_once
 from activation_extractor.sinks._store_writer import QUEUE_BYTES
@@ -63,7 +66,8 @@ def extract(
     format: Format = "safetensors",  # noqa: A002 - what everybody calls it
     dtype: torch.dtype | None = None,
     queue_bytes: int = QUEUE_BYTES,
-    resume: bool = True,
+    resume: bool | Literal["full"] = True,
+    share: Sharing = "auto",
     append: bool = False,
     on_failure: OnFailure | None = None,
     mask: Any = "attention_mask",
@@ -80,14 +84,22 @@ def extract(
     killed, the complete units stay and the current one is lost. A batch that does not fit into memory is halved until
     it does; that is said once, and later batches begin at the size that worked.
 
-    Called again with the same arguments, it resumes where it ended: rows whose unit is stored are compared, not
-    computed, by their ids and by a checksum over what the model would be called with (large rows are sampled). The
-    first batch of them is run again and compared with what is stored, before anything is written: that finds what no
-    digest sees, such as an adapter that is switched off. Another model, other weights, layers, reducers, values or data
-    are an error, and the store stays as it is. A model that draws random numbers cannot be resumed. On one machine,
-    with one device and the same versions, a run that was interrupted ends in the same bytes as one that was not, if its
-    batches are the same; batches of another size give the same rows within rounding, and a warning says so. Several
-    processes may share a store; each computes the units that the others have not.
+    Called again with the same arguments, it resumes where it ended. What is stored is compared, not computed: a batch
+    of it is run again and compared with what is stored, before anything is written. That finds what no digest sees,
+    such as an adapter that is switched off. Another model, other weights, layers, reducers, values or data are an
+    error, and the store stays as it is. A model that draws random numbers cannot be resumed. On one machine, with one
+    device and the same versions, a run that was interrupted ends in the same bytes as one that was not, if its batches
+    are the same; batches of another size give the same rows within rounding, and a warning says so.
+
+    How much of the data set is compared depends on what it costs. Batches with ``__getitem__`` and ``__len__``, and a
+    DataLoader over a map-style data set in a fixed order, are asked for those alone that are missing, beside the one
+    that is run again: how many rows and batches there are is compared, and the rows of that batch. In a list, and where
+    batches come one after the other, the ids of all rows are compared, and for 32 units at equal distances, the first
+    and the last among them, a checksum over what the model would be called with (large rows are sampled).
+    ``resume="full"`` compares ids and checksums of all units, for which it loads all batches.
+
+    Several processes share a run with `share`. Without it, processes in one folder each compute the units that are not
+    there yet when they come to them.
 
     Where rows cannot be counted before the model runs (several lengths among a batch's arguments, or rows on another
     axis than the first, and no `ids`), a unit is a number of batches: these stay the same, and are not halved.
@@ -130,7 +142,15 @@ def extract(
             ``torch.float32``; None stores them as they were computed. See `StoreSink`.
         queue_bytes: how many bytes units may hold, those that wait to be written and the current one; the model waits
             while there are more.
-        resume: resume the store in the folder, if there is one; with False the folder must be new or empty.
+        resume: resume the store in the folder, if there is one; with False the folder must be new or empty. ``"full"``
+            compares all of the data, see above.
+        share: which part of the run this process does, where others do the rest, each with the same call: ``(rank,
+            number of ranks)``; or ``"auto"`` for what torchrun, Slurm or MPI say in environment variables, which is no
+            part without them. Unit n belongs to rank n modulo their number. A rank that has none left takes what is
+            still missing, and returns the whole store once nothing is: a rank that died need not be started again.
+            Batches come from the whole data set on each rank; such as can be asked for by their numbers, see above, are
+            loaded by the rank that runs them alone. ``"auto"`` shares nothing where ranks have parts of the data set
+            already (a ``DistributedSampler``), with ``resume=False``, and with `append` beside `ids`.
         append: add what is new in a data set that grew: the rows whose ids the store lacks, wherever they stand, behind
             those that it has; their inputs are not compared with what is stored. Without `ids`, the rows behind the
             last one that is stored. A store whose run was interrupted may be added to as well.
@@ -178,7 +198,7 @@ def extract(
     what: Any = (folder, codec, model, fingerprint, items)
     how: Any = {"queue_bytes": queue_bytes, "on_failure": on_failure}
     adds = append and ids is not None and has_manifest(folder)
-    kind = AddedRows if adds else partial(Run, resume=resume, may_grow=append)
+    kind = AddedRows if adds else partial(Run, resume=bool(resume), may_grow=append)
     run: Any = march.follower or kind(*what, **how)
     reducers = resolve_reducers("full" if reduce is None else reduce)
     is_windowed = group and march.leads
@@ -187,7 +207,14 @@ def extract(
     options: Any = {"reduce": reduce, "sequence_axis": sequence_axis, "calls": calls, "stop_early": stop_early}
     options |= {"mask": counted if pooling_mask else mask, "missing": missing, "sharded": march.sharded(sharded)}
     recorded = capture(model, layers, sink=sink, **options)
-    bar = Progress(each_row_once(batches) if ids is None else batches, progress)
+    source = batches_of(each_row_once(batches) if ids is None else batches)
+    passes: Iterable[Any] = source
+    if isinstance(run, Run):
+        shared = march.share(checked_share(share, batches, resume=resume))
+        ways: Any = {"is_full": resume == "full", "has_order": order is not None}
+        ways["has_row_names"] = any(name is not None for name in (ids, order, group))
+        passes = passes_of(sink, run, source, fields.split, share=shared, **ways)
+    bar = Progress(passes, progress)
     with _visiting(model):
         where = move(model, device)
 
@@ -205,9 +232,9 @@ def extract(
             sink.add(batch, forward)
             bar.show(run.stored_rows, run.rows, run.nbytes)
         sink.end()
-    if not run.rows + run.stored_rows:
+    if not (run.rows + run.stored_rows or has_manifest(folder)):
         raise ArgumentError("batches", "hold at least one row", batches)
-    return open_store(out)
+    return open_store(out, partial=bool(getattr(passes, "missing", ())))
 
 
 def _fingerprint(model: nn.Module, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import final
 
 import numpy as np
 from torch import Tensor
 
+from activation_extractor._display import plural
 from activation_extractor._format._fingerprints import inputs_crc32
 from activation_extractor._format._manifest import BATCHES_PER_UNIT, ROWS_PER_UNIT
+from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, StepError
 from activation_extractor.runs._batch_rows import Digests, combined
 from activation_extractor.runs._batches import Batch
@@ -26,18 +29,55 @@ class Arrived:
     Attributes:
         batch: the batch.
         places: of its items in the data set.
-        digests: of what each item is made from.
+        items: what the items are.
+        number: of the batch in the data set.
         failed: what was raised for rows that are left out, by their number in the batch.
     """
 
     batch: Batch
     places: Sequence[int]
-    digests: Digests
+    items: Items
+    number: int
     failed: dict[int, Exception] = field(default_factory=dict)
+
+    @cached_property
+    def digests(self) -> Digests:
+        """A digest of what each item is made from."""
+        return self.items.digests(self.batch, self.places)
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether its items follow each other, and those of the batch before."""
+        return isinstance(self.places, range)
 
     def relative_to(self, start: int) -> str:
         """A digest of the places of its items, counted from a unit's first one: the same for the same batch."""
         return self.batch.relative_to(start, self.places)
+
+
+@dataclass
+class Expected:
+    """Where the items of the next batch must be in the data set.
+
+    Attributes:
+        places: of the items; None where they may have any.
+        is_lenient: whether a batch with others is passed, and `was_other` becomes true; else it is an error.
+    """
+
+    places: Sequence[int] | None = None
+    is_lenient: bool = False
+    was_other: bool = False
+
+    def fits(self, arrived: Arrived) -> bool:
+        """Whether a batch is one that is expected; raises an ArgumentError where it is not, and must be."""
+        if self.places is None or [*arrived.places] == [*self.places]:
+            return True
+        if not self.is_lenient:
+            condition = f"hold {plural(len(self.places), 'row')}, as its sampler or the first batch says"
+            advice = "With share=None, or where they come from a generator, batches may have any rows."
+            raise ArgumentError(f"batch {arrived.number}", condition, len(arrived.places), advice)
+        self.was_other = True
+        return False
 
 
 class Items(ABC):
@@ -48,7 +88,7 @@ class Items(ABC):
 
     def __init__(self, size: int | None, rows_per_unit: int | None, unit_bytes: int | None) -> None:
         self.size = size  # of all units; None until the first batch has chosen it
-        self._rows_per_unit, self._count = rows_per_unit, 0
+        self._rows_per_unit, self._count, self._batches = rows_per_unit, 0, 0
         self._unit_bytes = unit_bytes
 
     def in_batches(self) -> Items:
@@ -57,8 +97,12 @@ class Items(ABC):
 
     def arrive(self, batch: Batch) -> Arrived:
         """The next batch of the data set."""
-        places = self.places(batch)
-        return Arrived(batch, places, self.digests(batch, places))
+        self._batches += 1
+        return Arrived(batch, self.places(batch), self, self._batches - 1)
+
+    def go_to(self, batch: int, place: int) -> None:
+        """Go to a batch, whose first item has this place in the data set: it is the next one."""
+        self._batches, self._count = batch, place
 
     @abstractmethod
     def places(self, batch: Batch) -> Sequence[int]:
@@ -71,6 +115,10 @@ class Items(ABC):
     @abstractmethod
     def digest(self, before: str, digests: Digests, places: Sequence[int]) -> str:
         """The digest of a unit, in hexadecimal, after items at these of its places; `before` is that of the others."""
+
+    @abstractmethod
+    def ids(self, batch: Batch, indices: Sequence[int]) -> list[RowId] | None:
+        """The ids of the rows of some items of a batch; None where they have none."""
 
     @abstractmethod
     def choose_size(self, rows: int, nbytes: int) -> None:
@@ -131,6 +179,9 @@ class RowItems(Items):
     def digest(self, before: str, digests: Digests, places: Sequence[int]) -> str:
         return f"{(int(before, 16) + combined(digests, places)) % 2**64:016x}"
 
+    def ids(self, batch: Batch, indices: Sequence[int]) -> list[RowId] | None:
+        return None if batch.ids is None else [batch.ids[index] for index in indices]
+
     def choose_size(self, rows: int, nbytes: int) -> None:
         """A power of two, so that batches of any size choose the same: up to `unit_bytes`, or 64 MiB and 4,096 rows."""
         if self.size is None:
@@ -159,6 +210,9 @@ class BatchItems(Items):
 
     def digest(self, before: str, digests: Digests, places: Sequence[int]) -> str:  # noqa: ARG002
         return f"{int(digests[-1]):08x}"
+
+    def ids(self, batch: Batch, indices: Sequence[int]) -> list[RowId] | None:  # noqa: ARG002
+        return batch.ids
 
     def choose_size(self, rows: int, nbytes: int) -> None:
         """As many batches as make `rows_per_unit` or about `unit_bytes`; or about 64 MiB, and at most 4,096 rows."""

@@ -6,7 +6,6 @@ packed or offloaded weights, or other code of a forward change: what the model c
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from activation_extractor.runs._batch_columns import (
     find_difference,
     stored_columns,
 )
+from activation_extractor.runs._caller import warn_caller
 from activation_extractor.runs._devices import devices
 from activation_extractor.runs._stored_unit import StoredUnit
 from activation_extractor.sinks import Step
@@ -129,7 +129,7 @@ class Proof:
             raise OtherRunError(self._folder, [f"what the model computes ({self._difference})"])
         if self._note:
             text = f"{str(self._folder)!r} is resumed, although its values differ by rounding ({self._note})."
-            warnings.warn(text, stacklevel=5)  # at the call of extract
+            warn_caller(text)
         self._rows, self._note, self.is_done = 0, "", not self.is_open
 
     def _judge(

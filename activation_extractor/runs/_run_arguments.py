@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from activation_extractor._arguments import check_flag, check_size
 from activation_extractor._format._codecs import CODECS
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.runs._batches import Ids
+from activation_extractor.runs._ranks import Share, sharded_by, share_of
+from activation_extractor.runs._sources import is_numbered
 
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
@@ -29,7 +31,8 @@ def check_arguments(
 ) -> None:
     """Refuse arguments of the wrong kind, and a data set that cannot be resumed: in random order, without ids."""
     _check_batches(batches)
-    check_flag("resume", resume)
+    if resume != "full":
+        check_flag("resume", resume)
     check_flag("append", append)
     if on_failure is not None and not callable(on_failure):
         raise ArgumentTypeError("on_failure", "be a callable that takes a row's id and an exception", on_failure)
@@ -74,7 +77,7 @@ def _check_batches(batches: Any) -> None:
         advice = f"Cut it into batches: {x}.split(32); or pass list({x}) if each of its rows is a batch."
     elif isinstance(batches, Mapping | str | bytes):
         given, advice = f"a {type(batches).__name__}", "Put a single batch into a list: [batch]."
-    elif not isinstance(batches, Iterable):
+    elif not isinstance(batches, Iterable) and (isinstance(batches, Dataset) or not is_numbered(batches)):
         given, advice = type(batches).__name__, "Wrap a data set in a DataLoader, or call what makes batches."
     if advice is not None:
         raise ArgumentTypeError("batches", "be an iterable of batches", given, advice)
@@ -91,3 +94,17 @@ def _samplers(batches: Any) -> Iterator[Any]:
 
 def _is_random(sampler: Any) -> bool:
     return isinstance(sampler, _RANDOM) or bool(getattr(sampler, "shuffle", False))
+
+
+def checked_share(share: Any, batches: Any, *, resume: Any) -> Share | None:
+    """The part of a run that this process does; None for all of it.
+
+    Raises:
+        ArgumentError: parts of the data set are given to ranks already.
+    """
+    found = share_of(share)
+    given = sharded_by(batches) if found else None
+    if given and share != "auto":
+        advice = "Pass the whole data set on each rank, or share=None with a folder for each."
+        raise ArgumentError("batches", "be the same on each rank with share", given, advice)
+    return None if given or not resume else found

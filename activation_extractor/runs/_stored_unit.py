@@ -4,34 +4,104 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from activation_extractor._format._codecs import Codec
+from activation_extractor._format._end import read_end, write_end
+from activation_extractor._format._journal import read_records
 from activation_extractor._format._reader import Reader
-from activation_extractor._format._shards import shard_path, unit_name
+from activation_extractor._format._shards import list_units, shard_path, unit_name
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import OtherRunError, StoreError
+from activation_extractor.runs._unit_data import UnitData
 
 # Metadata of a data set's shards: the number of batches, where units are counted in them; a digest of what its rows are
-# made from; and which rows were in the batch that gave its first row.
-BATCHES, INPUTS, FIRST_BATCH = "batches", "inputs", "first_batch"
+# made from; which rows were in the batch that gave its first row; and in which batches its first and last items were.
+BATCHES, INPUTS, FIRST_BATCH, BEGINS, ENDS = "batches", "inputs", "first_batch", "begins", "ends"
 FAILED = "failed"  # a JSON object: what was raised for rows that were left out, by their places in the unit
 
 
 class StoredUnits:
-    """The units of a store; `store` is its name."""
+    """The units of a store; `store` is its name.
+
+    Attributes:
+        on_found: called once, before the first unit is found that was not listed.
+        data: what the journals said of the units that were listed last, by their numbers; None where they said nothing.
+    """
 
     def __init__(self, folder: Path, codec: Codec, store: str) -> None:
         self._folder, self._codec, self._store = folder, codec, store
+        self.on_found: Callable[[], object] | None = None
+        self._opened: dict[int, StoredUnit] = {}  # which of them were opened for their size, and not asked for yet
+        self.data: dict[int, UnitData | None] = {}
+        self._rows: dict[int, int] = {}
+
+    def read_journals(self) -> None:
+        """List the units, and read what the journals say of them."""
+        records = read_records(self._folder)
+        for unit in list_units(self._folder, self._codec):
+            record = records.get(unit)
+            self.data[int(unit)] = UnitData.of(record) if record else None
+            if record:
+                self._rows[int(unit)] = record.rows
+
+    def numbers(self) -> set[int]:
+        """The numbers of the units that are there now."""
+        return {int(unit) for unit in list_units(self._folder, self._codec)}
 
     def has(self, number: int) -> bool:
         """Whether there is a unit with this number."""
-        return shard_path(self._folder, unit_name(number), self._codec).exists()
+        if number in self.data:
+            return True
+        is_found = shard_path(self._folder, unit_name(number), self._codec).exists()
+        if is_found and self.on_found:
+            self.on_found()
+            self.on_found = None
+        return is_found
+
+    def positions(self, number: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        """Which batches hold the first and the last item of a unit, as `UnitData` says it."""
+        data = self.data.get(number)
+        return (data.begins, data.ends) if data else self._open(number).positions
+
+    def items(self, number: int) -> int:
+        """How many rows or batches of the data set a unit is made from."""
+        data = self.data.get(number)
+        return data.items if data else self._open(number).items
+
+    def rows(self, number: int) -> int:
+        """How many rows a unit has."""
+        rows = self._rows.get(number)
+        return self[number].rows if rows is None else rows
+
+    @property
+    def all_rows(self) -> int:
+        """How many rows those have that were listed last."""
+        return sum(map(self.rows, self.data))
+
+    @property
+    def ended(self) -> int | None:
+        """How many units the store has once it is complete; None where nobody has said it."""
+        end = read_end(self._folder)
+        return end.units if end else None
+
+    def write_end(self, count: int) -> None:
+        """Say that the store has so many units, all of which are on the disk."""
+        self.read_journals()
+        write_end(self._folder, count, sum(map(self.rows, range(count))))
 
     def __getitem__(self, number: int) -> StoredUnit:
-        path = shard_path(self._folder, unit_name(number), self._codec)
-        return StoredUnit(self._folder, Reader(self._codec, self._store), str(path))
+        unit = self._open(number)
+        del self._opened[number]
+        return unit
+
+    def _open(self, number: int) -> StoredUnit:
+        if number not in self._opened:
+            path = shard_path(self._folder, unit_name(number), self._codec)
+            self._opened[number] = StoredUnit(self._folder, Reader(self._codec, self._store), str(path))
+        return self._opened[number]
 
 
 class StoredUnit:
@@ -48,7 +118,7 @@ class StoredUnit:
     def __init__(self, folder: Path, reader: Reader, path: str) -> None:
         shard = reader.shard(path)
         self.rows, self.reader, self.path = shard.rows, reader, path
-        self._folder, self._metadata, self._ids = folder, shard.metadata, reader.ids(path)
+        self._folder, self._metadata = folder, shard.metadata
         self._row = 0
         batches = self._metadata.get(BATCHES)
         self._item = "rows" if batches is None else "batches"
@@ -56,6 +126,17 @@ class StoredUnit:
         self.items = self.rows + len(self.failed) if batches is None else int(batches)
         self._failed_places = sorted(self.failed)
         self.first_batch, self.inputs = self._metadata.get(FIRST_BATCH), self._metadata.get(INPUTS, "")
+
+    @property
+    def positions(self) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        """Which batches hold its first and its last item, as `UnitData` says it."""
+        texts = [self._metadata.get(name, "").split() for name in (BEGINS, ENDS)]
+        begins, ends = ((int(text[0]), int(text[1])) if len(text) == 2 else None for text in texts)
+        return begins, ends
+
+    @cached_property
+    def _ids(self) -> list[RowId] | None:
+        return self.reader.ids(self.path)
 
     def left_out(self, places: Mapping[int, int], *, is_allowed: bool) -> list[int]:
         """The keys of places whose rows could not be run; an OtherRunError where that is not allowed."""
@@ -88,7 +169,11 @@ class StoredUnit:
             advice = "Read it with open_store, and extract into a new folder."
             raise StoreError(self.path, "be one that this version can compare", "one of an older version", advice)
         if inputs != self.inputs:
-            self.fail("other inputs under the same ids" if self._ids else "other inputs")
+            self.fail_inputs()
+
+    def fail_inputs(self) -> None:
+        """Raise an OtherRunError: its rows were made from other inputs."""
+        self.fail("other inputs under the same ids" if self._ids else "other inputs")
 
     def row_name(self, row: int) -> str:
         """A row for people: its id, or where it stands."""

@@ -83,14 +83,21 @@ class WindowedRows(Sink):
             weights = {name: [sums[start + row] for row in wanted] for name, sums in now.weights.items()}
             self._into.hold(part_of(step, wanted), parts, counts, weights)
 
-    def end(self) -> None:
-        """End the run, after the last batch; raises an ArgumentError where a row lacks a window."""
+    def end_pass(self) -> None:
+        """End a pass over the data set; raises an ArgumentError where a row lacks a window."""
         if self._open:
             row = self._open[min(self._open)]
             missing = next(number for number in range(row.part.windows) if number not in row.windows)
             condition = f"hold window {missing} of {row.name}, which has {row.part.windows}"
             advice = f"{len(self._open)} rows lack windows." if len(self._open) > 1 else ""
             raise ArgumentError("group", condition, sorted(row.windows), advice)
+        if isinstance(self._run, Run):
+            self._run.end_pass()
+
+    def end(self) -> None:
+        """End the run, after the last pass."""
+        if not isinstance(self._run, Run):
+            self.end_pass()
         self._run.end()
 
     def close(self) -> None:

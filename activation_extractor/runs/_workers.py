@@ -49,25 +49,25 @@ class _Compared:
         yield from chain(held, rest)
 
     def _is_repeated(self, turn: list[Any]) -> bool:
-        return len(turn) == self._workers and all(_same(turn[0], other) for other in turn[1:])
+        return len(turn) == self._workers and all(same(turn[0], other) for other in turn[1:])
 
 
 def _differ(batches: list[Any]) -> bool:
     """Whether a row of some batches differs from another one."""
     rows = [row for batch in batches for row in _rows(batch)]
-    return any(not _same(rows[0], row) for row in rows[1:])
+    return any(not same(rows[0], row) for row in rows[1:])
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
     """Whether two batches, or parts of them, hold the same values."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, np.ndarray):
         return isinstance(other, np.ndarray) and np.array_equal(one, other)
     if isinstance(one, Mapping):
-        return isinstance(other, Mapping) and one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
+        return isinstance(other, Mapping) and one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple):
-        return type(one) is type(other) and len(one) == len(other) and all(map(_same, one, other))
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
 
 

@@ -203,6 +203,10 @@ class StoreWriter:
         else:
             self._background.submit(job, nbytes, reserved_bytes=nbytes)  # the next unit will be as large
 
+    def check(self) -> None:
+        """Raise what writing an earlier unit raised, a StoreError."""
+        self._background.check()
+
     def then(self, job: Callable[[], object]) -> None:
         """Do something once the units that were committed so far are on the disk; nothing, where one could not be."""
         self._submit(partial(_done, job), 0)
