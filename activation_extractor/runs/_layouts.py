@@ -26,6 +26,10 @@ class BatchLayout(ABC):
     def most_items(self) -> int:
         """How many items there are at most; no batch is loaded."""
 
+    def may_end_at(self, items: int) -> bool:
+        """Whether there may be so many items; no batch is loaded."""
+        return items == self.most_items
+
     @abstractmethod
     def places(self, batch: int) -> Sequence[int]:
         """The places of a batch's items."""
@@ -66,6 +70,10 @@ class Consecutive(BatchLayout):
     @property
     def most_items(self) -> int:
         return int(self._starts[-1])
+
+    def may_end_at(self, items: int) -> bool:
+        least = self._starts[-2] if self._last_items and self.batches else self._starts[-1] - 1
+        return bool(least < items <= self._starts[-1])
 
     def places(self, batch: int) -> Sequence[int]:
         return range(int(self._starts[batch]), int(self._starts[batch + 1]))

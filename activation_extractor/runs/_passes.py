@@ -193,7 +193,9 @@ class AllUnits(Passes):
         if not run.expected.was_other:
             yield from self.compute(layout, run.choice.missing(range(last)))
         start = self.units.first_places(last + 2)[-1]
-        if run.expected.was_other or run.stored.ended == last + 1 or start == layout.most_items:
+        if run.expected.was_other or start == layout.most_items:
+            return
+        if run.stored.ended == last + 1 and layout.may_end_at(start):
             return
         if self.has_order:
             yield from self.compute(layout, range(last + 1, self.units.number_of(layout.items - 1) + 1))

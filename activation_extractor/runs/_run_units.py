@@ -239,13 +239,12 @@ class RunUnits:
 
     def first_places(self, count: int) -> list[int]:
         """The places of the first items of so many units."""
-        while len(self.starts) < count:
-            self._find_next()
+        self._find(count)
         return self.starts[:count]
 
     def span(self, number: int) -> tuple[int, int]:
         """The place of the first item of a unit, and that after its last."""
-        self.first_places(number + 2)
+        self._find(number + 2)
         stop = self.starts[number + 1]
         return self.starts[number], stop if self._limit is None else min(stop, self._limit)
 
@@ -266,6 +265,10 @@ class RunUnits:
         if number not in self._open:
             raise ArgumentError(self._places_from, "hold each place once", place, GAPS)
         return self._open[number]
+
+    def _find(self, count: int) -> None:
+        while len(self.starts) < count:
+            self._find_next()
 
     def _find_next(self) -> None:
         number, start = self.count, self.starts[-1]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
-
-import numpy as np
 
 from activation_extractor._format._journal import JournalRecord
 from activation_extractor._format._stored_rows import RowId
-from activation_extractor.runs._batch_rows import combined
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,8 @@ def _position(value: Any) -> tuple[int, int] | None:
     return (value[0], value[1]) if is_pair else None
 
 
-def ids_digest(before: str, ids: Iterable[RowId], places: Sequence[int]) -> str:
+def ids_digest(before: str, ids: Iterable[RowId], places: Iterable[int]) -> str:
     """The digest of a unit's ids, in hexadecimal, after ids at these of its places; `before` is that of the others."""
-    crcs = np.fromiter((zlib.crc32(repr(row_id).encode()) for row_id in ids), np.uint64)
-    return f"{(int(before or '0', 16) + combined(crcs, places)) % 2**64:016x}"
+    texts = (f"{place} {row_id!r}" for place, row_id in zip(places, ids, strict=True))
+    digests = (blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return f"{(int(before or '0', 16) + sum(int.from_bytes(digest, 'big') for digest in digests)) % 2**64:016x}"
