@@ -117,6 +117,8 @@ class BatchFields:
         self._ids, self._keep, self._order, self._pooling_mask = ids, sorted({*names}, key=str), order, pooling_mask
         self._group, self._pooling = group, sorted({*pooling})
         taken = (ids, order, pooling_mask, group, *self._pooling, *names)
+        self.has_ids, self.has_order = ids is not None, order is not None
+        self.has_row_names = any(field is not None for field in (ids, order, group))
         self._taken = {name for name in taken if _is_name(name)}
 
     @property

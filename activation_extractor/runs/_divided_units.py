@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from typing import Any, final
 
 from activation_extractor._display import examples, plural
+from activation_extractor.runs._batches import BatchFields
 from activation_extractor.runs._caller import warn_caller
 from activation_extractor.runs._items import RowItems
 from activation_extractor.runs._layouts import BatchLayout
 from activation_extractor.runs._passes import AllUnits, Passes
 from activation_extractor.runs._ranks import Remaining, Share
+from activation_extractor.runs._run import Run
+from activation_extractor.runs._sources import Batches, batches_of
+from activation_extractor.runs._workers import each_row_once
 
 _WHOLE = (
     "Each of the {world} ranks goes through all batches, since they come one after the other. Where batches have "
@@ -25,9 +29,6 @@ class DividedUnits(Passes):
 
     A batch of a unit that another rank has computed is run again, and compared, once: a rank with another model is
     found.
-
-    Attributes:
-        missing: the units that are missing at the end, where batches could not be gone through again.
     """
 
     compares_others = False
@@ -35,7 +36,6 @@ class DividedUnits(Passes):
     def __init__(self, *args: Any, share: Share, **options: Any) -> None:
         super().__init__(*args, **options)
         self._share, self._begun = share, 0
-        self.missing: list[int] = []
 
     def __len__(self) -> int:
         return -(-super().__len__() // self._share.world)
@@ -140,6 +140,16 @@ class DividedUnits(Passes):
         return self.seconds / self._begun * len(layout.batches_of(*self.units.span(0)))
 
 
-def passes_of(*args: Any, share: Share | None, **options: Any) -> Passes:
-    """The passes of a process that does a part of a run; None for all of it. Other arguments are those of `Passes`."""
-    return AllUnits(*args, **options) if share is None else DividedUnits(*args, share=share, **options)
+def passes_of(
+    sink: Any, run: Any, batches: Any, fields: BatchFields, *, share: Share | None, is_full: bool
+) -> Passes | Batches:
+    """The passes of a process that does a part of a run, None for all of it.
+
+    `sink` takes the batches, and writes `run`; where this is no `Run`, all batches come. `fields` are theirs.
+    """
+    source = batches_of(batches if fields.has_ids else each_row_once(batches))
+    if not isinstance(run, Run):
+        return source
+    how: Any = {"is_full": is_full, "has_order": fields.has_order, "has_row_names": fields.has_row_names}
+    what: Any = (sink, run, source, fields.split)
+    return AllUnits(*what, **how) if share is None else DividedUnits(*what, share=share, **how)

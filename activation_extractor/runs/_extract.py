@@ -36,9 +36,7 @@ from activation_extractor.runs._progress import Progress
 from activation_extractor.runs._ranks import Sharing
 from activation_extractor.runs._run import OnFailure, Run
 from activation_extractor.runs._run_arguments import check_arguments, check_masks, checked_share
-from activation_extractor.runs._sources import batches_of
 from activation_extractor.runs._windowed_rows import WindowedRows
-from activation_extractor.runs._workers import each_row_once
 from activation_extractor.sinks._store_writer import QUEUE_BYTES
 from activation_extractor.store import Store, open_store
 
@@ -195,11 +193,10 @@ def extract(
     folder, codec, padding = check_path("out", out), CODECS[format].storing(dtype), Padding(model, mask)
     is_counted = missing == "error" or any(name is not None for name in (ids, order, group))
     items = RowItems(rows_per_unit, padding, group, unit_bytes) if is_counted else BatchItems(rows_per_unit, unit_bytes)
-    what: Any = (folder, codec, model, fingerprint, items)
-    how: Any = {"queue_bytes": queue_bytes, "on_failure": on_failure}
     adds = append and ids is not None and has_manifest(folder)
-    kind = AddedRows if adds else partial(Run, resume=bool(resume), may_grow=append)
-    run: Any = march.follower or kind(*what, **how)
+    kind: Any = AddedRows if adds else partial(Run, resume=bool(resume), may_grow=append)
+    how: Any = {"queue_bytes": queue_bytes, "on_failure": on_failure}
+    run: Any = march.follower or kind(folder, codec, model, fingerprint, items, **how)
     reducers = resolve_reducers("full" if reduce is None else reduce)
     is_windowed = group and march.leads
     sink = WindowedRows(run, reducers, padding, skips_rows=on_failure is not None) if is_windowed else run
@@ -207,13 +204,8 @@ def extract(
     options: Any = {"reduce": reduce, "sequence_axis": sequence_axis, "calls": calls, "stop_early": stop_early}
     options |= {"mask": counted if pooling_mask else mask, "missing": missing, "sharded": march.sharded(sharded)}
     recorded = capture(model, layers, sink=sink, **options)
-    source = batches_of(each_row_once(batches) if ids is None else batches)
-    passes: Iterable[Any] = source
-    if isinstance(run, Run):
-        shared = march.share(checked_share(share, batches, resume=resume))
-        ways: Any = {"is_full": resume == "full", "has_order": order is not None}
-        ways["has_row_names"] = any(name is not None for name in (ids, order, group))
-        passes = passes_of(sink, run, source, fields.split, share=shared, **ways)
+    part = march.share(checked_share(share, batches, resume=resume, adds=adds))
+    passes = passes_of(sink, run, batches, fields, share=part, is_full=resume == "full")
     bar = Progress(passes, progress)
     with _visiting(model):
         where = move(model, device)
@@ -234,7 +226,7 @@ def extract(
         sink.end()
     if not (run.rows + run.stored_rows or has_manifest(folder)):
         raise ArgumentError("batches", "hold at least one row", batches)
-    return open_store(out, partial=bool(getattr(passes, "missing", ())))
+    return open_store(out, partial=bool(passes.missing))
 
 
 def _fingerprint(model: nn.Module, more: Mapping[str, Any]) -> dict[str, Any]:

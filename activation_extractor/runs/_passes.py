@@ -32,6 +32,9 @@ class Passes(ABC):
         is_full: whether all stored units are compared in full.
         has_order: whether rows have places of their own.
         has_row_names: whether rows are known by ids or places, so that no batch need be run to count them.
+
+    Attributes:
+        missing: the units that are missing at the end, where batches cannot be gone through again.
     """
 
     compares_others = True  # whether what other processes store meanwhile is compared
@@ -49,6 +52,7 @@ class Passes(ABC):
     ) -> None:
         self.sink, self.run, self.batches, self.split = sink, run, batches, split
         self.is_full, self.has_order, self.has_row_names = is_full, has_order, has_row_names
+        self.missing: list[int] = []
         self.seconds = 0.0  # that adding batches took
 
     def __len__(self) -> int:

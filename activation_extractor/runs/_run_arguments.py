@@ -96,15 +96,18 @@ def _is_random(sampler: Any) -> bool:
     return isinstance(sampler, _RANDOM) or bool(getattr(sampler, "shuffle", False))
 
 
-def checked_share(share: Any, batches: Any, *, resume: Any) -> Share | None:
+def checked_share(share: Any, batches: Any, *, resume: Any, adds: bool) -> Share | None:
     """The part of a run that this process does; None for all of it.
 
     Raises:
-        ArgumentError: parts of the data set are given to ranks already.
+        ArgumentError: parts of the data set are given to ranks already, or what cannot be shared is to be.
     """
     found = share_of(share)
     given = sharded_by(batches) if found else None
     if given and share != "auto":
         advice = "Pass the whole data set on each rank, or share=None with a folder for each."
         raise ArgumentError("batches", "be the same on each rank with share", given, advice)
-    return None if given or not resume else found
+    if found and share != "auto" and (adds or not resume):
+        condition = "be left out with append=True beside ids" if adds else "be left out with resume=False"
+        raise ArgumentError("share", condition, share, "Ranks share a run that any of them may go on with.")
+    return None if given or adds or not resume else found

@@ -32,6 +32,8 @@ Split = Callable[[Any], Batch]
 class Batches:
     """Batches that are gone through from the first one on."""
 
+    missing: Sequence[int] = ()  # units, see `Passes`
+
     def __init__(self, batches: Iterable[Any]) -> None:
         self.batches = batches
 

@@ -25,10 +25,10 @@ def test_a_run_says_where_its_data_ended_and_one_that_was_interrupted_does_not(t
 
 
 def test_the_end_is_on_the_disk_after_the_last_shard(tmp_path, monkeypatch):
-    from activation_extractor.runs import _run
+    from activation_extractor.runs import _stored_unit
 
-    seen, write = [], _run.write_end
-    monkeypatch.setattr(_run, "write_end", lambda *end: (seen.append(len(shards(tmp_path))), write(*end)))
+    seen, write = [], _stored_unit.write_end
+    monkeypatch.setattr(_stored_unit, "write_end", lambda *end: (seen.append(len(shards(tmp_path))), write(*end)))
     run(tmp_path, queue_bytes=10**9)
     assert seen == [3]
 
