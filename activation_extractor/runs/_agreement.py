@@ -13,7 +13,8 @@ from activation_extractor.runs._sources import NumberedBatches, Split
 def agreed_layout(run: Run, batches: NumberedBatches, split: Split, *, has_order: bool) -> BatchLayout | None:
     """Where the items of batches are, if the stored units were made from these batches; None where that is not sure.
 
-    What the journals say of the first and the last item of each unit is compared, which tells batches of other sizes.
+    What the journals say of the first and the last item of each unit is compared, which tells batches of other sizes. A
+    unit of which they say nothing may lie anywhere.
     """
     assert run.units is not None
     if isinstance(run.items, BatchItems) and not run.units.is_even:
@@ -27,12 +28,9 @@ def agreed_layout(run: Run, batches: NumberedBatches, split: Split, *, has_order
         return None
     if has_order:  # each row comes with its place
         return layout
-    told = np.array([_told(run.stored.positions(number)) for number in numbers], dtype=np.int64)  # (units, 2, 2)
-    begin, end = starts[:-1][numbers], starts[1:][numbers] - 1
-    found = layout.positions_of(begin), layout.positions_of(end)
-    is_there = all(it is not None and np.array_equal(it, told[:, which]) for which, it in enumerate(found))
+    known = {number: data for number, data in run.stored.data.items() if data}
+    indices = np.array([*known], dtype=np.int64)
+    found = [layout.positions_of(places) for places in (starts[:-1][indices], starts[1:][indices] - 1)]
+    told = [[data.begins or (-1, -1) for data in known.values()], [data.ends or (-1, -1) for data in known.values()]]
+    is_there = all(np.array_equal(it, np.array(some).reshape(-1, 2)) for it, some in zip(found, told, strict=True))
     return layout if is_there else None
-
-
-def _told(positions: tuple[tuple[int, int] | None, tuple[int, int] | None]) -> list[tuple[int, int]]:
-    return [(-1, -1) if position is None else position for position in positions]

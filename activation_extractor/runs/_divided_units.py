@@ -17,6 +17,7 @@ from activation_extractor.runs._run import Run
 from activation_extractor.runs._sources import Batches, batches_of
 from activation_extractor.runs._workers import each_row_once
 
+_MOST_LOOKS, _LOOK_SECONDS = 5, 0.05
 _WHOLE = (
     "Each of the {world} ranks goes through all batches, since they come one after the other. Where batches have "
     "__getitem__ and __len__, or a DataLoader gives them in a fixed order, a rank asks for its own alone."
@@ -46,6 +47,7 @@ class DividedUnits(Passes):
         run.choice.computes, run.expected.is_lenient = self._share.owns, self.has_order
         layout = None
         if self.is_lazy:
+            self._read_journals()
             yield from self._choose_size()
             layout = self.agreed_layout()
         if layout is not None:
@@ -57,6 +59,13 @@ class DividedUnits(Passes):
         if layout is not None and run.proof.is_open:
             others = sorted(run.stored.numbers().difference(run.choice.committed))
             yield from self.prove(layout, others[:1])
+
+    def _read_journals(self) -> None:
+        """Read them again, where other ranks have published units, and are about to say so."""
+        for _ in range(_MOST_LOOKS):
+            if self.run.stored.unknown:
+                time.sleep(_LOOK_SECONDS)
+                self.run.stored.read_journals()
 
     def _choose_size(self) -> Iterator[Any]:
         """The first batches, until the size of units is known: the same on each rank."""
@@ -75,7 +84,7 @@ class DividedUnits(Passes):
         run = self.run
         if run.stored.data and run.proof.is_open:
             run.choice.stored_rows = run.stored.all_rows
-            yield from self.prove(layout, sorted(run.stored.data))
+            yield from self.compare(layout)
         if not run.expected.was_other:
             count = self._count(layout)
             self._share = self._share.in_groups(layout.groups({unit: self.units.span(unit) for unit in range(count)}))

@@ -108,6 +108,15 @@ class Passes(ABC):
         yield from self.timed(islice(iter(self.batches), begun, None))
         self.sink.end_pass()
 
+    def compare(self, layout: BatchLayout) -> Generator[Any, None, None]:
+        """A batch of a stored unit, to be run again; and all of the units of which the journals say nothing."""
+        choice = self.run.choice
+        yield from self.prove(layout, sorted(self.run.stored.data))
+        if self.run.stored.unknown and not self.run.expected.was_other:
+            self.run.begin_pass(is_scattered=True)
+            choice.computes, choice.compares = (lambda _: False), (lambda _: True)
+            yield from self._take(layout, self._numbers(layout, self.run.stored.unknown, set(), are_stored=True))
+
     def prove(self, layout: BatchLayout, units: Iterable[int]) -> Generator[Any, None, None]:
         """Batches of stored units, until one of them was run again."""
         run = self.run
@@ -139,14 +148,16 @@ class Passes(ABC):
                 unit.check_complete()
                 self.run.end_unit(unit)
 
-    def _numbers(self, layout: BatchLayout, units: Iterable[int], asked: set[int]) -> Iterator[int]:
+    def _numbers(
+        self, layout: BatchLayout, units: Iterable[int], asked: set[int], *, are_stored: bool = False
+    ) -> Iterator[int]:
         """The numbers of the batches of units, each once, without those that were `asked` for before.
 
         The first batch of a unit comes first, as in a run of all batches.
         """
         for group in layout.groups({unit: self.units.span(unit) for unit in units}):
-            missing = filter(self.run.choice.is_missing, group)
-            batches = {batch for unit in missing for batch in layout.batches_of(*self.units.span(unit))}
+            wanted = group if are_stored else filter(self.run.choice.is_missing, group)
+            batches = {batch for unit in wanted for batch in layout.batches_of(*self.units.span(unit))}
             for batch in sorted(batches - asked):
                 asked.add(batch)
                 yield batch
@@ -193,7 +204,7 @@ class AllUnits(Passes):
         """What is missing before the last unit that is stored, and after it."""
         run = self.run
         run.choice.stored_rows = run.stored.all_rows
-        yield from self.prove(layout, sorted(run.stored.data))
+        yield from self.compare(layout)
         if not run.expected.was_other:
             yield from self.compute(layout, run.choice.missing(range(last)))
         start = self.units.first_places(last + 2)[-1]

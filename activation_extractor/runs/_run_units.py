@@ -16,7 +16,7 @@ from activation_extractor._format._stored_rows import RowId
 from activation_extractor.errors import ArgumentError
 from activation_extractor.runs._batch_columns import is_near
 from activation_extractor.runs._items import Arrived, Items
-from activation_extractor.runs._stored_unit import BEGINS, ENDS, FAILED, FIRST_BATCH, INPUTS, StoredUnit, StoredUnits
+from activation_extractor.runs._stored_unit import FAILED, FIRST_BATCH, INPUTS, StoredUnit, StoredUnits
 from activation_extractor.runs._unit_data import UnitData, ids_digest
 from activation_extractor.sinks._units import Unit
 
@@ -116,13 +116,7 @@ class RunUnit:
     def metadata(self) -> dict[str, str]:
         """What a shard of rows says of where they come from."""
         failed = {FAILED: json.dumps(self.failed, sort_keys=True)} if self.failed else {}
-        return {INPUTS: self.inputs, FIRST_BATCH: self.first_batch, **self.positions, **failed}
-
-    @property
-    def positions(self) -> dict[str, str]:
-        """What a shard says of the batches that hold its first and its last item, where items came in order."""
-        named = {BEGINS: self._begins, ENDS: self._ends}
-        return {name: f"{batch[0]} {batch[1]}" for name, batch in named.items() if batch}
+        return {INPUTS: self.inputs, FIRST_BATCH: self.first_batch, **failed}
 
     def is_same(self, units: StoredUnits, entries: Entries) -> bool:
         """Whether a unit that another process wrote is made from the same rows, in whatever batches, and as good."""

@@ -18,8 +18,8 @@ from activation_extractor.errors import OtherRunError, StoreError
 from activation_extractor.runs._unit_data import UnitData
 
 # Metadata of a data set's shards: the number of batches, where units are counted in them; a digest of what its rows are
-# made from; which rows were in the batch that gave its first row; and in which batches its first and last items were.
-BATCHES, INPUTS, FIRST_BATCH, BEGINS, ENDS = "batches", "inputs", "first_batch", "begins", "ends"
+# made from; and which rows were in the batch that gave its first row.
+BATCHES, INPUTS, FIRST_BATCH = "batches", "inputs", "first_batch"
 FAILED = "failed"  # a JSON object: what was raised for rows that were left out, by their places in the unit
 
 
@@ -61,11 +61,6 @@ class StoredUnits:
             self.on_found = None
         return is_found
 
-    def positions(self, number: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-        """Which batches hold the first and the last item of a unit, as `UnitData` says it."""
-        data = self.data.get(number)
-        return (data.begins, data.ends) if data else self._open(number).positions
-
     def items(self, number: int) -> int:
         """How many rows or batches of the data set a unit is made from."""
         data = self.data.get(number)
@@ -75,6 +70,11 @@ class StoredUnits:
         """How many rows a unit has."""
         rows = self._rows.get(number)
         return self[number].rows if rows is None else rows
+
+    @property
+    def unknown(self) -> list[int]:
+        """Those of which the journals said nothing."""
+        return sorted(number for number, data in self.data.items() if data is None)
 
     @property
     def all_rows(self) -> int:
@@ -126,13 +126,6 @@ class StoredUnit:
         self.items = self.rows + len(self.failed) if batches is None else int(batches)
         self._failed_places = sorted(self.failed)
         self.first_batch, self.inputs = self._metadata.get(FIRST_BATCH), self._metadata.get(INPUTS, "")
-
-    @property
-    def positions(self) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-        """Which batches hold its first and its last item, as `UnitData` says it."""
-        texts = [self._metadata.get(name, "").split() for name in (BEGINS, ENDS)]
-        begins, ends = ((int(text[0]), int(text[1])) if len(text) == 2 else None for text in texts)
-        return begins, ends
 
     @cached_property
     def _ids(self) -> list[RowId] | None:

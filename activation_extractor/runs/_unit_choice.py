@@ -65,7 +65,7 @@ class UnitChoice:
         unit.check_gapless()
         metadata, order = unit.metadata, unit.permutation
         if is_of_batches:
-            metadata, order = {BATCHES: str(len(unit.places)), INPUTS: unit.inputs, **unit.positions}, None
+            metadata, order = {BATCHES: str(len(unit.places)), INPUTS: unit.inputs}, None
         name, is_same = unit_name(unit.number), partial(unit.is_same, self._stored)
         self._writer.commit(unit.gathered, name, metadata, order, is_same, unit.told.to_json())
         self.overtaken += self._stored.has(unit.number)

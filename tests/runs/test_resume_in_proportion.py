@@ -134,8 +134,8 @@ def test_another_number_of_rows_is_found(tmp_path, rows, text):
 class Changed(Numbered):
     """Batches of which one has other values, or another id."""
 
-    def __init__(self, number: int, what: str) -> None:
-        super().__init__()
+    def __init__(self, number: int, what: str, **options) -> None:
+        super().__init__(**options)
         self.number, self.what = number, what
 
     def __getitem__(self, number):
@@ -197,14 +197,38 @@ def test_an_order_that_is_not_that_of_the_sampler_is_followed(tmp_path):
     assert shards(tmp_path) == before
 
 
-def test_a_store_without_journals_is_resumed_by_its_shards(tmp_path):
+@pytest.mark.parametrize("unit", [0, 7, 18])
+def test_a_unit_of_which_no_journal_says_anything_is_loaded_and_compared(tmp_path, unit):
+    run(tmp_path)
+    (journal,) = (tmp_path / "journal").iterdir()
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([*lines[:unit], lines[unit][:50] + "\n", *lines[unit + 1 :]]))
+    lose(tmp_path, 19)
+    batches = loader()
+    assert run(tmp_path, batches=batches).rows == ROWS
+    loaded = {*batches.dataset.loaded}
+    assert loaded == {0, 1, 2, 3, *range(8 * unit, 8 * unit + 8), *range(152, 160)}
+    lose(tmp_path, 19)
+    with pytest.raises(OtherRunError, match="other inputs"):
+        run(tmp_path, batches=DataLoader(Changed(2 * unit + 1, "input", rows=ROWS), batch_size=None))
+
+
+def test_a_store_without_journals_is_compared_in_full(tmp_path):
     run(tmp_path)
     for path in (tmp_path / "journal").iterdir():
         path.unlink()
     lose(tmp_path, 3)
-    batches = loader()
-    assert run(tmp_path, batches=batches).rows == ROWS
-    assert sorted(batches.dataset.loaded) == [0, 1, 2, 3, *range(24, 32)]
+    before = shards(tmp_path)
+    assert run(tmp_path).rows == ROWS
+    assert before.items() <= shards(tmp_path).items()
+    with pytest.raises(OtherRunError, match="other inputs"):
+        run(tmp_path, batches=DataLoader(Rows(), batch_size=4, collate_fn=doubled))
+
+
+def doubled(rows):
+    number = rows[0]["id"]
+    inputs = torch.stack([row["input"] for row in rows])
+    return {"input": inputs * (1 + (number == "row 100")), "id": [row["id"] for row in rows]}
 
 
 def test_a_journal_that_says_nonsense_of_the_data_set_is_not_believed(tmp_path):
