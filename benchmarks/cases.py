@@ -20,6 +20,7 @@ from benchmarks.scaling import SCALING
 from benchmarks.sizes import Size
 from benchmarks.start_up import START_UP
 from benchmarks.storage import STORAGE
+from benchmarks.tokens import TOKENS
 from benchmarks.whole_models import WHOLE_MODELS
 
 GROUPS: list[Group] = [
@@ -31,6 +32,7 @@ GROUPS: list[Group] = [
     *ENGINES,
     *LLAMA,
     *STORAGE,
+    *TOKENS,
     *START_UP,
     *INPUTS,
 ]

@@ -19,7 +19,7 @@ from torch import nn
 
 from activation_extractor import SafetensorsSink, capture
 from activation_extractor.sinks._store_writer import QUEUE_BYTES
-from benchmarks import inputs, llama
+from benchmarks import inputs, llama, tokens
 from benchmarks.extraction import BLOCKS, POOLED, Handing, extract_into, forward_alone
 from benchmarks.measure import UnavailableError
 from benchmarks.models import gpt2, token_batches
@@ -140,6 +140,14 @@ def _require_allocator(device: torch.device) -> None:
 
 COUNTS = [
     Count("store_read.cold_rows", "MiB read from the disk for 256 random rows of 2 KiB", 5.0, cold_rows),
+    Count("tokens.mixing", "times fewer documents in a batch than among random tokens", 4 / 3, tokens.mixing),
+    Count("tokens.memory", "MiB of memory of batches through a buffer of 256 MiB", tokens.MEMORY_MIB, tokens.memory),
+    Count(
+        "tokens.resumed",
+        "bytes read for each that is left, from nine tenths of an epoch on",
+        None,
+        tokens.read_by_resumed,
+    ),
     Count(
         "store_write.memory",
         "MiB of memory above the bare loop of forwards, whole activations",

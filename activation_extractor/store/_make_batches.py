@@ -25,7 +25,7 @@ from activation_extractor.store._token_units import Field, RowField, Source, Sta
 
 BUFFER_BYTES = 256 * 2**20
 BLOCK_BYTES = 64 * 2**10
-_AT_ONCE_BYTES = 2**20  # what is read before it is put into the buffer: it stays in a processor's cache
+_AT_ONCE_BYTES = 2**18  # what is read before it is put into the buffer: it stays in a processor's cache
 _AHEAD_BYTES = 8 * 2**20  # of batches that are made ahead, where two are less
 _LEAST_AHEAD, _MOST_AHEAD = 2, 64
 
@@ -99,7 +99,8 @@ def make_batches(path: Path, manifest: Mapping[str, Any], rows: int, asked: Aske
     ahead = min(max(_LEAST_AHEAD, _AHEAD_BYTES // batch_bytes), _MOST_AHEAD)
     room = max(options.buffer_bytes - (ahead + 2) * batch_bytes, options.buffer_bytes // 2)
     buffered = min(buffered_tokens(room, nbytes), MOST_BUFFERED)
-    source = Source(fields, max(1, min(_AT_ONCE_BYTES // nbytes, buffered)))
+    block = max(1, options.block_bytes // units.nbytes)
+    source = Source(fields, min(block * max(1, _AT_ONCE_BYTES // (block * nbytes)), buffered))
     plan = Plan(
         store=store_name(dict(manifest["fingerprint"])),
         keys=tuple(str(column.name) for column in asked.columns),
@@ -107,7 +108,7 @@ def make_batches(path: Path, manifest: Mapping[str, Any], rows: int, asked: Aske
         batch_size=options.batch_size,
         shuffle=options.shuffle,
         seed=options.seed,
-        block=max(1, options.block_bytes // units.nbytes),
+        block=block,
         most_buffered=buffered,
         drop_last=options.drop_last,
         world=world,

@@ -27,7 +27,7 @@ def in_order(source: Source, order: Order, first: int, epochs: int | None, empty
         start, size = order.span(number % order.batches)
         values = empty(size)
         parts = [field.parts(value) for field, value in zip(source.fields, values, strict=True)]
-        source.read([(start, size)], parts, np.arange(size))
+        source.read_in_order(start, size, parts)
         yield values
 
 

@@ -216,6 +216,14 @@ class Source:
                     filled, done = 0, done + filled
         self._put(memory, places[done : done + filled])
 
+    def read_in_order(self, first: int, count: int, memory: Sequence[list[_Array]]) -> None:
+        """Fill memory, given as the `parts` of each field, with consecutive units."""
+        if all(part.flags.c_contiguous for parts in memory for part in parts):
+            for field, parts in zip(self.fields, memory, strict=True):
+                field.read(first, count, parts)
+        else:
+            self.read([(first, count)], memory, np.arange(count))
+
     def _put(self, memory: Sequence[list[_Array]], places: _Array) -> None:
         for parts, staged in zip(memory, self._staging, strict=True):
             for part, values in zip(parts, staged, strict=True):
