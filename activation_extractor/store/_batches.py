@@ -26,7 +26,6 @@ from activation_extractor.store._token_units import Source, result
 class Plan:
     """What batches are made of, in which order, and how. In a checkpoint all but the last four must agree."""
 
-    store: str
     keys: tuple[str, ...]
     tokens: int
     batch_size: int
@@ -36,6 +35,7 @@ class Plan:
     most_buffered: int  # tokens
     drop_last: bool
     world: int
+    data: str  # a checksum of the store
     rank: int
     epochs: int | None
     ahead: int  # batches

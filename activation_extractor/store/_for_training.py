@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+import zlib
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +11,9 @@ from typing import Any
 
 import torch
 
-from activation_extractor.errors import ActivationNotFoundError, ArgumentError
+from activation_extractor._format._journal import JournalRecord
+from activation_extractor._format._manifest import BATCHES_PER_UNIT, ROWS_PER_UNIT
+from activation_extractor.errors import ActivationNotFoundError, ArgumentError, StoreError
 from activation_extractor.reducers._keys import EntryKey
 from activation_extractor.store._batches import Batches
 from activation_extractor.store._columns import Column
@@ -23,11 +27,18 @@ class ForTraining(Mapping[EntryKey, Column]):
 
     path: Path
     manifest: Mapping[str, Any]
+    _is_partial: bool
+    _shards: list[tuple[str, JournalRecord]]
 
     @property
     @abstractmethod
     def rows(self) -> int:
         """How many samples there are."""
+
+    @property
+    @abstractmethod
+    def is_complete(self) -> bool:
+        """Whether each unit of the data set is there."""
 
     @property
     @abstractmethod
@@ -137,7 +148,7 @@ class ForTraining(Mapping[EntryKey, Column]):
             self._kept_columns(keep),
             statistics,
         )
-        return make_batches(self.path, self.manifest, self.rows, asked, options)
+        return make_batches(self._checked_data(), self.rows, asked, options)
 
     def batches(
         self,
@@ -186,7 +197,21 @@ class ForTraining(Mapping[EntryKey, Column]):
             self._kept_columns(keep),
             statistics,
         )
-        return make_batches(self.path, self.manifest, self.rows, asked, options)
+        return make_batches(self._checked_data(), self.rows, asked, options)
+
+    def _checked_data(self) -> str:
+        """A checksum of all that the store holds; warns where that may not be all of its data set."""
+        if not len(self):
+            raise StoreError(self.path, "have a column", "none", "Extract something into it first.")
+        is_of_data = any(self.manifest.get(name) is not None for name in (ROWS_PER_UNIT, BATCHES_PER_UNIT))
+        if is_of_data and not self.is_complete and not self._is_partial:
+            text = (
+                f"The data set of {str(self.path)!r} has no end: extract is at work, was interrupted, or is of version "
+                "0.1. Batches are made of what is there. Run extract again with the same arguments to complete it, or "
+                "say open_store(..., partial=True)."
+            )
+            warnings.warn(text, stacklevel=3)
+        return f"{zlib.crc32(''.join(record.seal for _, record in self._shards).encode()):08x}"
 
     def _beside(self, keys: Any) -> list[Column]:
         """Columns by their key, or kept columns by their name."""

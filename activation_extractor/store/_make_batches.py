@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import distributed
 
 from activation_extractor._arguments import check_flag, check_size
-from activation_extractor._format._end import read_end
-from activation_extractor._format._manifest import BATCHES_PER_UNIT, ROWS_PER_UNIT, store_name
 from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.store._batches import Batches, Plan
 from activation_extractor.store._columns import Column
@@ -81,14 +76,11 @@ class Options:
         return rank, world or 1
 
 
-def make_batches(path: Path, manifest: Mapping[str, Any], rows: int, asked: Asked, options: Options) -> Batches:
-    """The iterator over a store of so many rows."""
+def make_batches(data: str, rows: int, asked: Asked, options: Options) -> Batches:
+    """The iterator over a store of so many rows; `data` is a checksum of all that it holds."""
     options.check()
     for name in ("rows", "statistics"):
         check_flag(name, getattr(asked, name))
-    if not asked.columns:
-        raise StoreError(path, "have a column", "none", "Extract something into it first.")
-    _warn_of_no_end(path, manifest)
     units, fields = _fields(asked, rows)
     (rank, world), tokens = options.share(), len(units)
     if tokens // world < options.batch_size and (options.drop_last or not tokens):
@@ -102,7 +94,6 @@ def make_batches(path: Path, manifest: Mapping[str, Any], rows: int, asked: Aske
     block = max(1, options.block_bytes // units.nbytes)
     source = Source(fields, min(block * max(1, _AT_ONCE_BYTES // (block * nbytes)), buffered))
     plan = Plan(
-        store=store_name(dict(manifest["fingerprint"])),
         keys=tuple(str(column.name) for column in asked.columns),
         tokens=tokens,
         batch_size=options.batch_size,
@@ -112,6 +103,7 @@ def make_batches(path: Path, manifest: Mapping[str, Any], rows: int, asked: Aske
         most_buffered=buffered,
         drop_last=options.drop_last,
         world=world,
+        data=data,
         rank=rank,
         epochs=options.epochs,
         ahead=ahead,
@@ -142,13 +134,3 @@ def _fields(asked: Asked, rows: int) -> tuple[Units, list[Field]]:
     fields = [RowField(units, column) for column in by_row]
     alone = [StackedField([other]) for other in beside]
     return units, [StackedField([units, *stacked]), *fields[: asked.rows], *alone, *fields[asked.rows :]]
-
-
-def _warn_of_no_end(path: Path, manifest: Mapping[str, Any]) -> None:
-    is_of_data = any(manifest.get(name) is not None for name in (ROWS_PER_UNIT, BATCHES_PER_UNIT))
-    if is_of_data and read_end(path) is None:
-        text = (
-            f"The data set of {str(path)!r} has no end yet: extract is at work, was interrupted, or is of version 0.1. "
-            "Batches are made of what is there. Run extract again with the same arguments to complete it."
-        )
-        warnings.warn(text, stacklevel=4)  # at the call of tokens or batches

@@ -249,8 +249,9 @@ def test_a_store_that_was_interrupted_says_so(tmp_path):
     with pytest.raises(StopError):
         extract(nn.Linear(4, 4), rows(), "", out=tmp_path / "out", rows_per_unit=2, progress=False)
     store = open_store(tmp_path / "out")
-    with pytest.warns(UserWarning, match="has no end yet: extract is at work, was interrupted"):
+    with pytest.warns(UserWarning, match="has no end: extract is at work, was interrupted"):
         store.tokens(batch_size=2)
+    next(open_store(tmp_path / "out", partial=True).tokens(batch_size=2))  # as the text advises
     complete = extract(
         nn.Linear(4, 4), list(torch.randn(6, 2, 4)), "", out=tmp_path / "whole", rows_per_unit=2, progress=False
     )

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_stores import KEY, LENGTHS, MEAN, OTHER, numbers, token_store
 
+from activation_extractor import SafetensorsSink, open_store
 from activation_extractor.errors import ArgumentError
+from activation_extractor.sinks import Step
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,14 @@ def test_a_state_of_other_data_is_refused(plain_store, tmp_path):
         plain_store.tokens(OTHER, batch_size=10).load_state_dict(state)
     with pytest.raises(ArgumentError, match="have tokens=46, got 43"):
         token_store(tmp_path, (*LENGTHS, 3)).tokens(KEY, batch_size=10).load_state_dict(state)
+    values = {"one": torch.zeros(6, 2), "other": torch.ones(6, 2)}
+    for name, value in values.items():
+        sink = SafetensorsSink(tmp_path / name)
+        sink.write(Step(0, 6, {("a", "mean"): value}))
+        sink.close()
+    one, other = (open_store(tmp_path / name).batches(batch_size=2) for name in values)
+    with pytest.raises(ArgumentError, match="have data="):
+        other.load_state_dict(one.state_dict())
     for nothing in ({}, None, {"batches": 3}):
         with pytest.raises(ArgumentError, match=r"state must be what state_dict\(\) returned"):
             plain_store.tokens(KEY, batch_size=10).load_state_dict(nothing)
