@@ -1,8 +1,9 @@
 """The pages run: README.md, and those of the rooms, each from its first line on, in an empty folder, from nothing.
 
-Python blocks run in one namespace; a block whose first line is ``# name.py`` is written to that file. Of the blocks for
-the shell, lines of the command line and of pytest run in this process, and those that install something do not. The
-lines for those who come from another library stand in a table, and run in their place.
+Python blocks run in one namespace; a block whose first line is ``# name.py`` is written to that file, one that begins
+with ``# needs name`` runs where that package is. Of the blocks for the shell, lines of the command line and of pytest
+run in this process, and those that install something do not. The lines for those who come from another library stand
+in a table, and run in their place.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import shlex
 import subprocess
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,7 +73,9 @@ class PageRunner:
         self.names: dict[str, Any] = {"__name__": "__main__"}
 
     def run(self, part: Part) -> None:
-        file = re.match(r"# (\w+\.py)\n", part.text)
+        file, needed = re.match(r"# (\w+\.py)\n", part.text), re.match(r"# needs (\w+)\n", part.text)
+        if needed and find_spec(needed[1]) is None:
+            return
         if part.kind == "sh":
             for command in part.text.replace("\\\n", " ").splitlines():
                 self.run_command(command)
@@ -79,7 +83,10 @@ class PageRunner:
             Path(file[1]).write_text(part.text, encoding="utf-8")
         else:
             source = "\n" * (part.line - 1) + part.text  # a traceback shows the lines of the page
-            exec(compile(source, str(self.page), "exec"), self.names)
+            with warnings.catch_warnings():
+                if needed:  # what other packages warn of is theirs
+                    warnings.simplefilter("ignore")
+                exec(compile(source, str(self.page), "exec"), self.names)
 
     def run_command(self, command: str) -> None:
         words = shlex.split(command, comments=True)
