@@ -232,7 +232,7 @@ def test_names_begin_with_that_of_their_group() -> None:
         try:
             assert all(one.name.startswith(f"{name}.") for one in make(SMALLEST))
         except UnavailableError:
-            assert name == "copy"
+            assert name in ("copy", "tokens")  # which need a device, and SAELens
 
 
 # -- several documents ------------------------------------------------------------------------------------------------
