@@ -23,6 +23,7 @@ from activation_extractor._format._journal import JournalRecord
 from activation_extractor.errors import StoreError
 
 SHARDS = "shards"
+_LAST_UNIT = 10**8 - 1  # eight digits
 _MAX_EMPTY_ROWS = 2**20  # of a shard without values: no file size limits how many rows its header claims
 REPAIR = "Restore it from a copy, or delete it and extract again."
 _UNIT = r"(?:[0-9]{8}T[0-9]{12}-[0-9a-f]{8}-)?[0-9]{8}"
@@ -71,7 +72,14 @@ def shard_path(folder: Path, unit: str, codec: Codec) -> Path:
 
 
 def unit_name(number: int, writer: str | None = None) -> str:
-    """A unit's name: its number; in a with-block, after the name of its writer."""
+    """A unit's name: its number; in a with-block, after the name of its writer.
+
+    Raises:
+        StoreError: it is the 100,000,001st, whose number has nine digits: readers would pass over its shard.
+    """
+    if number > _LAST_UNIT:
+        advice = "Make units larger: with unit_bytes=, or rows_per_unit=."
+        raise StoreError("a store", f"have at most {_LAST_UNIT + 1:,} units", f"number {number:,}", advice)
     return f"{number:08d}" if writer is None else f"{writer}-{number:08d}"
 
 

@@ -190,6 +190,15 @@ def test_units_are_named_by_number_and_writer():
     assert unit_name(7, WRITER) == f"{WRITER}-{UNIT}"
 
 
+@pytest.mark.parametrize("writer", [None, WRITER])
+def test_a_unit_whose_number_has_nine_digits_is_an_error_since_readers_would_pass_over_it(writer):
+    assert unit_name(99_999_999, writer).endswith("99999999")
+    with pytest.raises(
+        StoreError, match="must have at most 100,000,000 units, got number 100,000,000. Make units larger"
+    ):
+        unit_name(100_000_000, writer)
+
+
 UNITS = [unit_name(2), unit_name(10), unit_name(99999999)]
 WITH_BLOCKS = [unit_name(9, WRITER), unit_name(10, WRITER), unit_name(0, WRITER.replace("2026", "2027"))]
 
