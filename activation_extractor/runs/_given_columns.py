@@ -16,6 +16,7 @@ from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.sinks._step import check_ids
 
 Kind = Literal["numpy", "arrow", "pandas"]
+_NUMBERS = (bool, int, float, complex, np.generic, list, tuple)
 _BATCHED = "Use map_batches, or map(batched=True), which hand over many rows at once."
 _PREPARE = "Pass prepare=, which is called with the columns and returns what the model takes"
 
@@ -117,6 +118,8 @@ def _of_rows(rows: list[Any], python_floats: Any) -> Any:
         arrays = [plain(row, python_floats) if isinstance(row, np.ndarray) else row for row in rows]
         is_alike = all(isinstance(row, np.ndarray) for row in arrays) and len({row.shape for row in arrays}) == 1
         return np.stack(arrays) if is_alike else arrays
+    if not all(isinstance(row, _NUMBERS) for row in rows):  # images, say, of which numpy makes arrays if they are alike
+        return rows
     try:
         array = np.array(rows)
     except (ValueError, OverflowError):  # of several shapes, or integers of more than 64 bits

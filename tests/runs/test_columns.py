@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from engine_models import rows_of
+from PIL import Image
 from small_runs import MASK, TOKENS, batch, small_model
 from torch import nn
 
@@ -166,6 +167,15 @@ def test_text_comes_to_prepare_as_strings(kind):
     out = Columns(SMALL, "h.0", reduce="mean", prepare="engine_models:letters", columns="text")(kind(rows))
     assert numbers(out["h.0"]).shape == (2, 8)
     assert [int(row_id) if not hasattr(row_id, "as_py") else row_id.as_py() for row_id in out["id"]] == [3, 1]
+
+
+def test_images_come_to_prepare_as_they_are_also_where_they_are_alike():
+    seen = []
+    prepare = lambda given: seen.append(given["image"]) or {"input_ids": torch.ones(2, 3, dtype=torch.int64)}  # noqa: E731
+    for sizes in ([(4, 4), (4, 4)], [(4, 4), (2, 3)]):
+        images = [Image.new("RGB", size) for size in sizes]
+        Columns(SMALL, "h.0", reduce="mean", prepare=prepare)({"id": [1, 2], "image": images})
+        assert seen.pop() == images
 
 
 def test_one_column_may_be_the_models_first_argument_and_others_are_renamed():
