@@ -230,6 +230,9 @@ def is_compiled_caller() -> bool:
     return _frame_compiler() is not None
 
 
+refuse_inlining(is_compiled_caller, "activation_extractor asks whether it is called by a compiled function")
+
+
 # The compiler's stance: an object, which who sets another one keeps, to go back to it.
 _STANCE = "_dynamo.eval_frame._stance"
 

@@ -6,8 +6,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
-from functools import cache, partial
-from typing import Any, TypeVar
+from functools import cache, partial, wraps
+from typing import Any, ParamSpec, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -18,11 +18,16 @@ from activation_extractor._private_torch import (
     children_of,
     current_stance,
     is_compiled_call,
+    is_compiled_caller,
     is_compiler_loaded,
+    refuse_inlining,
     skip_as_frame,
 )
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 
 _told: WeakSet[nn.Module] = WeakSet()
 _WRAPPED = "_orig_mod"  # under which `torch.compile` keeps the module that it wraps
@@ -116,6 +121,22 @@ def outside_compilation(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     disabled: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
     return disabled
+
+
+def untraced(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """A decorator: inside of a compiled function this one is not traced, and runs as it is with all that it calls."""
+    outside: list[Callable[..., Returned]] = []
+
+    @wraps(function)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        if not is_compiled_caller():
+            return function(*args, **kwargs)
+        if not outside:
+            outside.append(outside_compilation(function))
+        return outside[0](*args, **kwargs)
+
+    refuse_inlining(run, "activation_extractor begins or ends a block here")
+    return run
 
 
 @cache

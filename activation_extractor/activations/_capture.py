@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from activation_extractor._format._fingerprints import describe
+from activation_extractor._hooks._compiled_models import untraced
 from activation_extractor._hooks._context import open_here
 from activation_extractor._hooks._tensor_parts import is_spread
 from activation_extractor.activations._activations import Activations
@@ -32,6 +33,7 @@ from activation_extractor.sinks._store_sinks import open_sink
 Model = nn.Module | Callable[..., nn.Module]
 
 
+@untraced
 def capture(
     model: Model,
     layers: Any,
@@ -165,6 +167,7 @@ class Capture:
         targets, reducers = self._plan.targets, list(self._options.reducers)
         return f"capture({type(self._root).__name__}, {len(targets)} targets, reduce={reducers})"
 
+    @untraced
     def __enter__(self) -> Activations:
         if self._root is None:
             advice = "Use it as a decorator, or pass the module."
@@ -174,6 +177,7 @@ class Capture:
             self._entered.append(block)
         return Activations(block)
 
+    @untraced
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -233,6 +237,7 @@ class Capture:
 
         return capture_call
 
+    @untraced
     def _block_for(self, args: tuple[Any, ...]) -> OpenBlock:
         """A block on the model, which may depend on the decorated function's arguments."""
         if self._root is not None:
