@@ -15,7 +15,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from types import CodeType, FunctionType, MethodType
 from typing import Any
@@ -44,17 +44,25 @@ def describe(value: Any) -> Any:
     return _Describer().describe(value)
 
 
-def weights_digest(model: nn.Module) -> str:
+def weights_digest(model: nn.Module, elsewhere: Callable[[str], Tensor | None] = lambda name: None) -> str:
     """A digest of all parameters and persistent buffers, computed where they live, in hexadecimal.
 
     It covers names, dtypes, shapes and every bit of every value, and is the same on every device. Weights of which each
-    process holds a part are gathered, one after another: it takes the same call in each, and gives the same in each.
+    process holds a part are gathered, one after another: it takes the same call in each, and gives the same in each. Of
+    weights that placeholders stand for, `elsewhere` finds the values by their names, or None.
     """
     state = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     listed = [[name, str(value.dtype), list(value.shape)] for name, value in state.items()]
-    whole = (value.full_tensor() if hasattr(value, "full_tensor") else value for value in state.values())
-    sums = [tensor_sum(value) for value in whole if not value.is_meta]  # such weights are elsewhere
+    sums = [tensor_sum(value) for name in state if (value := _value_of(name, state[name], elsewhere)) is not None]
     return _digest([listed, list(map(int, sums))])
+
+
+def _value_of(name: str, value: Any, elsewhere: Callable[[str], Tensor | None]) -> Tensor | None:
+    """A weight; the whole, where a process holds a part; what a placeholder stands for, None if that is not known."""
+    if not value.is_meta:
+        return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[no-any-return]
+    found = elsewhere(name)
+    return None if found is None else found.to(value.dtype)
 
 
 def structure_digest(model: nn.Module) -> str:

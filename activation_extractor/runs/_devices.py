@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -130,11 +130,36 @@ def _distributed(module: str, name: str) -> Any:
     return getattr(sys.modules.get(f"torch.distributed.{module}"), name, ())
 
 
+def stored_elsewhere(model: nn.Module) -> Callable[[str], Tensor | None]:
+    """Finds a weight of a model, by its name, that accelerate has offloaded; None for one that nobody has."""
+    maps = {}
+    for name, module in model.named_modules():
+        for hook in _accelerate_hooks(module):
+            if (weights := getattr(hook, "weights_map", None)) is not None:
+                maps[f"{name}." if name else ""] = weights
+
+    def find(name: str) -> Tensor | None:
+        for prefix, weights in maps.items():
+            if name.startswith(prefix):
+                try:
+                    found: Tensor = weights[name.removeprefix(prefix)]
+                except KeyError:  # it is of another module in this one
+                    continue
+                return found
+        return None
+
+    return find
+
+
 def _execution_devices(model: nn.Module) -> Iterator[Any]:
     """The devices to which accelerate's hooks bring weights and inputs."""
     for module in model.modules():
-        hook = getattr(module, "_hf_hook", None)
-        for one in getattr(hook, "hooks", (hook,)):
-            device = getattr(one, "execution_device", None)
-            if device is not None:
+        for hook in _accelerate_hooks(module):
+            device = getattr(hook, "execution_device", None)
+            if device is not None and torch.device(device).type != "meta":
                 yield device
+
+
+def _accelerate_hooks(module: nn.Module) -> tuple[Any, ...]:
+    hook = getattr(module, "_hf_hook", None)
+    return tuple(getattr(hook, "hooks", (hook,)))

@@ -27,7 +27,14 @@ from activation_extractor.reducers._reducers import resolve_reducers
 from activation_extractor.reducers._sequence_axis import SequenceAxes
 from activation_extractor.runs._added_rows import AddedRows
 from activation_extractor.runs._batches import Batch, BatchFields, Ids, Keep, call_model
-from activation_extractor.runs._devices import check_weights, in_this_process, move, with_weights, without_gradients
+from activation_extractor.runs._devices import (
+    check_weights,
+    in_this_process,
+    move,
+    stored_elsewhere,
+    with_weights,
+    without_gradients,
+)
 from activation_extractor.runs._divided_units import passes_of
 from activation_extractor.runs._items import BatchItems, RowItems
 from activation_extractor.runs._march import current_march, marching
@@ -233,7 +240,11 @@ def _fingerprint(model: nn.Module, more: Mapping[str, Any]) -> dict[str, Any]:
     """What the values of a run depend on: the weights and the structure of the model, and more."""
     plain = unwrap(model)
     with _visiting(plain):
-        return {"weights": weights_digest(with_weights(model)), "structure": structure_digest(plain), **more}
+        return {
+            "weights": weights_digest(with_weights(model), stored_elsewhere(plain)),
+            "structure": structure_digest(plain),
+            **more,
+        }
 
 
 def _dtype(dtype: torch.dtype | None) -> dict[str, str]:
