@@ -8,7 +8,7 @@ one another.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,10 +21,12 @@ from torch import Tensor
 from activation_extractor._files import open_regular
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._entry_names import IDS, OFFSETS, ROWS
+from activation_extractor._format._fields import Field
 from activation_extractor._format._headers import Extent
-from activation_extractor._format._journal import JournalRecord
+from activation_extractor._format._places import Places
 from activation_extractor._format._shards import REPAIR, Shard, read_shard, unreadable
 from activation_extractor._format._stored_rows import RowId
+from activation_extractor._format._unit_table import UnitTable
 from activation_extractor.errors import StoreError
 
 _MAX_OPEN_FILES = 64
@@ -34,30 +36,21 @@ _MAX_HEADERS = 256
 class Reader:
     """Reads the shards of one store. Threads may share it; a copy in another process opens its own files.
 
-    A shard is refused that does not hold `store`, the store's name, or that differs from its record in the journal.
-    `records` are by unit; `regular` holds the entries of the columns that the manifest lists.
+    A shard is refused that does not hold `store`, the store's name, or that differs from what `units` says of it.
 
     Its methods raise a StoreError where the shard is damaged, gone, or belongs to another store.
     """
 
-    def __init__(
-        self,
-        codec: Codec,
-        store: str,
-        records: Mapping[str, JournalRecord] | None = None,
-        regular: frozenset[str] = frozenset(),
-    ) -> None:
-        self._arguments = codec, store, records, regular
+    def __init__(self, codec: Codec, store: str, units: UnitTable | None = None) -> None:
+        self._arguments = codec, store, units
         # The caches do not refer to the reader: it is gone, and its files are closed, when the last reference is.
         files = lru_cache(_MAX_OPEN_FILES)(_File)
 
         @lru_cache(_MAX_HEADERS)
         def shards(path: str) -> Shard:
             shard = read_shard(Path(path), codec)
-            record = (records or {}).get(shard.metadata["unit"])
-            if record is not None and record != shard.record(record.nbytes, regular):
-                advice = "Remove the folder 'journal': every shard is opened in its place."
-                raise StoreError(path, "agree with the journal", "other rows or columns", advice)
+            if units is not None:
+                units.check(shard)
             if shard.metadata.get("store") != store:
                 raise StoreError(path, "belong to this store", "a shard of another one", "Take it out of the folder.")
             return shard
@@ -67,7 +60,13 @@ class Reader:
             extent = shards(path).extents[entry]
             return Values(extent, files(str(extent.path)))
 
-        self._shards, self._values = shards, open_values
+        @lru_cache(_MAX_OPEN_FILES)
+        def open_place(extent_of: Callable[[int, int], Extent], unit: int, rows: int) -> Values:
+            extent = extent_of(unit, rows)
+            return Values(extent, files(str(extent.path)))
+
+        self._shards, self._values, self._places = shards, open_values, dict[Field, Places]()
+        self.open_place = open_place  # what one of the methods of `Places` finds
 
     def __reduce__(self) -> Any:
         return Reader, self._arguments
@@ -79,6 +78,15 @@ class Reader:
     def open(self, path: str, entry: str) -> Values:
         """The values of an entry that a shard has."""
         return self._values(path, entry)
+
+    def places(self, field: Field, units: UnitTable) -> Places:
+        """Where the values of a column lie; remembered for the units of the reader's own store."""
+        places = self._places.get(field)
+        if places is None or places.units is not units:
+            places = Places(field, units, self._shards)
+            if units is self._arguments[-1]:
+                self._places[field] = places
+        return places
 
     def ids(self, path: str, kind: str | None = None) -> list[RowId] | None:
         """The ids of a shard's rows, which must be of a kind, ``str`` or ``int``, if one is given; None without ids."""
@@ -104,14 +112,8 @@ class Reader:
 
     def offsets(self, path: str, entry: str, start: int, stop: int | None) -> Tensor:
         """Where the rows `start` to `stop` of a ragged column begin, and where the last one ends; they rise."""
-        index, positions = self.open(path, entry + OFFSETS), self.shard(path).extents[entry].shape[0]
-        last = index.extent.shape[0] - 1
-        stop = last if stop is None else stop
-        offsets = index.rows(start, stop + 1)
-        is_valid = offsets[0] >= 0 and offsets[-1] <= positions and not bool((offsets[1:] < offsets[:-1]).any())
-        if not is_valid or (start == 0 and offsets[0] != 0) or (stop == last and offsets[-1] != positions):
-            raise StoreError(path, f"hold rising offsets of {entry!r}", "other numbers", REPAIR)
-        return offsets
+        positions = self.shard(path).extents[entry].shape[0]
+        return checked_offsets(path, entry, self.open(path, entry + OFFSETS), positions, start, stop)
 
     def row_numbers(self, path: str, entry: str) -> Tensor:
         """Which rows of its shard a column has, ``(rows,)`` int64; they rise."""
@@ -123,6 +125,18 @@ class Reader:
         if not is_valid or bool((rows[1:] <= rows[:-1]).any()):
             raise StoreError(path, f"hold rising row numbers of {entry!r}", "other numbers", REPAIR)
         return rows
+
+
+def checked_offsets(path: str, entry: str, index: Values, positions: int, start: int, stop: int | None) -> Tensor:
+    """The offsets `start` to `stop` of a ragged entry that has some positions, and the one after them; see `Reader`."""
+    last = index.extent.shape[0] - 1
+    stop = last if stop is None else stop
+    offsets = index.rows(start, stop + 1)
+    numbers = offsets.numpy()
+    is_valid = numbers[0] >= 0 and numbers[-1] <= positions and not (numbers[1:] < numbers[:-1]).any()
+    if not is_valid or (start == 0 and numbers[0] != 0) or (stop == last and numbers[-1] != positions):
+        raise StoreError(path, f"hold rising offsets of {entry!r}", "other numbers", REPAIR)
+    return offsets
 
 
 class Values:

@@ -15,6 +15,7 @@ from activation_extractor._format._entry_names import OFFSETS, column_key
 from activation_extractor._format._fields import Field
 from activation_extractor._format._headers import Entries
 from activation_extractor._format._stored_rows import Ragged
+from activation_extractor._format._unit_table import UnitTable
 from activation_extractor._streams import hold
 from activation_extractor.comparison._closeness import Closeness
 from activation_extractor.comparison._tolerances import Tolerance, default_rtol
@@ -22,7 +23,7 @@ from activation_extractor.runs._stored_unit import StoredUnit
 from activation_extractor.sinks import Step
 from activation_extractor.sinks._schema import Schema
 from activation_extractor.store._columns import Column
-from activation_extractor.store._rows_on_disk import Part, Parts
+from activation_extractor.store._rows_on_disk import Parts
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,12 @@ def _rows_on_host(column: Tensor | Ragged) -> Tensor | Sequence[Tensor]:
 
 def stored_columns(unit: StoredUnit, rows: Sequence[int]) -> BatchColumns:
     """What a unit holds of some of its rows; a column that has none of them is left out."""
-    reader, path = unit.reader, unit.path
-    shard = reader.shard(path)
+    reader = unit.reader
+    shard = reader.shard(unit.path)
     found: dict[str, BatchColumn] = {}
+    units = UnitTable.of_shard(shard)
     for entry in filter(column_key, shard.columns):
-        column = Column(Parts(shard.field(entry), reader, [Part(path, shard.count(entry), 0)]))
+        column = Column(Parts(shard.field(entry), reader, units))
         places = [row for row in rows if row < shard.rows]
         if len(column) < shard.rows:
             numbers = column.rows.tolist()

@@ -16,21 +16,20 @@ from activation_extractor._format._end import read_ends
 from activation_extractor._format._gaps import Gap
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._shards import REPAIR, Shard
+from activation_extractor._format._unit_table import UnitTable
 from activation_extractor.errors import StoreError
 
 _FAILED = "failed"  # the metadata of rows that the model could not run, by their places in the unit
 _ADVICE = "Run extract again with the same arguments, which makes what is missing anew."
 
 
-def row_numbers(
-    folder: Path, reader: Reader, shards: Sequence[tuple[str, int]], gaps: Sequence[Gap], unit_rows: int | None
-) -> Tensor:
+def row_numbers(folder: Path, reader: Reader, units: UnitTable, gaps: Sequence[Gap], unit_rows: int | None) -> Tensor:
     """The number of each row in the data set, ``(rows,)`` int64.
 
     Args:
         folder: the store.
         reader: of its shards.
-        shards: the path of each shard, and how many rows it holds.
+        units: that are there.
         gaps: what is missing.
         unit_rows: how many rows of the data set a unit has, the last one fewer; None where units are not ranges of
             rows.
@@ -38,30 +37,29 @@ def row_numbers(
     Raises:
         StoreError: rows are behind a missing unit of which nobody knows how many rows it had; or a shard is damaged.
     """
-    rows = np.array([count for _, count in shards], dtype=np.int64)
+    rows, at_unit = units.rows, units.numbers
     if unit_rows is None:
-        _check_none_behind(folder, shards, gaps)
+        _check_none_behind(folder, units, gaps)
         return torch.arange(int(rows.sum()))
-    units = np.array([int(Path(path).stem) for path, _ in shards], dtype=np.int64)
-    _check_sizes(folder, int(units[-1]) if len(units) else -1, gaps)
+    _check_sizes(folder, int(at_unit[-1]) if len(units) else -1, gaps)
     items = rows.copy()  # of the data set, of which each unit is made
     failed: dict[int, np.ndarray[Any, Any]] = {}
     for at in np.flatnonzero(rows < unit_rows).tolist():
-        places = _failed_places(reader.shard(shards[at][0]))
+        places = _failed_places(reader.shard(units.path(at)))
         if len(places):
             failed[at] = places
             items[at] += len(places)
-    missing = units - np.arange(len(units))  # before each unit
-    firsts, starts = items.cumsum() - items + missing * unit_rows, rows.cumsum() - rows
+    missing = at_unit - np.arange(len(units))  # before each unit
+    firsts, starts = items.cumsum() - items + missing * unit_rows, units.starts[:-1]
     numbers = np.repeat(firsts - starts, rows) + np.arange(rows.sum())
     for at, places in failed.items():
         numbers[starts[at] : starts[at] + rows[at]] = firsts[at] + np.setdiff1d(np.arange(items[at]), places)
     return torch.from_numpy(numbers)
 
 
-def _check_none_behind(folder: Path, shards: Sequence[tuple[str, int]], gaps: Sequence[Gap]) -> None:
+def _check_none_behind(folder: Path, units: UnitTable, gaps: Sequence[Gap]) -> None:
     """Raise a StoreError where rows are behind a unit that is missing, whose number of rows nobody knows."""
-    last = Path(shards[-1][0]).stem if shards else ""
+    last = Path(units.path(len(units) - 1)).stem if len(units) else ""
     unit = next((name for gap in gaps for name in islice(gap, 1) if name < last), None)
     if unit is not None:
         condition = "have every unit for the rows behind it to be numbered"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -15,9 +13,8 @@ from torch import Tensor
 
 from activation_extractor._format._entry_names import OFFSETS, ROWS
 from activation_extractor._format._fields import Field
-from activation_extractor._format._reader import Reader, Values
-from activation_extractor._format._shards import REPAIR
-from activation_extractor.errors import StoreError
+from activation_extractor._format._reader import Reader, Values, checked_offsets
+from activation_extractor._format._unit_table import UnitTable
 
 _TENSOR_BYTES = 1 << 9  # about what a tensor object takes
 _OFFSETS_AT_ONCE = 1 << 12
@@ -25,54 +22,49 @@ _OFFSETS_AT_ONCE = 1 << 12
 Rows = range | np.ndarray[Any, Any]  # indices into a column: a range of step 1, or int64
 
 
-@dataclass(frozen=True)
-class Part:
-    """The shard at `path` has `count` rows of a column; its first row is row `first_row` of the store."""
-
-    path: str
-    count: int
-    first_row: int
-
-
 class Parts:
     """A column's rows in the shards that hold them. Everything that is read is new memory on the CPU.
 
-    A shard that holds the column otherwise than `field` says is refused when it is first read.
+    A part is what a shard holds of the column. A shard that holds it otherwise than `field` says is refused when it is
+    first read.
     """
 
-    def __init__(self, field: Field, reader: Reader, parts: Sequence[Part]) -> None:
-        self.field, self._entry, self._reader, self._parts = field, field.entry, reader, tuple(parts)
-        self._starts = [0, *accumulate(part.count for part in parts)]
+    def __init__(self, field: Field, reader: Reader, units: UnitTable) -> None:
+        self.field, self._entry, self._reader, self._units = field, field.entry, reader, units
+        held = units.of_entry(field.entry)
+        self._which, self._counts, self._starts = held.which, held.counts, held.starts.data
+        self._places, self._open = reader.places(field, units), reader.open_place
+        self._find_values, self._find_offsets = self._places.values, self._places.offsets
         self._row_bytes = field.dtype.itemsize * math.prod(field.row_shape)  # of a position, when ragged
-        self._checked: set[int] = set()  # the parts whose shard holds the column as `field` says
 
     def __reduce__(self) -> Any:
-        return Parts, (self.field, self._reader, self._parts)
+        return Parts, (self.field, self._reader, self._units)
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return int(self._starts[-1])
 
     def row_numbers(self) -> Tensor:
         """The rows of the store that the column has, ``(rows,)`` int64."""
-        numbers = [self._reader.row_numbers(part.path, self._entry) + part.first_row for part in self._parts]
-        return torch.cat([torch.empty(0, dtype=torch.int64), *numbers])
+        numbers = map(self.numbers_in, range(len(self._counts)))
+        return torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *numbers]))
 
     def lengths(self) -> Tensor:
         """How many positions each row of a ragged column has, ``(rows,)`` int64."""
-        lengths = [self._offsets(number, 0, part.count).diff() for number, part in enumerate(self._parts)]
+        lengths = [self._offsets(number, 0, None).diff() for number in range(len(self._counts))]
         return torch.cat([torch.empty(0, dtype=torch.int64), *lengths])
 
     def counts(self) -> list[int]:
         """How many rows each shard has; none is opened."""
-        return [part.count for part in self._parts]
+        return list(self._counts.tolist())
 
     def position_counts(self) -> list[int]:
         """How many positions each shard of a ragged column has; the header of each is read."""
-        return [self._shape(number)[0] for number in range(len(self._parts))]
+        return [self._places.positions(self._unit(number)) for number in range(len(self._counts))]
 
     def row_checksums(self) -> list[tuple[Any, ...]]:
         """For each shard what differs where a column has other rows, or rows of other lengths: checksums of both."""
-        headers = ((part.path, self._reader.shard(part.path).extents) for part in self._parts)
+        paths = map(self._path, range(len(self._counts)))
+        headers = ((path, self._reader.shard(path).extents) for path in paths)
         indices = [self._entry + OFFSETS, self._entry + ROWS]
         return [
             (path, *(extents[name].crc32 if name in extents else None for name in indices)) for path, extents in headers
@@ -84,20 +76,20 @@ class Parts:
 
     def row_ends(self, number: int) -> np.ndarray[Any, Any]:
         """The position after each row of a ragged column in a shard, ``(rows,)`` int64."""
-        return self._offsets(number, 0, self._parts[number].count).numpy()[1:]
+        return self._offsets(number, 0, None).numpy()[1:]
 
     def numbers_in(self, number: int) -> np.ndarray[Any, Any]:
         """The rows of the store that the column has in a shard, ``(rows,)`` int64."""
-        part = self._parts[number]
-        return (self._reader.row_numbers(part.path, self._entry) + part.first_row).numpy()
+        first_row = int(self._units.starts[self._unit(number)])
+        return self._reader.row_numbers(self._path(number), self._entry).numpy() + first_row
 
     def mapped(self) -> list[Tensor]:
         """For each shard a tensor over the mapped file, flat when ragged."""
-        return [self._values(number).mapped() for number in range(len(self._parts))]
+        return [self._values(number).mapped() for number in range(len(self._counts))]
 
     def flat(self) -> Tensor:
         """The positions of all rows of a ragged column, ``(positions, *features)``."""
-        numbers = range(len(self._parts))
+        numbers = range(len(self._counts))
         # No list of Values: each holds a file open.
         counts = [self._values(number).extent.shape[0] for number in numbers]
         out = torch.empty((sum(counts), *self.field.row_shape), dtype=self.field.dtype)
@@ -155,27 +147,20 @@ class Parts:
         positions = self._values(number).rows(int(offsets[0]), int(offsets[-1]))
         return torch.split(positions, offsets.diff().tolist())
 
+    def _unit(self, number: int) -> int:
+        return number if self._which is None else int(self._which[number])
+
+    def _path(self, number: int) -> str:
+        return self._units.path(self._unit(number))
+
     def _values(self, number: int) -> Values:
-        path, entry = self._parts[number].path, self._entry
-        if number not in self._checked:
-            field, held = self.field, self._reader.shard(path).field(entry)
-            if held != replace(field, converted_from=None):
-                got = f"{held.dtype} {held.row_shape} after {field.dtype} {field.row_shape}"
-                raise StoreError(path, f"hold {entry!r} like the other shards", got, "Restore it from a copy.")
-            self._checked.add(number)
-        return self._reader.open(path, entry)
+        return self._open(self._find_values, self._unit(number), self._starts[number + 1] - self._starts[number])
 
-    def _shape(self, number: int) -> tuple[int, ...]:
-        path = self._parts[number].path
-        extent = self._reader.shard(path).extents.get(self._entry)
-        if extent is None:
-            raise StoreError(path, f"hold the column {self._entry!r}, as the store says", "none", REPAIR)
-        return extent.shape
-
-    def _offsets(self, number: int, start: int, stop: int) -> Tensor:
+    def _offsets(self, number: int, start: int, stop: int | None) -> Tensor:
         """Where rows of a part begin, and where the last of them ends, ``(rows + 1,)`` int64."""
-        self._values(number)  # refuses a shard that has no offsets
-        return self._reader.offsets(self._parts[number].path, self._entry, start, stop)
+        unit, rows = self._unit(number), self._starts[number + 1] - self._starts[number]
+        index, positions = self._open(self._find_offsets, unit, rows), self._places.positions(unit)
+        return checked_offsets(self._path(number), self._entry, index, positions, start, stop)
 
     def _spans(self, rows: Rows) -> Iterator[tuple[int, int, int]]:
         """The parts that hold rows, and where in them runs of consecutive rows begin and end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from activation_extractor.store._columns import Column
 from activation_extractor.store._for_training import ForTraining
 from activation_extractor.store._listing import ShardInfo, list_shards
 from activation_extractor.store._row_numbers import row_numbers
-from activation_extractor.store._rows_on_disk import Part, Parts
+from activation_extractor.store._rows_on_disk import Parts
 from activation_extractor.store._text_columns import TextColumn
 from activation_extractor.store._verify import Verification, verify_store
 
@@ -54,24 +54,17 @@ class Store(ForTraining):
         self.manifest, self.fingerprint = manifest.content, manifest.fingerprint
         self._fields = {field.entry: field for field in (*manifest.columns, *manifest.keep)}
         self._end, records = read_end(path), read_records(path)  # before the listing, which can only grow meanwhile
-        self._shards, self._gaps = list_shards(path, manifest, records, self._end)
+        self._units, self._gaps = list_shards(path, manifest, records, self._end)
         if not partial or sum(map(len, self._gaps)) > _MOST_MISSING:
-            check_gaps(path, self._gaps, len(self._shards), is_of_data=manifest.unit_size is not None)
-        self._reader = Reader(manifest.codec, store_name(manifest.fingerprint), records, manifest.entries)
-        counts = [record.counts for _, record in self._shards if record.counts]
-        extra = [entry for rows in counts for entry, count in rows.items() if count]
-        self._entries = list(dict.fromkeys([*self._fields, *extra]))
+            check_gaps(path, self._gaps, len(self._units), is_of_data=manifest.unit_size is not None)
+        self._reader = Reader(manifest.codec, store_name(manifest.fingerprint), self._units)
+        self._entries = [*self._fields, *self._units.entries]
         self._keys = {key: entry for entry in self._entries if (key := column_key(entry))}
         self._names = dict.fromkeys(name for name, _ in self._keys)
         self._reducers = list(dict.fromkeys(reducer for _, reducer in self._keys))
 
     def __reduce__(self) -> Any:
         return functools.partial(Store, partial=self._is_partial), (self.path,)
-
-    @cached_property
-    def _starts(self) -> list[int]:
-        """The row that each shard begins with, and the number of all rows."""
-        return [0, *accumulate([record.rows for _, record in self._shards])]
 
     @property
     def names(self) -> list[str]:
@@ -91,7 +84,7 @@ class Store(ForTraining):
     @property
     def rows(self) -> int:
         """How many samples there are."""
-        return self._starts[-1]
+        return int(self._units.starts[-1])
 
     @property
     def is_complete(self) -> bool:
@@ -100,7 +93,7 @@ class Store(ForTraining):
         False for stores of with-blocks, and of `extract` before 0.2, which do not say where they end: whether units are
         missing between others is known of these too, see `missing_units`.
         """
-        return self._end is not None and self._end.units == len(self._shards) and not self._gaps
+        return self._end is not None and self._end.units == len(self._units) and not self._gaps
 
     @property
     def missing_units(self) -> list[str]:
@@ -122,8 +115,7 @@ class Store(ForTraining):
             StoreError: rows are behind a missing unit whose number of rows is not known, as in a store of with-blocks.
         """
         size = self.manifest.get(ROWS_PER_UNIT)
-        shards = [(path, record.rows) for path, record in self._shards]
-        return row_numbers(self.path, self._reader, shards, self._gaps, size)
+        return row_numbers(self.path, self._reader, self._units, self._gaps, size)
 
     @cached_property
     def ids(self) -> list[RowId]:
@@ -135,7 +127,7 @@ class Store(ForTraining):
         if self.manifest["ids"] is None:
             if self._gaps:
                 return list(self.row_numbers.tolist())
-            return list(range(sum(self._reader.shard(path).rows for path, _ in self._shards)))
+            return list(range(sum(self._reader.shard(path).rows for path in self._paths)))
         ids = list(self.iter_ids())
         if len(ids) != self.rows:
             advice = "Run verify(), or restore it from a copy."
@@ -151,12 +143,13 @@ class Store(ForTraining):
         if self.manifest["ids"] is None:
             return iter(self.row_numbers.tolist() if self._gaps else range(self.rows))
         kind = self.manifest["ids"]
-        return chain.from_iterable(self._reader.ids(path, kind) or () for path, _ in self._shards)
+        return chain.from_iterable(self._reader.ids(path, kind) or () for path in self._paths)
 
     @property
     def shards(self) -> list[ShardInfo]:
         """The files that hold the rows, in the order of the rows; none of them is opened."""
-        return [ShardInfo(Path(path), record.rows, record.nbytes) for path, record in self._shards]
+        sizes = zip(self._units.rows.tolist(), self._units.nbytes.tolist(), strict=True)
+        return [ShardInfo(Path(path), rows, nbytes) for path, (rows, nbytes) in zip(self._paths, sizes, strict=True)]
 
     @property
     def keep(self) -> dict[str, Column | TextColumn]:
@@ -172,7 +165,7 @@ class Store(ForTraining):
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
-        return sum(record.nbytes for _, record in self._shards)
+        return int(self._units.nbytes.sum())
 
     def row_of(self, row_id: RowId) -> int:
         """The row that has this id.
@@ -243,18 +236,17 @@ class Store(ForTraining):
     def _rows_by_id(self) -> dict[RowId, int]:
         return {row_id: row for row, row_id in enumerate(self.ids)}
 
+    @property
+    def _paths(self) -> Iterator[str]:
+        return map(self._units.path, range(len(self._units)))
+
     def _column(self, entry: str) -> Column:
-        parts = []
-        for (path, record), first in zip(self._shards, self._starts, strict=False):
-            usual = record.rows if entry in self._fields else 0
-            count = usual if record.counts is None else record.counts.get(entry, 0)
-            if count:
-                parts.append(Part(path, count, first))
         field = self._fields.get(entry)
         if field is None:  # of a layer that first ran after the first unit
-            shard = self._reader.shard(parts[0].path)
+            which = self._units.of_entry(entry).which
+            shard = self._reader.shard(self._units.path(0 if which is None else int(which[0])))
             if entry not in shard.extents:
                 advice = "Remove the folder 'journal', which is made from shards."
                 raise StoreError(shard.path, f"hold the column {entry!r}, since the journal lists it", "none", advice)
             field = shard.field(entry)
-        return Column(Parts(field, self._reader, parts))
+        return Column(Parts(field, self._reader, self._units))
