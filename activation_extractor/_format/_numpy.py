@@ -11,6 +11,7 @@ import json
 import os
 import re
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,7 @@ _ALIGNMENT = 64
 _PADDING_ID = 0xD935  # registered for this purpose by Android's zipalign
 _ZIP64_BYTES = 20  # the extra field that zipfile adds for sizes over 4 GiB
 _IS_UTF8 = 0x800
+_PARSING = threading.Lock()  # Python 3.11 may fail where two threads parse literals at once
 _NO_DATE = (1980, 1, 1, 0, 0, 0)  # the same run gives the same bytes
 
 
@@ -169,7 +171,8 @@ def _extent(path: Path, descriptor: int, first: int, size: int, crc: int) -> Ext
     head = io.BytesIO(read_at(descriptor, first, min(size, _LONGEST_HEADER)))
     if npy.read_magic(head) != (1, 0):
         raise ValueError("an npy file of another version")
-    shape, is_fortran, dtype = npy.read_array_header_1_0(head)
+    with _PARSING:
+        shape, is_fortran, dtype = npy.read_array_header_1_0(head)
     if is_fortran or dtype.hasobject or not dtype.isnative:
         raise ValueError(f"an array of dtype {dtype}, or not in row-major order")
     start = first + head.tell()
