@@ -135,7 +135,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def open_regular(path: Path) -> int:
+def open_regular(path: str | Path) -> int:
     """A descriptor of a regular file: no link is followed, and no pipe is waited for.
 
     Raises:
@@ -145,7 +145,7 @@ def open_regular(path: Path) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        if path.is_symlink():
+        if os.path.islink(path):
             raise ValueError("a link") from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

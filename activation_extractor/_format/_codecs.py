@@ -34,7 +34,8 @@ class Codec:
     # that names the layer.
     convert: Callable[..., Tensor]
     write: Callable[[Path, Entries, Mapping[str, str]], str]  # a shard at a free path, synced; returns its seal
-    read: Callable[[Path], Header]
+    read: Callable[..., Header]  # of a path; and a descriptor, where a shard is one file that may be open already
+    reads_open_files: bool = False
     # In which floating point numbers of activations are stored; None for as they were computed.
     dtype: torch.dtype | None = field(default=None, compare=False)
 
@@ -64,7 +65,14 @@ def _as_safetensors_has(tensor: Tensor, layer: str | None = None, place: str = I
     return plain
 
 
-SAFETENSORS = Codec("safetensors", ".safetensors", _as_safetensors_has, write_safetensors_shard, read_safetensors_shard)
+SAFETENSORS = Codec(
+    "safetensors",
+    ".safetensors",
+    _as_safetensors_has,
+    write_safetensors_shard,
+    read_safetensors_shard,
+    reads_open_files=True,
+)
 NPZ = Codec("npz", ".npz", as_numpy_has, write_npz_shard, read_npz_shard)
 NPY = Codec("npy", ".npy", as_numpy_has, write_npy_shard, read_npy_shard)
 CODECS = {codec.name: codec for codec in (SAFETENSORS, NPZ, NPY)}

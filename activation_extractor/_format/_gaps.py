@@ -42,6 +42,10 @@ def find_gaps(units: Sequence[str], listed: Iterable[str] = (), count: int = 0) 
         listed: others that should be there, too.
         count: how many units a data set has, where that is known.
     """
+    listed = list(listed)
+    may_be_whole = units and not listed and count <= len(units) and units[0][:-_DIGITS] == units[-1][:-_DIGITS]
+    if may_be_whole and int(units[-1][-_DIGITS:]) == len(units) - 1:  # as many numbers as units
+        return []
     stops = {"": count} if count else {}
     numbers: dict[str, list[int]] = {}
     for prefix, names in groupby(units, key=lambda unit: unit[:-_DIGITS]):
@@ -65,7 +69,7 @@ def with_gaps(list_units: Callable[[], list[str]], listed: Iterable[str], count:
     """
     found: set[str] = set()
     while True:
-        units = sorted(found.union(list_units()))
+        units = sorted(found.union(list_units())) if found else sorted(list_units())
         gaps = find_gaps(units, filter(is_unit, {*listed}.difference(units)), count)
         if not gaps or len(units) == len(found):
             return units, gaps

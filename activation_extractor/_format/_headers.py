@@ -7,6 +7,7 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from activation_extractor._tensors import ordinary
 
 Entries = Mapping[str, Sequence[Tensor]]  # by entry name, chunks along axis 0, on the CPU
 SEAL = "seal"
+_encode = json.JSONEncoder(sort_keys=True).encode
 
 
 @dataclass(frozen=True)
@@ -42,25 +44,61 @@ class Extent:
         return self.start + self.dtype.itemsize * math.prod(self.shape)
 
 
+class Form:
+    """What the entries of a shard are: dtype and shape of each, by name, in the order of the file.
+
+    Shards of one store often have one form; what is found out about it is remembered with it.
+    """
+
+    def __init__(self, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+        self.entries = entries
+        self.known: dict[Any, Any] = {}
+
+    def seal(self, metadata: Mapping[str, str], crcs: Mapping[str, int]) -> str:
+        """What `seal` gives for entries of this form."""
+        heads = self.known.get("heads")
+        if heads is None:
+            heads = self.known["heads"] = [
+                (name, f'[{json.dumps(name)}, "{dtype}", {list(shape)}, ')
+                for name, (dtype, shape) in sorted(self.entries.items(), key=itemgetter(0))
+            ]
+        listed = ", ".join([f"{head}{crcs[name]}]" for name, head in heads])
+        return _seal_of(f"[{_encode(_without_seal(metadata))}, [{listed}]]")
+
+
 @dataclass(frozen=True)
 class Header:
     """The header of a shard."""
 
     metadata: Mapping[str, str]  # the unit, its rows, the store that it belongs to, and the seal
     extents: Mapping[str, Extent]  # by entry name
+    form: Form | None = None  # of the entries, where it is known already
+    crcs: Mapping[str, int] | None = None  # of the entries, where they are known already
 
     def check_seal(self) -> None:
         """Raise a ValueError if something in the header was changed, so that the seal is not its checksum."""
-        entries = ((name, extent.dtype, extent.shape, extent.crc32) for name, extent in self.extents.items())
-        if self.metadata.get(SEAL) != seal(self.metadata, entries):
+        crcs = self.crcs or {name: extent.crc32 for name, extent in self.extents.items()}
+        if self.metadata.get(SEAL) != (self.form or form_of(self.extents)).seal(self.metadata, crcs):
             raise ValueError("a header that does not match its seal")
+
+
+def form_of(extents: Mapping[str, Extent]) -> Form:
+    """The form of entries."""
+    return Form({name: (extent.dtype, extent.shape) for name, extent in extents.items()})
 
 
 def seal(metadata: Mapping[str, str], entries: Iterable[tuple[str, torch.dtype, Sequence[int], int]]) -> str:
     """A checksum over all that a header holds but the seal itself, in hexadecimal; the same for every format."""
-    others = {key: value for key, value in metadata.items() if key != SEAL}
     listed = sorted((name, str(dtype), list(shape), crc) for name, dtype, shape, crc in entries)
-    return f"{zlib.crc32(json.dumps([others, listed], sort_keys=True).encode()):08x}"
+    return _seal_of(_encode([_without_seal(metadata), listed]))
+
+
+def _without_seal(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key != SEAL}
+
+
+def _seal_of(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def sealed(metadata: Mapping[str, str], entries: Entries, crcs: Mapping[str, int]) -> dict[str, str]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activation_extractor._files import open_regular
+from activation_extractor._files import open_regular, read_at
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._entry_names import IDS, OFFSETS, ROWS
 from activation_extractor._format._fields import Field
@@ -48,7 +48,8 @@ class Reader:
 
         @lru_cache(_MAX_HEADERS)
         def shards(path: str) -> Shard:
-            shard = read_shard(Path(path), codec)
+            opened = (files(path).descriptor,) if codec.reads_open_files else ()
+            shard = read_shard(Path(path), codec, *opened)
             if units is not None:
                 units.check(shard)
             if shard.metadata.get("store") != store:
@@ -65,7 +66,7 @@ class Reader:
             extent = extent_of(unit, rows)
             return Values(extent, files(str(extent.path)))
 
-        self._shards, self._values, self._places = shards, open_values, dict[Field, Places]()
+        self._files, self._shards, self._values, self._places = files, shards, open_values, dict[Field, Places]()
         self.open_place = open_place  # what one of the methods of `Places` finds
 
     def __reduce__(self) -> Any:
@@ -97,14 +98,28 @@ class Reader:
             raise StoreError(path, f"hold ids of the manifest's kind, {kind}", found or "none", REPAIR)
         if found is None:
             return None
-        values = self.open(path, IDS).whole()
+        data = self._bytes(path, IDS)
         if found == "int":
-            return list(values.tolist())
-        joined = bytes(values.numpy())
+            return list(np.frombuffer(data, dtype=np.int64).tolist())
+        index = np.frombuffer(self._bytes(path, IDS + OFFSETS), dtype=np.int64)
+        _check_rising(path, IDS, index, len(data), is_first=True, is_last=True)
+        ends = index.tolist()
         try:
-            return [joined[start:stop].decode() for start, stop in pairwise(self.offsets(path, IDS, 0, None).tolist())]
+            text = data.decode()
+            if len(text) == len(data):  # ASCII alone: a letter a byte
+                return [text[start:stop] for start, stop in pairwise(ends)]
+            return [data[start:stop].decode() for start, stop in pairwise(ends)]
         except ValueError as error:
             raise StoreError(path, "hold ids that are UTF-8 text", "other bytes", REPAIR) from error
+
+    def _bytes(self, path: str, entry: str) -> bytes:
+        """All bytes of an entry that a shard has."""
+        extent = self.shard(path).extents[entry]
+        file = self._files(str(extent.path))
+        try:
+            return read_at(file.descriptor, extent.start, extent.stop - extent.start)
+        except (OSError, ValueError) as error:
+            raise unreadable(extent.path, error) from error
 
     def _kind_of_ids(self, path: str) -> str | None:
         entries = self.shard(path).extents
@@ -132,11 +147,17 @@ def checked_offsets(path: str, entry: str, index: Values, positions: int, start:
     last = index.extent.shape[0] - 1
     stop = last if stop is None else stop
     offsets = index.rows(start, stop + 1)
-    numbers = offsets.numpy()
-    is_valid = numbers[0] >= 0 and numbers[-1] <= positions and not (numbers[1:] < numbers[:-1]).any()
-    if not is_valid or (start == 0 and numbers[0] != 0) or (stop == last and numbers[-1] != positions):
-        raise StoreError(path, f"hold rising offsets of {entry!r}", "other numbers", REPAIR)
+    _check_rising(path, entry, offsets.numpy(), positions, is_first=start == 0, is_last=stop == last)
     return offsets
+
+
+def _check_rising(
+    path: str, entry: str, offsets: np.ndarray[Any, Any], positions: int, *, is_first: bool, is_last: bool
+) -> None:
+    first, last = int(offsets[0]), int(offsets[-1])
+    is_valid = first >= 0 and last <= positions and not (offsets[1:] < offsets[:-1]).any()
+    if not is_valid or (is_first and first != 0) or (is_last and last != positions):
+        raise StoreError(path, f"hold rising offsets of {entry!r}", "other numbers", REPAIR)
 
 
 class Values:
@@ -213,7 +234,7 @@ class _File:
 
     def __init__(self, path: str) -> None:
         try:
-            self.descriptor = open_regular(Path(path))
+            self.descriptor = open_regular(path)
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from error
 

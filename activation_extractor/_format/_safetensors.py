@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -25,6 +26,7 @@ from activation_extractor._format._headers import (
     SEAL,
     Entries,
     Extent,
+    Form,
     Header,
     bytes_of,
     check_shape,
@@ -42,6 +44,8 @@ _SMALL_BYTES = 2**18  # of a shard whose checksums take less time than to ask an
 _LONGEST_HEADER = 100_000_000  # as in the reference reader
 _METADATA = "__metadata__"
 _CRC32 = "crc32:"  # in front of an entry's name, in the metadata
+_HEAD = f'{{"{_METADATA}":'
+_DECODER = json.JSONDecoder(object_pairs_hook=unique)
 _DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -152,19 +156,25 @@ def arranged(entries: Entries, metadata: Mapping[str, str] | None) -> tuple[byte
     return struct.pack("<Q", len(text)) + text, chunks
 
 
-def read_safetensors_shard(path: Path) -> Header:
-    """The header of a shard, each number of it checked against the file.
+def read_safetensors_shard(path: Path, descriptor: int | None = None) -> Header:
+    """The header of a shard, each number of it checked against the file, which may be open already.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is damaged, or has another format.
     """
-    header, data_start, size = read_header(path)
-    listed = header.pop(_METADATA)
-    crcs = {key.removeprefix(_CRC32): value for key, value in listed.items() if key.startswith(_CRC32)}
+    text, data_start, size = _read_text(path) if descriptor is None else _text_of(descriptor)
+    if text.startswith(_HEAD):  # as the library writes it; what follows is often the same in all shards of a store
+        listed, end = _DECODER.raw_decode(text, len(_HEAD))
+        layout = _layout(text[end:])
+    else:
+        header = json.loads(text, object_pairs_hook=unique)
+        listed = header.pop(_METADATA)
+        layout = _Layout(header)
+    layout.check_size(size - data_start)
+    crcs = {name: _crc32(listed[_CRC32 + name]) for name in layout.form.entries}
     metadata = {key: value for key, value in listed.items() if not key.startswith(_CRC32)}
-    _check_ranges(header, size - data_start)
-    return Header(metadata, {name: _extent(path, data_start, entry, crcs[name]) for name, entry in header.items()})
+    return Header(metadata, _Extents(path, data_start, layout, crcs), layout.form, crcs)
 
 
 def read_header(path: Path) -> tuple[Any, int, int]:
@@ -174,15 +184,24 @@ def read_header(path: Path) -> tuple[Any, int, int]:
         OSError: the file cannot be read.
         ValueError: it does not begin with a header.
     """
+    text, data_start, size = _read_text(path)
+    return json.loads(text, object_pairs_hook=unique), data_start, size
+
+
+def _read_text(path: Path) -> tuple[str, int, int]:
     descriptor = open_regular(path)
     try:
-        size = os.fstat(descriptor).st_size
-        (length,) = struct.unpack("<Q", read_at(descriptor, 0, 8))
-        if length > _LONGEST_HEADER:
-            raise ValueError(f"a header of {length} bytes")
-        return json.loads(read_at(descriptor, 8, length), object_pairs_hook=unique), 8 + length, size
+        return _text_of(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _text_of(descriptor: int) -> tuple[str, int, int]:
+    size = os.fstat(descriptor).st_size
+    (length,) = struct.unpack("<Q", read_at(descriptor, 0, 8))
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"a header of {length} bytes")
+    return read_at(descriptor, 8, length).decode(), 8 + length, size
 
 
 def check_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -194,28 +213,61 @@ def check_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def _check_ranges(header: Mapping[str, Any], size: int) -> None:
-    """The byte ranges of a header follow one another without a gap up to the file's end, as the format demands."""
-    end = 0
-    for first, last in sorted(_range(entry) for entry in header.values()):
-        if first != end or last < first:
-            raise ValueError("entries whose bytes overlap or leave a gap")
-        end = last
-    if end > size:
-        raise TruncatedError(f"a file that ends {end - size} bytes too early")
-    if end < size:
-        raise ValueError(f"{size - end} bytes after its last entry")
+class _Layout:
+    """The entries in a header: what they are, and which bytes after it they take, without a gap from the first on."""
+
+    def __init__(self, listed: Mapping[str, Any]) -> None:
+        entries, self.starts, end = {}, {}, 0
+        for name, entry in sorted(listed.items(), key=lambda item: _range(item[1])):
+            first, last = _range(entry)
+            if first != end or last < first:
+                raise ValueError("entries whose bytes overlap or leave a gap")
+            dtype, shape = _DTYPES[entry["dtype"]], check_shape(entry["shape"])
+            if dtype.itemsize * math.prod(shape) != last - first:
+                raise ValueError("a shape that does not fit its bytes")
+            entries[name], self.starts[name], end = (dtype, shape), first, last
+        self.form, self._size = Form({name: entries[name] for name in listed}), end
+
+    def check_size(self, size: int) -> None:
+        """Raise a ValueError where the file holds more or fewer bytes after its header."""
+        if self._size > size:
+            raise TruncatedError(f"a file that ends {self._size - size} bytes too early")
+        if self._size < size:
+            raise ValueError(f"{size - self._size} bytes after its last entry")
 
 
-def _extent(path: Path, data_start: int, entry: Mapping[str, Any], crc32: str) -> Extent:
-    first, last = _range(entry)
-    start = data_start + first
-    extent = Extent(path, start, _DTYPES[entry["dtype"]], check_shape(entry["shape"]), int(crc32, 16), start)
-    if f"{extent.crc32:08x}" != crc32:
+@functools.lru_cache(32)
+def _layout(text: str) -> _Layout:
+    """The layout in the JSON that follows the metadata."""
+    listed = json.loads("{" + text[1:] if text.startswith(",") else "{" + text, object_pairs_hook=unique)
+    if _METADATA in listed:
+        raise ValueError(f"the name {_METADATA!r} twice")
+    return _Layout(listed)
+
+
+class _Extents(Mapping[str, Extent]):
+    """The extents of a shard, each made when it is asked for."""
+
+    def __init__(self, path: Path, data_start: int, layout: _Layout, crcs: Mapping[str, int]) -> None:
+        self._path, self._data_start, self._layout, self._crcs = path, data_start, layout, crcs
+
+    def __getitem__(self, name: str) -> Extent:
+        dtype, shape = self._layout.form.entries[name]
+        start = self._data_start + self._layout.starts[name]
+        return Extent(self._path, start, dtype, shape, self._crcs[name], start)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layout.form.entries)
+
+    def __len__(self) -> int:
+        return len(self._layout.form.entries)
+
+
+def _crc32(text: str) -> int:
+    number = int(text, 16)
+    if f"{number:08x}" != text:
         raise ValueError("a checksum that is not eight hexadecimal digits")
-    if extent.stop - start != last - first:
-        raise ValueError("a shape that does not fit its bytes")
-    return extent
+    return number
 
 
 def _range(entry: Mapping[str, Any]) -> tuple[int, int]:

@@ -6,10 +6,13 @@ named by their number, those of a with-block ``<writer>-<number>``.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,7 +21,7 @@ from activation_extractor._files import TruncatedError, draft, publish
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._entry_names import IDS, OFFSETS, ROWS, column_key, is_index, kept_name
 from activation_extractor._format._fields import Field
-from activation_extractor._format._headers import SEAL, Entries, Extent, Header
+from activation_extractor._format._headers import SEAL, Entries, Extent, Form, Header, form_of
 from activation_extractor._format._journal import JournalRecord
 from activation_extractor.errors import StoreError
 
@@ -26,6 +29,7 @@ SHARDS = "shards"
 _LAST_UNIT = 10**8 - 1  # eight digits
 _MAX_EMPTY_ROWS = 2**20  # of a shard without values: no file size limits how many rows its header claims
 REPAIR = "Restore it from a copy, or delete it and extract again."
+_COUNTS, _ROWS = "counts", "rows"  # remembered of a form: the rows of each column, and of shards it was checked for
 _UNIT = r"(?:[0-9]{8}T[0-9]{12}-[0-9a-f]{8}-)?[0-9]{8}"
 _NO_LINK = "Copy what it points to in its place."
 
@@ -38,16 +42,33 @@ class Shard:
     rows: int
     metadata: Mapping[str, str]  # unit, rows, store and seal; for a unit of a data set also batches and inputs
     extents: Mapping[str, Extent]  # by entry
+    form: Form | None = dataclasses.field(default=None, compare=False)  # of the entries, where it is known already
+
+    @cached_property
+    def counts(self) -> Mapping[str, int]:
+        """How many rows of each column and kept column the shard holds, by entry, in the order of the file."""
+        form = self.form or form_of(self.extents)
+        if _COUNTS not in form.known:
+            names = [name for name in form.entries if name != IDS and not is_index(name)]
+            form.known[_COUNTS] = {name: count(form, name) for name in names}
+        found: Mapping[str, int] = form.known[_COUNTS]
+        return found
 
     @property
     def columns(self) -> list[str]:
         """The entries of columns and kept columns, in the order of the file."""
-        return [name for name in self.extents if name != IDS and not is_index(name)]
+        return list(self.counts)
 
     def count(self, entry: str) -> int:
         """How many rows of a column the shard holds."""
-        offsets = self.extents.get(entry + OFFSETS)
-        return self.extents[entry].shape[0] if offsets is None else offsets.shape[0] - 1
+        return self.counts[entry]
+
+    def is_regular(self, regular: frozenset[str]) -> bool:
+        """Whether the shard has just these columns, and each of them has all rows."""
+        form, key = self.form or form_of(self.extents), (regular, self.rows)
+        if key not in form.known:
+            form.known[key] = self.counts.keys() == regular and set(self.counts.values()) == {self.rows}
+        return bool(form.known[key])
 
     def field(self, entry: str) -> Field:
         """What a column is, as the shard holds it."""
@@ -60,10 +81,9 @@ class Shard:
         It holds the rows of each column where the columns are not the `regular` ones, which the manifest lists, or one
         of them has fewer rows than the shard.
         """
-        counts = {entry: self.count(entry) for entry in self.columns}
-        is_regular = counts.keys() == regular and set(counts.values()) == {self.rows}
+        counts = None if self.is_regular(regular) else dict(self.counts)
         unit, seal = self.metadata["unit"], self.metadata[SEAL]
-        return JournalRecord(unit, self.rows, nbytes, seal, None if is_regular else counts)
+        return JournalRecord(unit, self.rows, nbytes, seal, counts)
 
 
 def shard_path(folder: Path, unit: str, codec: Codec) -> Path:
@@ -131,14 +151,16 @@ def scan_shards(folder: Path) -> list[os.DirEntry[str]]:
         raise StoreError(path, "be a folder", error.strerror or str(error), "Give the folder of a store.") from error
 
 
-def read_shard(path: Path, codec: Codec) -> Shard:
+def read_shard(path: Path, codec: Codec, *opened: int) -> Shard:
     """Read the header of a shard, and check each number in it against the file and the other numbers.
+
+    A descriptor may follow, where the file is open and the codec ``reads_open_files``.
 
     Raises:
         StoreError: the shard is damaged, gone, or of another format.
     """
     try:
-        return _checked(path, codec.read(path), path.name.removesuffix(codec.suffix))
+        return _checked(path, codec.read(path, *opened), path.name.removesuffix(codec.suffix))
     except Exception as error:  # damaged bytes make the parsers of json, zipfile and numpy raise errors of any type
         raise unreadable(path, error) from error
 
@@ -188,37 +210,52 @@ def size_of(path: Path) -> int:
     return sum(file.lstat().st_size for file in files)
 
 
+def count(form: Form, entry: str) -> int:
+    """How many rows of an entry shards of a form hold."""
+    offsets = form.entries.get(entry + OFFSETS)
+    (_, shape), lacking = form.entries[entry], 0 if offsets is None else 1
+    return (shape if offsets is None else offsets[1])[0] - lacking
+
+
 def _checked(path: Path, header: Header, unit: str) -> Shard:
-    metadata, extents = header.metadata, header.extents
+    metadata, form = header.metadata, header.form or form_of(header.extents)
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("metadata that is not text")
     header.check_seal()
     if metadata["unit"] != unit:
         raise ValueError(f"the shard of unit {metadata['unit']!r}")
-    shard = Shard(path, int(metadata["rows"]), metadata, extents)
-    if str(shard.rows) != metadata["rows"] or not 0 <= shard.rows < 2**63:
+    rows = int(metadata["rows"])
+    if str(rows) != metadata["rows"] or not 0 <= rows < 2**63:
         raise ValueError(f"{metadata['rows']!r} rows")
-    if shard.rows > _MAX_EMPTY_ROWS and not any(extent.stop > extent.start for extent in extents.values()):
-        raise ValueError(f"{shard.rows} rows without values")
-    for name, extent in extents.items():
-        _check_entry(name, extent, extents)
-    for name in [*shard.columns, *([IDS] if IDS in extents else [])]:
-        rows = extents[name + ROWS].shape[0] if name + ROWS in extents else shard.rows
-        if shard.count(name) != rows:
-            raise ValueError(f"{shard.count(name)} rows of {name!r} in place of {rows}")
-    return shard
+    if form.known.get(_ROWS) != rows:
+        _check_form(form, rows)
+        form.known[_ROWS] = rows
+    return Shard(path, rows, metadata, header.extents, form)
 
 
-def _check_entry(name: str, extent: Extent, extents: Mapping[str, Extent]) -> None:
+def _check_form(form: Form, rows: int) -> None:
+    """Raise a ValueError where entries do not belong together in a shard of so many rows."""
+    if rows > _MAX_EMPTY_ROWS and not any(math.prod(shape) for _, shape in form.entries.values()):
+        raise ValueError(f"{rows} rows without values")
+    for name, (dtype, shape) in form.entries.items():
+        _check_entry(name, dtype, shape, form)
+    for name in form.entries:
+        if not is_index(name):
+            held = form.entries.get(name + ROWS)
+            if count(form, name) != (rows if held is None else held[1][0]):
+                of = rows if held is None else held[1][0]
+                raise ValueError(f"{count(form, name)} rows of {name!r} in place of {of}")
+
+
+def _check_entry(name: str, dtype: torch.dtype, shape: tuple[int, ...], form: Form) -> None:
     if is_index(name):
         base = name.removesuffix(OFFSETS).removesuffix(ROWS)
-        if extent.dtype != torch.int64 or len(extent.shape) != 1 or base not in extents:
+        if dtype != torch.int64 or len(shape) != 1 or base not in form.entries:
             raise ValueError(f"{name!r}, which is not the index of a column")
     elif name == IDS:
-        dtype = torch.uint8 if IDS + OFFSETS in extents else torch.int64
-        if extent.dtype != dtype or len(extent.shape) != 1:
+        if dtype != (torch.uint8 if IDS + OFFSETS in form.entries else torch.int64) or len(shape) != 1:
             raise ValueError("ids that are neither text nor integers")
-    elif not extent.shape:
+    elif not shape:
         raise ValueError(f"{name!r}, which has no rows")
     elif column_key(name) is None and kept_name(name) is None:
         raise ValueError(f"{name!r}, which is not the name of an entry")

@@ -5,6 +5,7 @@ A hundred thousand units take 4 MB, and a pickled copy, as a worker of a DataLoa
 
 from __future__ import annotations
 
+import re
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from activation_extractor._format._headers import SEAL
 from activation_extractor._format._journal import JournalRecord
 from activation_extractor._format._shards import Shard
 from activation_extractor.errors import StoreError
@@ -65,9 +67,9 @@ class UnitTable:
         keys = [places[unit[:-_DIGITS]] + int(unit[-_DIGITS:]) for unit in units]
         records = list(records)
         counts = {place: record.counts for place, record in enumerate(records) if record.counts is not None}
-        numbers = (keys, *zip(*((one.rows, one.nbytes, _seal(one.seal)) for one in records), strict=True))
-        arrays = [np.array(column, dtype=np.int64) for column in (numbers if records else ([],) * 4)]
-        self._fill(start, suffix, prefixes, arrays, counts, regular)
+        sizes = [one.rows for one in records], [one.nbytes for one in records]
+        arrays = [np.array(column, dtype=np.int64) for column in (keys, *sizes)]
+        self._fill(start, suffix, prefixes, [*arrays, _seals([one.seal for one in records])], counts, regular)
 
     def _fill(
         self,
@@ -137,9 +139,9 @@ class UnitTable:
         place = self._place(shard.metadata["unit"])
         if place is None:
             return
-        found = shard.record(0, self._regular)
-        is_same = (found.rows, _seal(found.seal)) == (self.rows[place], self._seals[place])
-        if not is_same or found.counts != self._counts.get(place):
+        counts = None if shard.is_regular(self._regular) else shard.counts
+        is_same = shard.rows == self.rows[place] and _seal(shard.metadata[SEAL]) == self._seals[place]
+        if not is_same or counts != self._counts.get(place):
             advice = "Remove the folder 'journal': every shard is opened in its place."
             raise StoreError(shard.path, "agree with the journal", "other rows or columns", advice)
 
@@ -187,10 +189,14 @@ def _starts(counts: Numbers) -> Numbers:
     return np.concatenate([np.zeros(1, dtype=np.int64), counts.cumsum()])
 
 
+def _seals(texts: Sequence[str]) -> Numbers:
+    """Checksums as numbers."""
+    joined = "".join(texts)
+    if set(map(len, texts)) <= {8} and re.fullmatch("[0-9a-f]*", joined):  # a tenth of the time of one after the other
+        return np.frombuffer(bytes.fromhex(joined), dtype=">u4").astype(np.int64)
+    return np.array([_seal(text) for text in texts], dtype=np.int64)
+
+
 def _seal(text: str) -> int:
     """A checksum as a number."""
-    try:
-        number = int(text, 16)
-    except ValueError:
-        return _NO_SEAL
-    return number if f"{number:08x}" == text else _NO_SEAL
+    return int(text, 16) if re.fullmatch("[0-9a-f]{8}", text) else _NO_SEAL

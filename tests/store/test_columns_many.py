@@ -31,7 +31,7 @@ def store(request, tmp_path_factory):
 @pytest.mark.parametrize("reducer", ["mean", "full"])
 def test_a_header_is_parsed_once_however_often_rows_are_read_in_random_order(store, reducer, monkeypatch):
     parsed, read = [], _reader.read_shard
-    monkeypatch.setattr(_reader, "read_shard", lambda path, codec: parsed.append(path) or read(path, codec))
+    monkeypatch.setattr(_reader, "read_shard", lambda path, *rest: parsed.append(path) or read(path, *rest))
     column, order = open_store(store.path)["h", reducer], random.Random(0)
     rows = [order.randrange(2 * UNITS) for _ in range(1500)]
     for row in rows:
@@ -43,7 +43,7 @@ def test_a_header_is_parsed_once_however_often_rows_are_read_in_random_order(sto
 
 def test_a_column_that_is_asked_for_again_knows_what_the_first_one_found(store, monkeypatch):
     parsed, read = [], _reader.read_shard
-    monkeypatch.setattr(_reader, "read_shard", lambda path, codec: parsed.append(path) or read(path, codec))
+    monkeypatch.setattr(_reader, "read_shard", lambda path, *rest: parsed.append(path) or read(path, *rest))
     again = open_store(store.path)
     for _ in range(2):
         for row in range(0, 2 * UNITS, 2):
