@@ -6,10 +6,9 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +21,7 @@ SEAL = "seal"
 _encode = json.JSONEncoder(sort_keys=True).encode
 
 
-@dataclass(frozen=True)
-class Extent:
+class Extent(NamedTuple):  # made in a quarter of the time that a frozen dataclass takes
     """Where the values of one entry lie, and what they are."""
 
     path: Path
@@ -66,8 +64,7 @@ class Form:
         return _seal_of(f"[{_encode(_without_seal(metadata))}, [{listed}]]")
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """The header of a shard."""
 
     metadata: Mapping[str, str]  # the unit, its rows, the store that it belongs to, and the seal

@@ -91,19 +91,21 @@ class Reader:
 
     def ids(self, path: str, kind: str | None = None) -> list[RowId] | None:
         """The ids of a shard's rows, which must be of a kind, ``str`` or ``int``, if one is given; None without ids."""
-        found = self._kind_of_ids(path)
-        if found is None and not self.shard(path).rows:  # of a unit whose rows could not be run
+        shard = self.shard(path)
+        offsets = shard.extents.get(IDS + OFFSETS)
+        found = None if IDS not in shard.extents else "int" if offsets is None else "str"
+        if found is None and not shard.rows:  # of a unit whose rows could not be run
             return None if kind is None else []
         if kind not in (None, found):
             raise StoreError(path, f"hold ids of the manifest's kind, {kind}", found or "none", REPAIR)
         if found is None:
             return None
-        data = self._bytes(path, IDS)
-        if found == "int":
-            return list(np.frombuffer(data, dtype=np.int64).tolist())
-        index = np.frombuffer(self._bytes(path, IDS + OFFSETS), dtype=np.int64)
-        _check_rising(path, IDS, index, len(data), is_first=True, is_last=True)
-        ends = index.tolist()
+        data = self._bytes(shard.extents[IDS])
+        if offsets is None:
+            return list(memoryview(data).cast("q").tolist())
+        ends = memoryview(self._bytes(offsets)).cast("q").tolist()
+        if ends[0] != 0 or ends[-1] != len(data) or ends != sorted(ends):
+            raise StoreError(path, f"hold rising offsets of {IDS!r}", "other numbers", REPAIR)
         try:
             text = data.decode()
             if len(text) == len(data):  # ASCII alone: a letter a byte
@@ -112,18 +114,13 @@ class Reader:
         except ValueError as error:
             raise StoreError(path, "hold ids that are UTF-8 text", "other bytes", REPAIR) from error
 
-    def _bytes(self, path: str, entry: str) -> bytes:
-        """All bytes of an entry that a shard has."""
-        extent = self.shard(path).extents[entry]
+    def _bytes(self, extent: Extent) -> bytes:
+        """All bytes of an entry."""
         file = self._files(str(extent.path))
         try:
             return read_at(file.descriptor, extent.start, extent.stop - extent.start)
         except (OSError, ValueError) as error:
             raise unreadable(extent.path, error) from error
-
-    def _kind_of_ids(self, path: str) -> str | None:
-        entries = self.shard(path).extents
-        return None if IDS not in entries else "str" if IDS + OFFSETS in entries else "int"
 
     def offsets(self, path: str, entry: str, start: int, stop: int | None) -> Tensor:
         """Where the rows `start` to `stop` of a ragged column begin, and where the last one ends; they rise."""
@@ -147,17 +144,11 @@ def checked_offsets(path: str, entry: str, index: Values, positions: int, start:
     last = index.extent.shape[0] - 1
     stop = last if stop is None else stop
     offsets = index.rows(start, stop + 1)
-    _check_rising(path, entry, offsets.numpy(), positions, is_first=start == 0, is_last=stop == last)
-    return offsets
-
-
-def _check_rising(
-    path: str, entry: str, offsets: np.ndarray[Any, Any], positions: int, *, is_first: bool, is_last: bool
-) -> None:
-    first, last = int(offsets[0]), int(offsets[-1])
-    is_valid = first >= 0 and last <= positions and not (offsets[1:] < offsets[:-1]).any()
-    if not is_valid or (is_first and first != 0) or (is_last and last != positions):
+    numbers = offsets.numpy()
+    is_valid = numbers[0] >= 0 and numbers[-1] <= positions and not (numbers[1:] < numbers[:-1]).any()
+    if not is_valid or (start == 0 and numbers[0] != 0) or (stop == last and numbers[-1] != positions):
         raise StoreError(path, f"hold rising offsets of {entry!r}", "other numbers", REPAIR)
+    return offsets
 
 
 class Values:

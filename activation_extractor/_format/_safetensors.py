@@ -41,10 +41,11 @@ _Result = TypeVar("_Result")
 
 _ALIGNMENT = 64
 _SMALL_BYTES = 2**18  # of a shard whose checksums take less time than to ask another thread for them
+_FIRST_BYTES = 4096
 _LONGEST_HEADER = 100_000_000  # as in the reference reader
 _METADATA = "__metadata__"
 _CRC32 = "crc32:"  # in front of an entry's name, in the metadata
-_HEAD = f'{{"{_METADATA}":'
+_HEAD = f'{{"{_METADATA}":{{'
 _DECODER = json.JSONDecoder(object_pairs_hook=unique)
 _DTYPE_NAMES = {
     torch.float64: "F64",
@@ -165,14 +166,14 @@ def read_safetensors_shard(path: Path, descriptor: int | None = None) -> Header:
     """
     text, data_start, size = _read_text(path) if descriptor is None else _text_of(descriptor)
     if text.startswith(_HEAD):  # as the library writes it; what follows is often the same in all shards of a store
-        listed, end = _DECODER.raw_decode(text, len(_HEAD))
+        listed, end = _DECODER.raw_decode(text, len(_HEAD) - 1)
         layout = _layout(text[end:])
     else:
         header = json.loads(text, object_pairs_hook=unique)
         listed = header.pop(_METADATA)
         layout = _Layout(header)
     layout.check_size(size - data_start)
-    crcs = {name: _crc32(listed[_CRC32 + name]) for name in layout.form.entries}
+    crcs = {name: _crc32(listed.pop(_CRC32 + name)) for name in layout.form.entries}
     metadata = {key: value for key, value in listed.items() if not key.startswith(_CRC32)}
     return Header(metadata, _Extents(path, data_start, layout, crcs), layout.form, crcs)
 
@@ -197,11 +198,13 @@ def _read_text(path: Path) -> tuple[str, int, int]:
 
 
 def _text_of(descriptor: int) -> tuple[str, int, int]:
-    size = os.fstat(descriptor).st_size
-    (length,) = struct.unpack("<Q", read_at(descriptor, 0, 8))
+    head = os.pread(descriptor, _FIRST_BYTES, 0)  # all of a small header, in one call
+    size = os.fstat(descriptor).st_size if len(head) == _FIRST_BYTES else len(head)
+    (length,) = struct.unpack("<Q", head[:8] if size >= 8 else read_at(descriptor, 0, 8))
     if length > _LONGEST_HEADER:
         raise ValueError(f"a header of {length} bytes")
-    return read_at(descriptor, 8, length).decode(), 8 + length, size
+    data = head[8 : 8 + length] if 8 + length <= len(head) else read_at(descriptor, 8, length)
+    return data.decode(), 8 + length, size
 
 
 def check_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -255,6 +258,9 @@ class _Extents(Mapping[str, Extent]):
         dtype, shape = self._layout.form.entries[name]
         start = self._data_start + self._layout.starts[name]
         return Extent(self._path, start, dtype, shape, self._crcs[name], start)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._layout.form.entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layout.form.entries)

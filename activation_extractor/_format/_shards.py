@@ -219,7 +219,7 @@ def count(form: Form, entry: str) -> int:
 
 def _checked(path: Path, header: Header, unit: str) -> Shard:
     metadata, form = header.metadata, header.form or form_of(header.extents)
-    if not all(isinstance(value, str) for value in metadata.values()):
+    if not set(map(type, metadata.values())) <= {str}:
         raise ValueError("metadata that is not text")
     header.check_seal()
     if metadata["unit"] != unit:
