@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from activation_extractor.extractors.intermediateExtractorBase import IntermediateExtractorBase
     from activation_extractor.layers import blocks, combined, gradients, inputs, outputs
     from activation_extractor.reducers import position, positions, span, weighted_mean, without_tokens
-    from activation_extractor.runs import Columns, extract, length_batches, windows
+    from activation_extractor.runs import Columns, extract, length_batches, plan_units, windows, write_unit
     from activation_extractor.sinks import MemorySink, NpySink, NpzSink, SafetensorsSink, Sink
     from activation_extractor.store import Column, Statistics, Store, export, import_store, open_store, statistics
 
@@ -38,7 +38,7 @@ _ROOMS = {
     "extractors.intermediateExtractorBase": "IntermediateExtractorBase",
     "layers": "blocks combined gradients inputs outputs",
     "reducers": "position positions span weighted_mean without_tokens",
-    "runs": "Columns extract length_batches windows",
+    "runs": "Columns extract length_batches plan_units windows write_unit",
     "sinks": "MemorySink NpySink NpzSink SafetensorsSink Sink",
     "store": "Column Statistics Store export import_store open_store statistics",
 }
@@ -46,9 +46,10 @@ _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()
 __all__ = [
     "ActivationError", "Activations", "Capture", "Column", "Columns", "Comparison", "Instrumented",
     "IntermediateExtractor", "IntermediateExtractorBase", "MemorySink", "NpySink", "NpzSink", "Preview",
-    "SafetensorsSink", "Sink", "Statistics", "Store", "blocks", "capture", "combined", "compare", "export",
-    "extract", "gradients", "import_store", "inputs", "instrument", "length_batches", "open_store", "outputs",
+    "SafetensorsSink", "Sink", "Statistics", "Store", "blocks", "capture", "combined", "compare", "export", "extract",
+    "gradients", "import_store", "inputs", "instrument", "length_batches", "open_store", "outputs", "plan_units",
     "position", "positions", "preview", "span", "statistics", "weighted_mean", "windows", "without_tokens",
+    "write_unit",
 ]  # fmt: skip
 
 

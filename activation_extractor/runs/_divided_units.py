@@ -11,7 +11,9 @@ from activation_extractor.runs._batches import BatchFields
 from activation_extractor.runs._caller import warn_caller
 from activation_extractor.runs._items import RowItems
 from activation_extractor.runs._layouts import BatchLayout
+from activation_extractor.runs._one_unit import OneUnit
 from activation_extractor.runs._passes import AllUnits, Passes
+from activation_extractor.runs._planned_units import PlannedUnit
 from activation_extractor.runs._ranks import Remaining, Share
 from activation_extractor.runs._run import Run
 from activation_extractor.runs._sources import Batches, batches_of
@@ -150,9 +152,9 @@ class DividedUnits(Passes):
 
 
 def passes_of(
-    sink: Any, run: Any, batches: Any, fields: BatchFields, *, share: Share | None, is_full: bool
+    sink: Any, run: Any, batches: Any, fields: BatchFields, *, share: Share | PlannedUnit | None, is_full: bool
 ) -> Passes | Batches:
-    """The passes of a process that does a part of a run, None for all of it.
+    """The passes of a process that does a part of a run, or a unit of it; None for all of it.
 
     `sink` takes the batches, and writes `run`; where this is no `Run`, all batches come. `fields` are theirs.
     """
@@ -161,4 +163,6 @@ def passes_of(
         return source
     how: Any = {"is_full": is_full, "has_order": fields.has_order, "has_row_names": fields.has_row_names}
     what: Any = (sink, run, source, fields.split)
+    if isinstance(share, PlannedUnit):
+        return OneUnit(*what, unit=share, **how)
     return AllUnits(*what, **how) if share is None else DividedUnits(*what, share=share, **how)

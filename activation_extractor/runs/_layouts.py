@@ -30,6 +30,10 @@ class BatchLayout(ABC):
         """Whether there may be so many items; no batch is loaded."""
         return items == self.most_items
 
+    def reaches_end(self, stop: int) -> bool:
+        """Whether the items before a place may be all that there are; no batch is loaded."""
+        return stop > self.places(self.batches - 1)[0]
+
     @abstractmethod
     def places(self, batch: int) -> Sequence[int]:
         """The places of a batch's items."""
@@ -106,6 +110,9 @@ class Scattered(BatchLayout):
         self._batch_of = np.empty(len(flat), np.int64)
         self._last = np.array([max(batch, default=-1) for batch in places], dtype=np.int64)  # place of each batch
         self._batch_of[flat] = np.repeat(np.arange(len(places)), [len(batch) for batch in places])
+
+    def reaches_end(self, stop: int) -> bool:
+        return stop >= len(self._batch_of)
 
     @property
     def items(self) -> int:

@@ -17,6 +17,7 @@ from activation_extractor.runs._run import Run
 from activation_extractor.runs._run_units import RunUnits
 from activation_extractor.runs._sources import Batches, NumberedBatches, Split
 from activation_extractor.runs._windowed_rows import WindowedRows
+from activation_extractor.store import open_store
 
 _SAMPLED_UNITS = 32  # of those that are stored, where their batches come anyway
 
@@ -65,6 +66,10 @@ class Passes(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Any]: ...
+
+    def result(self, out: Any) -> Any:
+        """What the call returns that made the passes: the store."""
+        return open_store(out, partial=bool(self.missing))
 
     @property
     def numbered(self) -> NumberedBatches | None:
@@ -140,7 +145,7 @@ class Passes(ABC):
         else:
             self.run.begin_pass(is_scattered=True)
         self.run.choice.computes = units.__contains__
-        if units and max(self.units.span(max(units))) > layout.places(layout.batches - 1)[0]:
+        if units and layout.reaches_end(self.units.span(max(units))[1]):
             self.units.end_at(layout.items)
         yield from self.timed(self._take(layout, self._numbers(layout, units, asked)))
         for unit in () if self.run.expected.was_other else self.units.open:

@@ -45,6 +45,7 @@ class Run(Sink):
     Attributes:
         units: those that have begun; None until their size is known.
         expected: where the items of the next batch must be.
+        count: how many units the run has, where that was planned: nothing else is looked for in the store.
     """
 
     reads_later = True
@@ -62,9 +63,9 @@ class Run(Sink):
         may_grow: bool,
         on_failure: OnFailure | None,
     ) -> None:
-        self._folder, self._codec, self._fingerprint = folder, codec, fingerprint
+        self.folder, self._codec, self._fingerprint = folder, codec, fingerprint
         self._model, self.items, self._may_grow = model, items, may_grow
-        self._writer = StoreWriter(folder, codec, queue_bytes=queue_bytes, shares_store=resume)
+        self.writer = StoreWriter(folder, codec, queue_bytes=queue_bytes, shares_store=resume)
         self._has_store = may_resume(folder, resume=resume)
         self.units: RunUnits | None = None
         self._waiting: list[Arrived] = []  # batches that came before their size was known
@@ -75,11 +76,12 @@ class Run(Sink):
         self._parts: Mapping[RunUnit, list[int]] = {}  # the units of the batch, and which of its items are of each
         self._is_again = self._has_begun = False  # whether it runs to be compared, and whether one has come
         self.expected = Expected()
+        self.count: int | None = None
 
     @property
     def rows(self) -> int:
         """How many rows were computed."""
-        return self._writer.rows
+        return self.writer.rows
 
     @property
     def stored_rows(self) -> int:
@@ -89,7 +91,7 @@ class Run(Sink):
     @property
     def nbytes(self) -> int:
         """How many bytes of columns were computed."""
-        return self._writer.nbytes
+        return self.writer.nbytes
 
     def begin(self, about: Mapping[str, Any]) -> None:
         """Compare the run with the store in the folder, if there is one.
@@ -99,21 +101,22 @@ class Run(Sink):
             StoreError: with-blocks wrote the store, or what it says of its end is damaged.
         """
         about = {**about, **self._fingerprint()}
-        self.stored = StoredUnits(self._folder, self._codec, store_name(about))
-        self.proof = Proof(self._folder, self._codec, self._model)
-        self.choice = UnitChoice(self.stored, self._writer, self.proof)
+        self.stored = StoredUnits(self.folder, self._codec, store_name(about))
+        self.proof = Proof(self.folder, self._codec, self._model)
+        self.choice = UnitChoice(self.stored, self.writer, self.proof)
         self._batches = StoredBatches(self.stored, self.proof, self._pieces, self._on_failure)
-        self._writer.begin(about, {COMPUTED_WITH: self.proof.computed_with})
+        self.writer.begin(about, {COMPUTED_WITH: self.proof.computed_with})
         if not self._has_store:
-            self.stored.on_found = self._writer.check_run
+            self.stored.on_found = self.writer.check_run
             return
-        manifest, size = manifest_of_run(self._folder)
+        manifest, size = manifest_of_run(self.folder)
         if manifest.rows_per_unit is None:
             self.items = self.items.in_batches()
-        self.stored.read_journals()
+        if self.count is None:
+            self.stored.read_journals()
         self.begin_units(size)
-        self._writer.resume()
-        self._writer.hold_back = bool(self.stored.data)
+        self.writer.resume()
+        self.writer.hold_back = bool(self.stored.data)
 
     def add(self, batch: Batch, forward: Callable[[Batch, bool], None]) -> None:
         """Add the next batch.
@@ -163,11 +166,11 @@ class Run(Sink):
             if not unit.is_computed:
                 continue
             if isinstance(self.items, BatchItems):
-                self._writer.add(step, unit.gathered)
+                self.writer.add(step, unit.gathered)
                 continue
             rows = [index - start for index in indices if start <= index < self._row]
             if rows:
-                self._writer.add(part_of(step, rows), unit.gathered)
+                self.writer.add(part_of(step, rows), unit.gathered)
 
     def begin_pass(self, *, is_scattered: bool) -> None:
         """Begin to go through the data set again: through all of it, or through any batches of it."""
@@ -188,24 +191,24 @@ class Run(Sink):
     def end_proof(self) -> None:
         """End the proof, after the batches that it ran again: what else of their units is the same is not asked."""
         self._batches.end_proof(self.units.open if self.units else ())
-        self._writer.hold_back = False
+        self.writer.hold_back = False
 
     def end(self) -> None:
         """End the run, after the last pass; raises an OtherRunError where the store holds further batches."""
-        count = self.units.count if self.units else 0
-        known = check_end(self._folder, self._codec, count)
-        self._writer.hold_back = False
+        count = self.count or (self.units.count if self.units else 0)
+        known = check_end(self.folder, self._codec, count)
+        self.writer.hold_back = False
         if known < count and not (self.choice.is_shared and self.choice.missing(range(count))):
-            self._writer.then(partial(self.stored.write_end, count))
+            self.writer.then(partial(self.stored.write_end, count))
 
     def flush(self) -> None:
         """Wait until all units that were computed are on the disk, those too that wait in memory for the proof."""
-        self._writer.hold_back = False
-        self._writer.finish()
+        self.writer.hold_back = False
+        self.writer.finish()
 
     def close(self) -> None:
         """Wait until the finished units are on the disk; the others are dropped."""
-        self._writer.finish()
+        self.writer.finish()
 
     def _compare(self, forward: Callable[[Batch, bool], None]) -> None:
         """Compare the rows of the batch that are in stored units, and run it again where that is to be done."""
@@ -213,7 +216,7 @@ class Run(Sink):
         found = {unit: self._batches.compare(unit, self._now, rows) for unit, rows in stored.items()}
         for unit, (rows, ids) in found.items():
             if self.choice.is_first:
-                self._writer.take_ids(ids or ())
+                self.writer.take_ids(ids or ())
             if self.proof.is_open and rows:
                 self._is_again = True
                 try:
@@ -267,7 +270,7 @@ class Run(Sink):
     def begin_units(self, size: int) -> None:
         """Take the size of units, which a store has, or which was chosen."""
         self.items.size = size
-        self._writer.unit_size = {self.items.size_member: size}
+        self.writer.unit_size = {self.items.size_member: size}
         self.units = RunUnits(self.items, self.stored, self.choice.begin, may_grow=self._may_grow)
 
     def _take(self, arrived: Arrived) -> Mapping[RunUnit, list[int]]:
@@ -277,7 +280,7 @@ class Run(Sink):
         for unit, indices in parts.items():
             unit.take(arrived, indices, self.items)
             if unit.data and self.choice.is_first:
-                self._writer.take_ids(self.items.ids(arrived.batch, indices) or ())
+                self.writer.take_ids(self.items.ids(arrived.batch, indices) or ())
         return parts
 
     def end_unit(self, unit: RunUnit) -> None:
@@ -292,9 +295,9 @@ class Run(Sink):
             self._batches.end_passed(unit)
         elif unit.stored is not None:
             self._batches.end(unit)
-            if self._writer.hold_back and self.rows:
+            if self.writer.hold_back and self.rows:
                 self.proof.check_further()
-            self._writer.hold_back = self._writer.hold_back and not self.proof.is_done
+            self.writer.hold_back = self.writer.hold_back and not self.proof.is_done
         else:  # a unit without rows too, so that a resumed run finds it
             self.choice.commit(unit, is_of_batches=isinstance(self.items, BatchItems))
         self.units.close(unit)

@@ -13,6 +13,7 @@ from activation_extractor._arguments import check_flag, check_size
 from activation_extractor._format._codecs import CODECS
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
 from activation_extractor.runs._batches import Ids
+from activation_extractor.runs._planned_units import PlannedUnit
 from activation_extractor.runs._ranks import Share, sharded_by, share_of
 from activation_extractor.runs._sources import is_numbered
 
@@ -96,12 +97,14 @@ def _is_random(sampler: Any) -> bool:
     return isinstance(sampler, _RANDOM) or bool(getattr(sampler, "shuffle", False))
 
 
-def checked_share(share: Any, batches: Any, *, resume: Any, adds: bool) -> Share | None:
-    """The part of a run that this process does; None for all of it.
+def checked_share(share: Any, batches: Any, *, resume: Any, adds: bool) -> Share | PlannedUnit | None:
+    """The part of a run that this process does, or the unit; None for all of it.
 
     Raises:
         ArgumentError: parts of the data set are given to ranks already, or what cannot be shared is to be.
     """
+    if isinstance(share, PlannedUnit):
+        return share
     found = share_of(share)
     given = sharded_by(batches) if found else None
     if given and share != "auto":

@@ -14,6 +14,7 @@ from activation_extractor.runs._batches import Batch
 from activation_extractor.runs._items import BatchItems, Items
 from activation_extractor.runs._layouts import BatchLayout, Consecutive, Scattered
 from activation_extractor.runs._workers import same
+from activation_extractor.store import open_store
 
 _OPTIONS = (  # of a DataLoader, but for what is loaded in which order
     "num_workers",
@@ -32,13 +33,15 @@ Split = Callable[[Any], Batch]
 class Batches:
     """Batches that are gone through from the first one on."""
 
-    missing: Sequence[int] = ()  # units, see `Passes`
-
     def __init__(self, batches: Iterable[Any]) -> None:
         self.batches = batches
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.batches)
+
+    def result(self, out: Any) -> Any:
+        """What the call returns that goes through them: the store."""
+        return open_store(out)
 
     @property
     def can_repeat(self) -> bool:
