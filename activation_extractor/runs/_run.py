@@ -39,13 +39,12 @@ class Run(Sink):
 
     Units are ranges of `items`: of rows, so that a run may go on with batches of another size, or of batches. Where the
     first batch gives another number of rows than its arguments have, they become ranges of batches. With `may_grow` the
-    data set may go on after a last unit that is not full. Rows that raise an error are left out and told to
-    `on_failure`, where there is one.
+    data set may go on after a last unit that is not full. `on_failure` is told of rows that raise an error.
 
     Attributes:
         units: those that have begun; None until their size is known.
         expected: where the items of the next batch must be.
-        count: how many units the run has, where that was planned: nothing else is looked for in the store.
+        count: how many units the run has, where that was planned: no other one is looked for.
     """
 
     reads_later = True
@@ -71,12 +70,11 @@ class Run(Sink):
         self._waiting: list[Arrived] = []  # batches that came before their size was known
         self._pieces, self._on_failure = Pieces(skips_rows=on_failure is not None), on_failure
         self._now: Arrived  # the batch that runs
-        self._piece: Batch  # the part of it that runs
-        self._row = 0  # of the batch, the first of that part
+        self._piece: Batch  # the part of it that runs, from its row `_row` on
+        self._row = 0
         self._parts: Mapping[RunUnit, list[int]] = {}  # the units of the batch, and which of its items are of each
         self._is_again = self._has_begun = False  # whether it runs to be compared, and whether one has come
-        self.expected = Expected()
-        self.count: int | None = None
+        self.expected, self.count = Expected(), None
 
     @property
     def rows(self) -> int:
@@ -97,8 +95,7 @@ class Run(Sink):
         """Compare the run with the store in the folder, if there is one.
 
         Raises:
-            OtherRunError: the store is of another run.
-            StoreError: with-blocks wrote the store, or what it says of its end is damaged.
+            OtherRunError, StoreError: the store is of another run, of with-blocks, or says something else of its end.
         """
         about = {**about, **self._fingerprint()}
         self.stored = StoredUnits(self.folder, self._codec, store_name(about))
