@@ -109,6 +109,11 @@ class UnitTable:
         numbers: Numbers = np.asarray(self._keys) % _UNITS
         return numbers
 
+    @property
+    def checksum(self) -> str:
+        """A CRC-32 over the seals of all shards, and so over all values, as 8 hexadecimal digits."""
+        return f"{zlib.crc32(self._seals.astype('<i8').tobytes()):08x}"
+
     def path(self, place: int) -> str:
         """The path of the shard of the unit at a place."""
         prefix, number = divmod(self._keys[place], _UNITS)

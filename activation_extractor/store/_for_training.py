@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zlib
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 
 import torch
 
-from activation_extractor._format._journal import JournalRecord
 from activation_extractor._format._manifest import BATCHES_PER_UNIT, ROWS_PER_UNIT
+from activation_extractor._format._unit_table import UnitTable
 from activation_extractor.errors import ActivationNotFoundError, ArgumentError, StoreError
 from activation_extractor.reducers._keys import EntryKey
 from activation_extractor.store._batches import Batches
@@ -28,7 +27,7 @@ class ForTraining(Mapping[EntryKey, Column]):
     path: Path
     manifest: Mapping[str, Any]
     _is_partial: bool
-    _shards: list[tuple[str, JournalRecord]]
+    _units: UnitTable
 
     @property
     @abstractmethod
@@ -211,7 +210,7 @@ class ForTraining(Mapping[EntryKey, Column]):
                 "say open_store(..., partial=True)."
             )
             warnings.warn(text, stacklevel=3)
-        return f"{zlib.crc32(''.join(record.seal for _, record in self._shards).encode()):08x}"
+        return self._units.checksum
 
     def _beside(self, keys: Any) -> list[Column]:
         """Columns by their key, or kept columns by their name."""

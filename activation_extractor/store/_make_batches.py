@@ -16,7 +16,7 @@ from activation_extractor.store._columns import Column
 from activation_extractor.store._text_columns import TextColumn
 from activation_extractor.store._token_buffer import buffered_tokens
 from activation_extractor.store._token_order import MOST_BUFFERED
-from activation_extractor.store._token_units import Field, RowField, Source, StackedField, Units
+from activation_extractor.store._token_units import Field, RowField, Source, StackedField, Units, scan
 
 BUFFER_BYTES = 256 * 2**20
 BLOCK_BYTES = 64 * 2**10
@@ -119,8 +119,7 @@ def _fields(asked: Asked, rows: int) -> tuple[Units, list[Field]]:
     stacked, beside = (
         [Units(column, asked.are_tokens, units) for column in columns] for columns in (others, asked.beside)
     )
-    for other in (*stacked, *beside):
-        other.check_like(units, rows)
+    scan([units, *stacked, *beside], rows)
     for other in stacked:
         if (other.shape, other.column.dtype) != (units.shape, first.dtype):
             advice = f"Ask for it with beside={other.column.name!r}, which makes it a tensor of its own."

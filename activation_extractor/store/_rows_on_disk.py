@@ -57,18 +57,17 @@ class Parts:
         """How many rows each shard has; none is opened."""
         return list(self._counts.tolist())
 
-    def position_counts(self) -> list[int]:
-        """How many positions each shard of a ragged column has; the header of each is read."""
-        return [self._places.positions(self._unit(number)) for number in range(len(self._counts))]
+    def scan(self) -> Iterator[tuple[str, int, int | None, int | None]]:
+        """Of each shard of the column: its path, how many positions (or rows) it has, and checksums of their rows.
 
-    def row_checksums(self) -> list[tuple[Any, ...]]:
-        """For each shard what differs where a column has other rows, or rows of other lengths: checksums of both."""
-        paths = map(self._path, range(len(self._counts)))
-        headers = ((path, self._reader.shard(path).extents) for path in paths)
-        indices = [self._entry + OFFSETS, self._entry + ROWS]
-        return [
-            (path, *(extents[name].crc32 if name in extents else None for name in indices)) for path, extents in headers
-        ]
+        The checksums differ where a column has rows of other lengths, or other rows. The header of each is read.
+        """
+        indices = self._entry + OFFSETS, self._entry + ROWS
+        for number, count in enumerate(self._counts.tolist()):
+            path = self._path(number)
+            extents = self._reader.shard(path).extents
+            lengths, rows = (extents[name].crc32 if name in extents else None for name in indices)
+            yield path, self._places.positions(self._unit(number)) if self.field.is_ragged else count, lengths, rows
 
     def read_bytes(self, number: int, data: memoryview, start: int) -> None:
         """Fill a buffer from a byte of the values in a shard on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import Any
 
 import numpy as np
@@ -54,24 +54,26 @@ class Units:
         self.nbytes = column.dtype.itemsize * math.prod(self.shape)
         if not self.nbytes:
             raise StoreError(repr(column), "hold values", "rows of none", "Ask for another column.")
-        counts = self._parts.position_counts() if column.is_ragged else self._parts.counts()
-        self.starts = [0, *accumulate(count * self.per_row for count in counts)]
+        self.starts = [0, *accumulate(count * self.per_row for count in self._parts.counts())]
+        self._index: list[tuple[Any, ...]] | None = None  # of each shard what `Parts.scan` tells
 
     def __len__(self) -> int:
         return self.starts[-1]
+
+    def locate(self, index: Iterable[tuple[Any, ...]]) -> None:
+        """Take note of where units are, from what `Parts.scan` tells."""
+        self._index = list(index)
+        self.starts = [0, *accumulate(count * self.per_row for _, count, *_ in self._index)]
 
     def check_like(self, other: Units, rows: int) -> None:
         """Refuse units that do not belong to those of another column of a store of so many rows one by one."""
         one, two = self.column, other.column
         are_alike = self.starts == other.starts and len(one) == len(two)
-        if (
-            are_alike and one.is_ragged != two.is_ragged
-        ):  # alike where all rows have as many positions as the dense one's
-            lengths, per_row = (one.lengths(), other.per_row) if one.is_ragged else (two.lengths(), self.per_row)
-            are_alike = len(one) == rows and bool((lengths == per_row).all())
-        elif are_alike and (one.is_ragged or len(one) != rows):
-            are_alike = self._parts.row_checksums() == other._parts.row_checksums()
-        are_alike &= one.is_ragged or two.is_ragged or self.per_row == other.per_row
+        if are_alike and one.is_ragged != two.is_ragged:  # where all rows have as many positions as those of the other
+            ragged, dense = (self, other) if one.is_ragged else (other, self)
+            are_alike = len(one) == rows and bool((ragged.column.lengths() == dense.per_row).all())
+        elif are_alike:
+            are_alike = self.per_row == other.per_row and self._index == other._index
         if not are_alike:
             got = f"other rows or lengths than {other.column!r}"
             advice = "Ask for each in a call of its own; what belongs to whole rows can be kept, keep=."
@@ -102,6 +104,20 @@ class Units:
             if first < end:
                 yield number, first - start, end - start
             first, number = max(first, end), number + 1
+
+
+def scan(units: Sequence[Units], rows: int) -> None:
+    """Find where the units of columns of a store of so many rows are, and refuse those that do not belong together.
+
+    The header of each shard is read once, whatever the number of columns; none is where rows are all of one shape.
+    """
+    others = units[1:]
+    scanned = [one for one in units if one.column.is_ragged or (others and len(one.column) != rows)]
+    shards = list(zip_longest(*(one.column._parts.scan() for one in scanned)))
+    for one, index in zip(scanned, zip(*shards, strict=True), strict=bool(shards)):
+        one.locate(shard for shard in index if shard is not None)
+    for other in others:
+        other.check_like(units[0], rows)
 
 
 class StackedField:

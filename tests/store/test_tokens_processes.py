@@ -132,13 +132,49 @@ def test_an_iterator_at_work_can_be_copied_pickled_and_forked(store):
     copies = [copy.deepcopy(tokens), pickle.loads(pickle.dumps(tokens))]
     following = next(tokens)
     assert all(torch.equal(next(other), following) for other in copies)
+    ahead = tokens._plan.ahead + 5  # what was made before the fork is used up, and more is made
+    assert in_a_fork(lambda: [numbers(next(tokens)) for _ in range(ahead)]) == [
+        numbers(next(tokens)) for _ in range(ahead)
+    ]
+
+
+def test_a_fork_lets_go_of_an_iterator_whose_thread_held_its_lock(store):
+    tokens, _ = loader(store)
+    next(tokens)
+    iterators, changed = [tokens], tokens._prefetch._handover._changed
+    del tokens, _
+
+    def let_go():
+        iterators.clear()
+        gc.collect()
+        return True
+
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold():
+        with changed:
+            is_held.set()
+            is_over.wait(PATIENCE_SECONDS)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    is_held.wait(PATIENCE_SECONDS)
+    try:
+        assert in_a_fork(let_go)
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def in_a_fork(run):
+    """What a function returns in a process that was forked; None where that hangs."""
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
-    process = context.Process(target=lambda: queue.put(numbers(next(tokens))))
+    process = context.Process(target=lambda: queue.put(run()), daemon=True)
     process.start()
     process.join(PATIENCE_SECONDS)
-    assert process.exitcode == 0
-    assert queue.get() == numbers(next(tokens))
+    process.kill()
+    return queue.get() if process.exitcode == 0 else None
 
 
 def test_the_thread_ends_when_the_iterator_is_dropped(store):
