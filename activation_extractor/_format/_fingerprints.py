@@ -51,10 +51,19 @@ def weights_digest(model: nn.Module, elsewhere: Callable[[str], Tensor | None] =
     process holds a part are gathered, one after another: it takes the same call in each, and gives the same in each. Of
     weights that placeholders stand for, `elsewhere` finds the values by their names, or None.
     """
-    state = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+    state = dict(_weights(model.state_dict(keep_vars=True)))
     listed = [[name, str(value.dtype), list(value.shape)] for name, value in state.items()]
     sums = [tensor_sum(value) for name in state if (value := _value_of(name, state[name], elsewhere)) is not None]
     return _digest([listed, list(map(int, sums))])
+
+
+def _weights(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a state, by name: also those that a quantized layer packs together."""
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, tuple | list):
+            yield from _weights({f"{name}.{index}": member for index, member in enumerate(value)})
 
 
 def _value_of(name: str, value: Any, elsewhere: Callable[[str], Tensor | None]) -> Tensor | None:
@@ -205,7 +214,13 @@ def _has_docstring(code: CodeType) -> bool:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module that are plain values, but for whether it trains and where it was loaded from."""
+    """The attributes of a module that are plain values, but for whether it trains and where it was loaded from.
+
+    There are none of bitsandbytes' modules, which note in a forward how they run, nor of FSDP's wrapper, with its ranks.
+    """
+    kind = type(module)
+    if kind.__module__.startswith("bitsandbytes.") or kind.__name__ == "FullyShardedDataParallel":
+        return {}
     settings = ((name, value) for name, value in vars(module).items() if isinstance(value, _SETTINGS))
     return {name: value for name, value in settings if name[0] != "_" and name not in ("training", "name_or_path")}
 

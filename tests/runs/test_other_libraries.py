@@ -97,20 +97,3 @@ def test_a_model_that_runs_on_placeholders_is_refused(tmp_path):
     accelerate().cpu_offload(empty, state_dict=gpt2().state_dict())  # which takes the empty weights' device
     with pytest.raises(ArgumentError, match="must have weights to compute with, got 'placeholders on the meta device'"):
         run(empty, tmp_path / "out")
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_weights_that_torchao_packs_are_seen(tmp_path):
-    quantization = pytest.importorskip("torchao.quantization", reason="needs torchao")
-
-    def packed(seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(32, 32)).eval()
-        quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
-        return model
-
-    batches = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)).split(2)
-    for _ in range(2):
-        extract(packed(0), batches, "0", out=tmp_path, progress=False)
-    with pytest.raises(OtherRunError, match="weights"):
-        extract(packed(1), batches, "0", out=tmp_path, progress=False)
