@@ -216,7 +216,7 @@ def _has_docstring(code: CodeType) -> bool:
 def _attributes(module: nn.Module) -> dict[str, Any]:
     """The attributes of a module that are plain values, but for whether it trains and where it was loaded from.
 
-    There are none of bitsandbytes' modules, which note in a forward how they run, nor of FSDP's wrapper, with its ranks.
+    There are none of bitsandbytes' modules, which note in a forward how they run, nor of FSDP's wrapper: its ranks.
     """
     kind = type(module)
     if kind.__module__.startswith("bitsandbytes.") or kind.__name__ == "FullyShardedDataParallel":
