@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -75,13 +76,15 @@ class Batches(IterableDataset[Any], Iterator[Any]):
         self._worker: int | None = None  # which of them this is, in one
         self._prefetch: Prefetch[_Made] | None = None
         self._lent = multiprocessing.RawValue("i", 0)  # the number of workers that have it, which they write
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         lent = None if get_spawning_popen() is None else self._lent
-        return self.__dict__ | {"_prefetch": None, "_lent": lent}
+        return self.__dict__ | {"_prefetch": None, "_lent": lent, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
+        self._lock = threading.Lock()
         if self._lent is None:
             self._lent = multiprocessing.RawValue("i", 0)
 
@@ -113,20 +116,25 @@ class Batches(IterableDataset[Any], Iterator[Any]):
             self._close()
         return self
 
+    def __repr__(self) -> str:
+        plan, keys = self._plan, ", ".join(self._plan.keys)
+        return f"Batches({keys}: {plan.tokens} in batches of {plan.batch_size}, {self._batches} handed out)"
+
     def __next__(self) -> Any:
         self._enter()
-        if self._prefetch is None or not self._prefetch.is_here:
-            self._prefetch = Prefetch(self._made(), self._plan.ahead)
-        try:
-            batch, arrived, statistics = self._prefetch.take()
-        except (Exception, StopIteration):
-            self._close()
-            raise
+        with self._lock:  # several threads may ask
+            if self._prefetch is None or not self._prefetch.is_here:
+                self._prefetch = Prefetch(self._made(), self._plan.ahead)
+            try:
+                batch, arrived, statistics = self._prefetch.take()
+            except (Exception, StopIteration):
+                self._close()
+                raise
+            self._batches, self._statistics = self._batches + 1, statistics
         if arrived is not None:
             tensors = [part for part in batch if isinstance(part, Tensor)]
             current_stream(tensors[0].device).wait_event(arrived)
             hold(tensors)
-        self._batches, self._statistics = self._batches + 1, statistics
         return batch[0] if len(batch) == 1 else batch
 
     def state_dict(self, batches: int | None = None) -> dict[str, Any]:
@@ -143,8 +151,8 @@ class Batches(IterableDataset[Any], Iterator[Any]):
         if batches is None and lent:
             advice = "Count what the loader gives: state_dict(batches=count)."
             raise ArgumentError("batches", "be given where the workers of a DataLoader hand them out", None, advice)
-        if batches is not None and (not isinstance(batches, int) or isinstance(batches, bool) or batches < 0):
-            raise ArgumentError("batches", "be how many were handed out", batches)
+        if batches is not None:
+            _check_count("batches", batches)
         state: dict[str, Any] = {"batches": self._batches if batches is None else batches}
         state |= {"workers": lent or self._workers, "worker": self._worker, "rank": self._plan.rank}
         if self._statistics is not None:
@@ -173,6 +181,8 @@ class Batches(IterableDataset[Any], Iterator[Any]):
         plan = self._plan.to_state()
         try:
             known, is_of_worker = state["plan"], state["worker"] is not None
+            for name in ("batches", "workers"):
+                _check_count(name, state[name])
             for name, value in plan.items():
                 if known[name] != value:
                     raise ArgumentError("state", f"have {name}={value!r}", known[name], advice)
@@ -199,6 +209,7 @@ class Batches(IterableDataset[Any], Iterator[Any]):
             advice = "Move the batches that the loader gives." if self._is_far else "Sum them up without workers."
             raise ArgumentError(name, "be left out in the workers of a DataLoader", self._plan.device or True, advice)
         self._lent.value = self._workers = workers
+        self._lock = threading.Lock()  # another thread may have held it when this process was forked
         epochs = self._plan.epochs
         counts = None if epochs is None else [self._order(worker).batches * epochs for worker in range(workers)]
         self._worker, self._batches, self._passes = turns(self._batches, workers, counts)[info.id]
@@ -234,6 +245,11 @@ class Batches(IterableDataset[Any], Iterator[Any]):
         if self._prefetch is not None:
             self._prefetch.close()
             self._prefetch = None
+
+
+def _check_count(name: str, count: Any) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise ArgumentError(name, "be how many there were", count)
 
 
 _Made = tuple[tuple[Any, ...], Any, RunningStatistics | None]  # a batch, the event of its arrival, the sums up to it

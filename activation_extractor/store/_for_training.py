@@ -216,7 +216,7 @@ class ForTraining(Mapping[EntryKey, Column]):
         """Columns by their key, or kept columns by their name."""
         single = isinstance(keys, str) or (isinstance(keys, tuple) and keys in self)
         kept, columns = self.keep, []
-        for key in [keys] if single else keys:
+        for key in [keys] if single else keys or ():
             column = kept[key] if isinstance(key, str) and key in kept and key not in self else self[key]
             if isinstance(column, TextColumn):
                 raise ArgumentError("beside", "be columns of numbers", key, f"Text belongs to rows: keep={key!r}.")
@@ -225,7 +225,7 @@ class ForTraining(Mapping[EntryKey, Column]):
 
     def _kept_columns(self, keep: str | Iterable[str]) -> list[Column | TextColumn]:
         kept = self.keep
-        names = [keep] if isinstance(keep, str) else list(keep)
+        names = [keep] if isinstance(keep, str) else list(keep or ())
         for name in names:
             if name not in kept:
                 known = ", ".join(map(repr, kept)) or "none"

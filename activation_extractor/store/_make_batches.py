@@ -63,13 +63,21 @@ class Options:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ArgumentError("seed", "be an integer", self.seed)
 
+    def place(self) -> torch.device | None:
+        """The device of the batches; None for the CPU."""
+        try:
+            return None if self.device is None else torch.device(self.device)
+        except (RuntimeError, TypeError) as error:
+            raise ArgumentError("device", "be a device that torch knows", self.device) from error
+
     def share(self) -> tuple[int, int]:
         """The rank and the number of ranks: as given, or what ``torch.distributed`` or ``torchrun`` says."""
         rank, world = self.rank, self.world
         if rank is None and world is None:
             if distributed.is_available() and distributed.is_initialized():
                 return distributed.get_rank(), distributed.get_world_size()
-            rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+            said = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
+            rank, world = map(int, said) if all(map(str.isdecimal, said)) else (0, 1)
         check_size("world", world)
         if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < (world or 1):
             raise ArgumentError("rank", f"be a number from 0 to {(world or 1) - 1}, below world", rank)
@@ -89,7 +97,7 @@ def make_batches(data: str, rows: int, asked: Asked, options: Options) -> Batche
     nbytes = sum(field.nbytes for field in fields)
     batch_bytes = nbytes * options.batch_size
     ahead = min(max(_LEAST_AHEAD, _AHEAD_BYTES // batch_bytes), _MOST_AHEAD)
-    room = max(options.buffer_bytes - (ahead + 2) * batch_bytes, options.buffer_bytes // 2)
+    room = max(options.buffer_bytes - (ahead + 1) * batch_bytes, options.buffer_bytes // 2)
     buffered = min(buffered_tokens(room, nbytes), MOST_BUFFERED)
     block = max(1, options.block_bytes // units.nbytes)
     source = Source(fields, min(block * max(1, _AT_ONCE_BYTES // (block * nbytes)), buffered))
@@ -107,7 +115,7 @@ def make_batches(data: str, rows: int, asked: Asked, options: Options) -> Batche
         rank=rank,
         epochs=options.epochs,
         ahead=ahead,
-        device=None if options.device is None else torch.device(options.device),
+        device=options.place(),
     )
     return Batches(source, plan, has_statistics=asked.statistics, first_feature_axis=1 + (len(asked.columns) > 1))
 

@@ -52,7 +52,7 @@ class _Buffer:
     def __init__(self, source: Source, order: Order, first: int, epochs: int | None) -> None:
         self._source = source
         epoch, batch = divmod(first, order.batches)
-        number, self._handed_out = divmod(batch * order.batch, order.window)
+        number, self._handed_out = order.locate(batch)
         memory = source.empty(order.window)
         self._parts = [field.parts(values) for field, values in zip(source.fields, memory, strict=True)]
         self._records = [field.records(values) for field, values in zip(source.fields, memory, strict=True)]
@@ -72,7 +72,8 @@ class _Buffer:
                 self._window, self._handed_out = self._next, 0
                 self._begin(self._free)
             size = min(count - done, len(self._window) - self._handed_out)
-            slots = self._free[self._handed_out : self._handed_out + size]
+            first = self._spare + self._handed_out
+            slots = self._free[first : first + size]
             for records, out in zip(self._records, outs, strict=True):
                 np.take(records, slots, out=out[done : done + size], mode="clip")
             done, self._handed_out = done + size, self._handed_out + size
@@ -80,14 +81,15 @@ class _Buffer:
 
     def _begin(self, slots: np.ndarray[Any, Any]) -> None:
         """Begin with a window whose tokens, in the order in which they were read, lie in these slots."""
-        # As tokens are handed out, their slots become free, in this order. The rest is free already.
-        self._free = np.concatenate([slots[self._window.served], slots[len(self._window) :]])
+        # Some slots are free already. Those of tokens become free as these are handed out, in this order.
+        self._free = np.concatenate([slots[len(self._window) :], slots[self._window.served]])
+        self._spare = len(slots) - len(self._window)
         self._next, self._read_ahead = next(self._windows, None), 0
 
     def _read_on(self) -> None:
         if self._next is None:
             return
-        stop = min(self._handed_out, len(self._next))
+        stop = min(self._spare + self._handed_out, len(self._next))
         if stop - self._read_ahead >= self._source.at_once:
             self._read(self._next, self._read_ahead, stop, self._free)
             self._read_ahead = stop

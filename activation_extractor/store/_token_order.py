@@ -112,8 +112,8 @@ class Order:
     """Which tokens one of several streams hands out, and in which batches; in each epoch all streams have all tokens.
 
     An epoch cuts the tokens, from a random one on and around the end, into blocks, brings these into random order, and
-    gives each stream a part of equal length. A stream's part is cut into windows of equal length, and the tokens of a
-    window are handed out in random order.
+    gives each stream a part of equal length. A stream's part is cut into windows, and the tokens of a window are handed
+    out in random order.
 
     Attributes:
         tokens: how many there are.
@@ -145,11 +145,24 @@ class Order:
         """How many batches the stream has in an epoch."""
         return -(-self.count // self.batch)
 
-    @cached_property
+    @property
     def window(self) -> int:
-        """How many tokens each window has, except that the last may have fewer."""
-        windows = max(1, -(-self.count // self.most_buffered))
-        return -(-self.count // windows)
+        """How many tokens the largest window has."""
+        return min(self.most_buffered, self.count)
+
+    @cached_property
+    def _edges(self) -> list[int]:
+        """Where windows begin, and the last ends; if that were small, it shares its tokens with the one before."""
+        edges = [*range(0, self.count, self.window), self.count]
+        if len(edges) > 2 and edges[-1] - edges[-2] < self.window // 2:
+            edges[-2] = (edges[-3] + edges[-1]) // 2
+        return edges
+
+    def locate(self, batch: int) -> tuple[int, int]:
+        """The window of an epoch that a batch begins in, and how many tokens of it were handed out before."""
+        place = batch * self.batch
+        number = bisect_right(self._edges, place) - 1
+        return number, place - self._edges[number]
 
     @property
     def _first(self) -> int:
@@ -168,13 +181,12 @@ class Order:
     def windows(self, epoch: int, first: int, stop: int | None) -> Iterator[Window]:
         """The windows from one of an epoch on, until the epoch `stop`, or without end."""
         while stop is None or epoch < stop:
-            for number in range(first, -(-self.count // self.window)):
+            for number in range(first, len(self._edges) - 1):
                 yield self._window(epoch, number)
             epoch, first = epoch + 1, 0
 
     def _window(self, epoch: int, number: int) -> Window:
-        start = number * self.window
-        size = min(self.window, self.count - start)
+        start, size = self._edges[number], self._edges[number + 1] - self._edges[number]
         served = Permutation(size, self.seed, epoch, 1, self.stream, self.streams, number).first(size)
         firsts, counts = self._runs(epoch, self._first + start, size)
         return Window(firsts, counts, served)

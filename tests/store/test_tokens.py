@@ -166,6 +166,7 @@ def test_ranks_have_disjoint_parts_that_are_complete(plain_store, world, **optio
         ({"rank": 2, "world": 2}, ArgumentError, "rank must be a number from 0 to 1"),
         ({"rank": 0}, ArgumentError, "world must be a positive integer"),
         ({"world": 2}, ArgumentError, "rank must be a number from 0 to 1"),
+        ({"device": "quantum"}, ArgumentError, "device must be a device that torch knows, got 'quantum'"),
         ({"beside": "nothing"}, ActivationNotFoundError, "Nothing is recorded under 'nothing'"),
         ({"beside": "text"}, ArgumentError, r"beside must be columns of numbers, got 'text'\. .* keep='text'"),
         ({"beside": MEAN}, StoreError, "belong to the other columns token by token"),
@@ -214,6 +215,12 @@ def test_ranks_are_those_of_torchrun(plain_store, monkeypatch):
     assert torch.equal(
         torch.cat(found), torch.cat(list(plain_store.tokens(KEY, batch_size=5, epochs=1, rank=1, world=3)))
     )
+
+
+def test_it_shows_what_it_is(plain_store):
+    tokens = plain_store.tokens(KEY, batch_size=10)
+    next(tokens)
+    assert repr(tokens) == "Batches(('a', 'full'): 43 in batches of 10, 1 handed out)"
 
 
 def test_statistics_are_summed_up_on_the_way(plain_store):

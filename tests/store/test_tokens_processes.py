@@ -13,6 +13,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_a_state_goes_on_with_as_many_workers_alone(store):
         error = RuntimeError if workers else ArgumentError  # a worker's errors come as torch makes them
         with pytest.raises(error, match=f"num_workers must be 2, as in the part that is over, got {workers}"):
             next(iter(batches))
-    with pytest.raises(ArgumentError, match="batches must be how many were handed out, got -1"):
+    with pytest.raises(ArgumentError, match="batches must be how many there were, got -1"):
         tokens.state_dict(batches=-1)
 
 
@@ -253,6 +254,14 @@ def test_two_iterators_at_once_have_their_own_places(store):
     one, two = (store.tokens(KEY, batch_size=4, seed=seed) for seed in (1, 2))
     alone = [numbers(next(store.tokens(KEY, batch_size=4, seed=seed))) for seed in (1, 2)]
     assert [numbers(next(one)), numbers(next(two))] == alone
+
+
+def test_threads_that_share_an_iterator_have_each_token_once(store):
+    tokens = store.tokens(KEY, batch_size=1)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: numbers(next(tokens))[0], range(COUNT)))
+    assert sorted(found) == list(range(COUNT))
+    assert tokens.state_dict()["batches"] == COUNT
 
 
 def test_descriptors_are_closed_with_the_iterator(tmp_path):

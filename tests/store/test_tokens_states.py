@@ -98,7 +98,10 @@ def test_a_state_of_other_data_is_refused(plain_store, tmp_path):
     one, other = (open_store(tmp_path / name).batches(batch_size=2) for name in values)
     with pytest.raises(ArgumentError, match="have data="):
         other.load_state_dict(one.state_dict())
-    for nothing in ({}, None, {"batches": 3}):
+    for name, value in (("batches", -3), ("batches", "3"), ("workers", None)):
+        with pytest.raises(ArgumentError, match=f"{name} must be how many there were"):
+            plain_store.tokens(KEY, batch_size=10).load_state_dict({**state, name: value})
+    for nothing in ({}, None, {"batches": 3}, {name: part for name, part in state.items() if name != "batches"}):
         with pytest.raises(ArgumentError, match=r"state must be what state_dict\(\) returned"):
             plain_store.tokens(KEY, batch_size=10).load_state_dict(nothing)
 
