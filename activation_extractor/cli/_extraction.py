@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,10 @@ class Extraction:
         for note in (*loaded.notes, *self._source.notes, *self._feed.notes):
             warn(note)
 
-    def run(self, layers: Any, *, rows_per_unit: int | None, store_dtype: str, **options: Any) -> Store:
-        """Say what is going to be stored, and store it; options are those of `extract`."""
+    def run(
+        self, layers: Any, *, rows_per_unit: int | None, store_dtype: str, sharing: Mapping[str, Any], **options: Any
+    ) -> Store:
+        """Say what is going to be stored, and store it; options are those of `extract`, and so is `sharing`."""
         model, feed, entries = self._loaded.model, self._feed, self._feed.options
         selection = layers or _default_layers(model, options["sequence_axis"])
         pooling_mask = entries.get("pooling_mask")
@@ -73,7 +75,7 @@ class Extraction:
             warn(f"The earlier store is in {short_path(aside)!r} now.")
         options["rows_per_unit"] = rows_per_unit or self._stored_unit_rows or expected.unit_rows
         feed.window_rows = min(options["rows_per_unit"], _MOST_WINDOW_ROWS)
-        options |= {"out": self._out, "append": self._append, "resume": self._resume, **entries}
+        options |= {"out": self._out, "append": self._append, "resume": self._resume, **entries, **sharing}
         names = ("reduce", "stop_early", "mask", "sequence_axis")
         run = probe(
             model, selection, pooling_mask=pooling_mask, **{name: options[name] for name in names if name in options}

@@ -95,6 +95,12 @@ def extract(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
+    engine: Annotated[
+        Literal["ray"] | None, typer.Option(help="Run in several processes, on this machine or a cluster of Ray.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="How many, with --engine; by default one for each CPU or GPU.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run a model over a data set and store what its layers compute.
@@ -108,47 +114,29 @@ def extract(
         activation-extractor extract --model gpt2 --input texts.txt --out out
         activation-extractor extract --model ./esm --input proteins.fasta --skip-special-tokens --out out
         activation-extractor extract --model my.models:build --input x.npy --reduce full --layers 'stages.*' --out out
+        activation-extractor extract --model gpt2 --input texts.txt --out out --engine ray --workers 4
     """
-    from activation_extractor.cli._extraction import Extraction
+    options = dict(locals())
+    from activation_extractor.cli._job import Job
 
-    job = Extraction(out, resume=resume, append=append)
-    job.read(
-        input,
-        text_column=text_column,
-        path_column=path_column,
-        id_column=id_column,
-        keep=keep or (),
-        format=input_format,
-        encoding=input_encoding,
-        separator=separator,
-        max_pixels=max_pixels,
-        skip_bad_rows=skip_bad_rows,
-    )
-    job.load(model, trust_remote_code=trust_remote_code, dtype=dtype, device=device)
-    job.prepare(
-        batch_size=batch_size,
-        max_tokens=max_tokens,
-        max_length=max_length,
-        skip_special_tokens=skip_special_tokens,
-        upper=upper,
-        long=long,
-        window=window,
-        stride=stride,
-    )
-    store = job.run(
-        layers,
-        reduce=reduce or ["mean"],
-        sequence_axis=tuple(sequence_axis) if sequence_axis else None,
-        mask=mask,
-        stop_early=stop_early,
-        format=format,
-        store_dtype=store_dtype,
-        rows_per_unit=rows_per_unit,
-    )
+    store = _executed(Job.of(options), engine, workers)
     if as_json:
         say_json(_summary(store))
     else:
         say(f"{store!r}\n{how_to_read(out, next(iter(store)))}")
+
+
+def _executed(job: Any, engine: str | None, workers: int | None) -> Any:
+    """The store of a job, which ran in this process or on an engine."""
+    if engine is not None:
+        from activation_extractor.cli._ray import execute_on_ray
+
+        return execute_on_ray(job, workers)
+    if workers is not None:
+        from activation_extractor.errors import ArgumentError
+
+        raise ArgumentError("workers", "be left out without --engine ray", workers)
+    return job.execute()
 
 
 def _summary(store: Any) -> dict[str, Any]:
