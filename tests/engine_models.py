@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from small_runs import MASK, TOKENS, small_model
+from small_runs import MASK, TOKENS, batch, small_model
 from torch import nn
 
+from activation_extractor import write_unit
+
+UNIT_OPTIONS = {"reduce": ["mean", "full"], "ids": "id", "keep": "label"}
 SEEN = "SEEN_BY_ENGINES"  # names a folder in the environment, where builds and batches leave a file each
 
 
@@ -60,6 +63,14 @@ def letters(columns):
 
 def failing(columns):
     return columns["no such column"]
+
+
+def write_slowly(unit, out, number: int = 0):
+    """The task of one unit, in which its process can be killed."""
+    _leave(str(os.getpid()))
+    time.sleep(0.5)
+    batches = [batch(slice(4 * place, 4 * place + 4)) for place in unit.batches]
+    return write_unit(small_model(), batches, "h.*", out=out, unit=unit, **UNIT_OPTIONS)
 
 
 def rows_of(rows: slice = slice(0, 8)) -> dict:

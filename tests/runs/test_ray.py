@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 
 import engine_models
 import numpy as np
@@ -12,10 +13,11 @@ import pytest
 
 ray = pytest.importorskip("ray", reason="ray comes with the extra of that name")
 
-from engine_models import rows_of  # noqa: E402
+from engine_models import UNIT_OPTIONS, rows_of  # noqa: E402
 from engine_ray import cluster, kill, wait_until  # noqa: E402
+from small_runs import batch, shards, small_model  # noqa: E402
 
-from activation_extractor.runs import Columns  # noqa: E402
+from activation_extractor import Columns, extract, open_store, plan_units  # noqa: E402
 
 OPTIONS = {"reduce": ["mean", "last"], "keep": "label"}
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray Data warns of itself
@@ -35,9 +37,23 @@ def data_set():
     return ray.data.from_items([{name: rows[name][row] for name in rows} for row in range(40)], override_num_blocks=10)
 
 
-def batches(folder) -> list[int]:
-    """The process of each batch that was begun."""
-    return [int(name) for name in (file.name.partition("-")[0] for file in folder.iterdir()) if name.isdigit()]
+@contextmanager
+def killing_one(folder):
+    """A process is killed while it works, once three batches were begun; yields what gives the process of each."""
+    before = set(folder.iterdir())
+
+    def batches() -> list[int]:
+        files = sorted(set(folder.iterdir()) - before, key=lambda file: file.name.rpartition("-")[2])
+        names = [file.name.partition("-")[0] for file in files]
+        return [int(name) for name in names if name.isdigit()]
+
+    def kill_one():
+        kill(wait_until(lambda: len(found := batches()) >= 3 and found, "three batches were begun")[-1])
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    yield batches
+    thread.join()
 
 
 def check_rows(folder, model):
@@ -56,13 +72,6 @@ def check_rows(folder, model):
 
 
 def test_two_actors_of_which_one_is_killed_while_it_works_give_each_row_once(working, tmp_path):
-
-    def kill_one():
-        processes = wait_until(lambda: len(found := batches(working)) >= 3 and found, "three batches were begun")
-        kill(processes[0])
-
-    thread = threading.Thread(target=kill_one)
-    thread.start()
     columns = data_set().map_batches(
         Columns,
         fn_constructor_args=("engine_models:small", "h.*"),
@@ -70,9 +79,9 @@ def test_two_actors_of_which_one_is_killed_while_it_works_give_each_row_once(wor
         batch_size=4,
         compute=ray.data.ActorPoolStrategy(size=2),
     )
-    columns.write_parquet(str(tmp_path / "out"))
-    thread.join()
-    assert len({*batches(working)}) == 3  # the two, and the one that took the place of the one that was killed
+    with killing_one(working) as batches:
+        columns.write_parquet(str(tmp_path / "out"))
+    assert len({*batches()}) == 3  # the two, and the one that took the place of the one that was killed
     check_rows(tmp_path / "out", "engine_models:small")
 
 
@@ -85,6 +94,21 @@ def test_tasks_that_are_sent_the_same_columns_build_the_model_once_in_each_proce
     builds = [file.name.split("-")[1] for file in set(working.iterdir()) - before if file.name.startswith("built")]
     assert builds
     assert len({*builds}) == len(builds)
+
+
+def test_one_task_a_unit_of_which_each_comes_twice_and_one_is_killed_gives_the_store_of_one_process(working, tmp_path):
+    rows = [batch(slice(start, start + 4)) for start in range(0, 40, 4)]
+    task = ray.remote(max_retries=3)(engine_models.write_slowly)
+    units = plan_units(rows, rows_per_unit=8, ids="id")
+    with killing_one(working) as batches:
+        receipts = ray.get([task.remote(unit, str(tmp_path / "units")) for unit in units for _ in range(2)])
+    assert len(batches()) >= 2 * len(units) + 1
+    assert sum(receipt.rows for receipt in receipts) == 80
+    extract(small_model(), rows, "h.*", out=tmp_path / "one", rows_per_unit=8, progress=False, **UNIT_OPTIONS)
+    written = {name: data for name, data in shards(tmp_path / "units").items() if not name.endswith(".tmp")}
+    assert written == shards(tmp_path / "one")  # beside the draft of the one that was killed
+    assert open_store(tmp_path / "units").is_complete
+    assert plan_units(rows, out=tmp_path / "units", ids="id") == []
 
 
 def test_what_is_wrong_on_a_worker_is_said_as_it_is_here(working):
