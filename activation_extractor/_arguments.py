@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
+
+_URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+://|(?:s3|gs|az|memory):/")  # a Path leaves a slash out
 
 
 def check_flag(name: str, flag: Any) -> None:
@@ -27,4 +30,7 @@ def check_path(name: str, path: Any) -> Path:
         raise ArgumentTypeError(name, "be a folder's path", path)
     if "\0" in os.fspath(path):
         raise ArgumentError(name, "be a path without NUL", os.fspath(path))
+    if _URL.match(os.fspath(path)):
+        advice = "A store in a bucket can be read, but is written to a disk."
+        raise ArgumentError(name, "be a folder on this machine", os.fspath(path), advice)
     return Path(path)

@@ -7,18 +7,18 @@ one, ``end-<units>.json``, and the one with the most units counts.
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from activation_extractor._display import shown
-from activation_extractor._files import draft, publish, read_whole, sync
+from activation_extractor._files import draft, publish, sync
 from activation_extractor._format._id_files import IDS_FOLDER
 from activation_extractor._format._journal import JOURNAL
 from activation_extractor._format._manifest import MANIFEST
 from activation_extractor._format._shards import SHARDS
+from activation_extractor._storage import names_in, read_whole
 from activation_extractor.errors import StoreError
 
 END = "end.json"
@@ -56,7 +56,7 @@ def read_end(folder: Path) -> End | None:
 def read_ends(folder: Path) -> list[End]:
     """Where the data set of a store ended each time; raises what `read_end` raises."""
     try:
-        names = [name for name in os.listdir(folder) if _NAME.fullmatch(name)]
+        names = [name for name in names_in(folder) if _NAME.fullmatch(name)]
     except OSError:  # of a folder that is no store, which its manifest tells
         return []
     return [_read(folder / name) for name in sorted(names)]

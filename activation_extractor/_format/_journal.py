@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from activation_extractor._files import read_whole, sync_folder
+from activation_extractor._files import sync_folder
 from activation_extractor._format._headers import SEAL
+from activation_extractor._storage import RemotePath, concurrently, names_in, read_whole
 from activation_extractor.errors import StoreError
 
 JOURNAL = "journal"
@@ -94,15 +95,30 @@ def append_record(folder: Path, writer: str, record: JournalRecord) -> None:
 def read_records(folder: Path) -> dict[str, JournalRecord]:
     """The records in the journals of a store, by unit; a line that is not a record is passed over."""
     records: dict[str, JournalRecord] = {}
-    for path in () if (folder / JOURNAL).is_symlink() else sorted((folder / JOURNAL).glob("*.jsonl")):
-        with suppress(OSError, ValueError):  # a journal that cannot be read: its shards are opened instead
-            for content in _parsed(read_whole(path)):
-                try:
-                    record = JournalRecord.from_json(content)
-                except (LookupError, TypeError, ValueError):
-                    continue
-                records[record.unit] = record
+    paths = _journals(folder / JOURNAL)
+    is_remote = bool(paths) and isinstance(paths[0], RemotePath)
+    for journal in concurrently(_read_journal, paths) if is_remote else map(_read_journal, paths):
+        for content in _parsed(journal):
+            try:
+                record = JournalRecord.from_json(content)
+            except (LookupError, TypeError, ValueError):
+                continue
+            records[record.unit] = record
     return records
+
+
+def _journals(folder: Path) -> list[Path]:
+    """The journals in the folder of a store, which may be missing, but is no link."""
+    with suppress(OSError):
+        if not folder.is_symlink():
+            return [folder / name for name in sorted(names_in(folder)) if name.endswith(".jsonl")]
+    return []
+
+
+def _read_journal(path: Path) -> bytes:
+    with suppress(OSError, ValueError):  # a journal that cannot be read: its shards are opened instead
+        return read_whole(path)
+    return b""
 
 
 def _parsed(journal: bytes) -> list[Any]:

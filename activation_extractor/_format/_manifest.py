@@ -16,9 +16,10 @@ import numpy as np
 import safetensors
 import torch
 
-from activation_extractor._files import draft, publish, read_whole, sync
-from activation_extractor._format._codecs import CODECS, Codec
+from activation_extractor._files import draft, publish, sync
+from activation_extractor._format._codecs import CODECS, SAFETENSORS, Codec
 from activation_extractor._format._fields import Field
+from activation_extractor._storage import RemotePath, read_whole
 from activation_extractor.errors import StoreError
 
 FORMAT = "activation_extractor store"
@@ -29,6 +30,8 @@ ROWS_PER_UNIT, BATCHES_PER_UNIT = (
     "batches_per_unit",
 )  # how large all units are, in a store of `extract`
 _LEAST_ROWS = "least_rows_per_unit"  # the name of the first in stores that were made before 0.2
+_GIVE = "Give the folder that was given as out= or sink=."
+_REACH = "Check the URL, the network, and the credentials in the environment."
 _ID_TYPES = {"str": "str", "int": "int", None: None}
 
 
@@ -128,9 +131,10 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(read_whole(path))
     except (FileNotFoundError, NotADirectoryError) as error:
-        got = "a folder without manifest.json" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
-        raise StoreError(folder, "be a store", got, "Give the folder that was given as out= or sink=.") from error
+        raise StoreError(folder, "be a store", _described(folder), _GIVE) from error
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(folder, RemotePath) and isinstance(error, OSError):
+            raise StoreError(path, "be readable", str(error.strerror), _REACH) from error
         got = str(error) if type(error) is ValueError else type(error).__name__
         raise StoreError(path, "be a readable manifest", got, "Restore it from a copy.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -139,9 +143,20 @@ def read_manifest(folder: Path) -> Manifest:
         got = f"version {content.get('version')!r}"
         raise StoreError(path, f"be of version {VERSION}", got, "Update activation_extractor.")
     try:
-        return Manifest.from_json(content)
+        manifest = Manifest.from_json(content)
     except ValueError as error:
         raise StoreError(path, f"hold a valid {str(error)!r}", "none", "Restore it from a copy.") from error
+    if isinstance(folder, RemotePath) and manifest.codec != SAFETENSORS:
+        got, advice = f"shards of {manifest.codec.name}", "Copy the store to a disk."
+        raise StoreError(folder, "hold safetensors to be read from a bucket", got, advice)
+    return manifest
+
+
+def _described(folder: Path) -> str:
+    """What a folder without a manifest is."""
+    if isinstance(folder, RemotePath):
+        return "no manifest.json there"
+    return "a folder without manifest.json" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
 
 
 def store_name(fingerprint: Mapping[str, Any]) -> str:

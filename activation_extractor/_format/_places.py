@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -14,6 +13,7 @@ from activation_extractor._format._fields import Field
 from activation_extractor._format._headers import Extent
 from activation_extractor._format._shards import REPAIR, Shard
 from activation_extractor._format._unit_table import UnitTable
+from activation_extractor._storage import located
 from activation_extractor.errors import StoreError
 
 _NO_CRC = 0  # of what is read; `verify` reads headers of its own
@@ -51,14 +51,14 @@ class Places:
             self._find(unit)
         start, field = self._values[unit], self.field
         shape = (self._positions[unit] if field.is_ragged else rows, *field.row_shape)
-        return Extent(Path(self._file(unit, 0)), start, field.dtype, shape, _NO_CRC, start)
+        return Extent(located(self._file(unit, 0)), start, field.dtype, shape, _NO_CRC, start)
 
     def offsets(self, unit: int, rows: int) -> Extent:
         """Where the offsets of a ragged column lie, in the same way."""
         if not self._values[unit]:
             self._find(unit)
         start = self._offsets[unit]
-        return Extent(Path(self._file(unit, 1)), start, torch.int64, (rows + 1,), _NO_CRC, start)
+        return Extent(located(self._file(unit, 1)), start, torch.int64, (rows + 1,), _NO_CRC, start)
 
     def _file(self, unit: int, which: int) -> str:
         files = self._other_files.get(unit) or self._files or ("", "")

@@ -8,10 +8,9 @@ one another.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from activation_extractor._format._places import Places
 from activation_extractor._format._shards import REPAIR, Shard, read_shard, unreadable
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor._format._unit_table import UnitTable
+from activation_extractor._storage import RemoteFile, RemotePath, located
 from activation_extractor.errors import StoreError
 
 _MAX_OPEN_FILES = 64
@@ -44,12 +44,13 @@ class Reader:
     def __init__(self, codec: Codec, store: str, units: UnitTable | None = None) -> None:
         self._arguments = codec, store, units
         # The caches do not refer to the reader: it is gone, and its files are closed, when the last reference is.
-        files = lru_cache(_MAX_OPEN_FILES)(_File)
+        files = lru_cache(_MAX_OPEN_FILES)(_open)
 
         @lru_cache(_MAX_HEADERS)
         def shards(path: str) -> Shard:
-            opened = (files(path).descriptor,) if codec.reads_open_files else ()
-            shard = read_shard(Path(path), codec, *opened)
+            file = files(path) if codec.reads_open_files else None
+            opened = (file.descriptor,) if isinstance(file, _File) else ()
+            shard = read_shard(located(path), codec, *opened)
             if units is not None:
                 units.check(shard)
             if shard.metadata.get("store") != store:
@@ -118,7 +119,11 @@ class Reader:
         """All bytes of an entry."""
         file = self._files(str(extent.path))
         try:
+            if isinstance(file, RemoteFile):
+                return file.read(extent.start, extent.stop - extent.start)
             return read_at(file.descriptor, extent.start, extent.stop - extent.start)
+        except StoreError:
+            raise
         except (OSError, ValueError) as error:
             raise unreadable(extent.path, error) from error
 
@@ -154,7 +159,7 @@ def checked_offsets(path: str, entry: str, index: Values, positions: int, start:
 class Values:
     """The values of one entry of a shard."""
 
-    def __init__(self, extent: Extent, file: _File) -> None:
+    def __init__(self, extent: Extent, file: _File | RemoteFile) -> None:
         self.extent, self.row_bytes, self._file = extent, extent.row_bytes, file
 
     def row(self, index: int) -> Tensor:
@@ -192,6 +197,9 @@ class Values:
     def mapped(self) -> Tensor:
         """All rows as a view of the file: nothing is read before it is touched, and writes stay in memory."""
         extent = self.extent
+        if isinstance(extent.path, RemotePath):
+            advice = "Read it with column[...] or column.blocks(), or copy the store to a disk."
+            raise StoreError(extent.path, "lie on this machine to be mapped", "an object in a bucket", advice)
         if extent.start == extent.stop:
             return torch.empty(extent.shape, dtype=extent.dtype)
         if extent.start % extent.dtype.itemsize:  # possible in an npz file that another program has written
@@ -204,8 +212,32 @@ class Values:
         mapped: Tensor = flat.view(extent.dtype).view(extent.shape)
         return mapped
 
+    def fill_many(self, spans: Sequence[tuple[Tensor, int]]) -> None:
+        """Fill tensors, contiguous and of the entry's dtype, each with the rows from one on; of an object at once."""
+        places = [
+            (out.reshape(-1).view(torch.uint8).numpy(), self.extent.start + start * self.row_bytes)
+            for out, start in spans
+            if out.numel()
+        ]
+        if isinstance(self._file, RemoteFile):
+            self._fill_remotely(self._file, places)
+            return
+        for data, position in places:
+            self._fill(data, position)
+
+    def _fill_remotely(self, file: RemoteFile, places: Sequence[tuple[Any, int]]) -> None:
+        try:
+            file.fill_many(places)
+        except StoreError:
+            raise
+        except (OSError, ValueError) as error:
+            raise unreadable(self.extent.path, error) from error
+
     def _fill(self, data: Any, position: int) -> None:
         """Fill a buffer of bytes from a position of the file on."""
+        if isinstance(self._file, RemoteFile):
+            self._fill_remotely(self._file, [(data, position)])
+            return
         try:
             count = os.preadv(self._file.descriptor, [data], position)
             while count < len(data):  # at the end of the file, or since no call reads more than 2 GiB
@@ -232,3 +264,8 @@ class _File:
     def __del__(self) -> None:
         if self.descriptor >= 0:
             self._close(self.descriptor)
+
+
+def _open(path: str) -> _File | RemoteFile:
+    place = located(path)
+    return RemoteFile(place) if isinstance(place, RemotePath) else _File(path)

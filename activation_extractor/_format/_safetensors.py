@@ -35,6 +35,7 @@ from activation_extractor._format._headers import (
     shape_of,
     unique,
 )
+from activation_extractor._storage import RemoteFile, RemotePath, beginning
 from activation_extractor.errors import ArgumentError
 
 _Result = TypeVar("_Result")
@@ -190,6 +191,9 @@ def read_header(path: Path) -> tuple[Any, int, int]:
 
 
 def _read_text(path: Path) -> tuple[str, int, int]:
+    if isinstance(path, RemotePath):
+        head, size = beginning(path)
+        return _text_in(head, size, RemoteFile(path).read)
     descriptor = open_regular(path)
     try:
         return _text_of(descriptor)
@@ -200,10 +204,15 @@ def _read_text(path: Path) -> tuple[str, int, int]:
 def _text_of(descriptor: int) -> tuple[str, int, int]:
     head = os.pread(descriptor, _FIRST_BYTES, 0)  # all of a small header, in one call
     size = os.fstat(descriptor).st_size if len(head) == _FIRST_BYTES else len(head)
-    (length,) = struct.unpack("<Q", head[:8] if size >= 8 else read_at(descriptor, 0, 8))
+    return _text_in(head, size, functools.partial(read_at, descriptor))
+
+
+def _text_in(head: bytes, size: int, read: Callable[[int, int], bytes]) -> tuple[str, int, int]:
+    """The text of a header, from the first bytes of a file and what reads others; and what `read_header` returns."""
+    (length,) = struct.unpack("<Q", head[:8] if size >= 8 else read(0, 8))
     if length > _LONGEST_HEADER:
         raise ValueError(f"a header of {length} bytes")
-    data = head[8 : 8 + length] if 8 + length <= len(head) else read_at(descriptor, 8, length)
+    data = head[8 : 8 + length] if 8 + length <= len(head) else read(8, length)
     return data.decode(), 8 + length, size
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ from activation_extractor._format._entry_names import IDS, OFFSETS, ROWS, column
 from activation_extractor._format._fields import Field
 from activation_extractor._format._headers import SEAL, Entries, Extent, Form, Header, form_of
 from activation_extractor._format._journal import JournalRecord
+from activation_extractor._storage import scan, size_of_file
 from activation_extractor.errors import StoreError
 
 SHARDS = "shards"
@@ -110,7 +112,7 @@ def list_units(folder: Path, codec: Codec) -> list[str]:
         StoreError: the folder of shards, or something in it, is a link.
     """
     entries = scan_shards(folder)
-    for link in filter(os.DirEntry.is_symlink, entries):
+    for link in [entry for entry in entries if entry.is_symlink()]:
         raise StoreError(link.path, "be a file of the store's own", "a link", _NO_LINK)
     names = [entry.name for entry in entries]
     if not re.fullmatch(f"(?:{_pattern(codec)}/)*", "/".join([*names, ""])):  # half the time of one match a name
@@ -134,7 +136,7 @@ def _pattern(codec: Codec) -> str:
     return _UNIT + re.escape(codec.suffix)
 
 
-def scan_shards(folder: Path) -> list[os.DirEntry[str]]:
+def scan_shards(folder: Path) -> list[Any]:
     """What lies in a store's folder of shards; an empty list where the store has no such folder.
 
     Raises:
@@ -144,7 +146,7 @@ def scan_shards(folder: Path) -> list[os.DirEntry[str]]:
     if path.is_symlink():
         raise StoreError(path, "be a folder of the store's own", "a link", _NO_LINK)
     try:
-        return list(os.scandir(path))
+        return scan(path)
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -161,6 +163,8 @@ def read_shard(path: Path, codec: Codec, *opened: int) -> Shard:
     """
     try:
         return _checked(path, codec.read(path, *opened), path.name.removesuffix(codec.suffix))
+    except StoreError:  # of the place where all shards lie
+        raise
     except Exception as error:  # damaged bytes make the parsers of json, zipfile and numpy raise errors of any type
         raise unreadable(path, error) from error
 
@@ -207,7 +211,7 @@ def write_shard(
 def size_of(path: Path) -> int:
     """The size in bytes of a shard."""
     files = path.iterdir() if path.is_dir() else [path]
-    return sum(file.lstat().st_size for file in files)
+    return sum(size_of_file(file) for file in files)
 
 
 def count(form: Form, entry: str) -> int:

@@ -15,6 +15,7 @@ from activation_extractor._format._manifest import Manifest, store_name
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._shards import SHARDS, list_units, size_of
 from activation_extractor._format._unit_table import UnitTable
+from activation_extractor._storage import located
 from activation_extractor.errors import StoreError
 
 
@@ -54,6 +55,6 @@ def list_shards(
 
     def record(unit: str) -> JournalRecord:
         path = start + unit + codec.suffix
-        return records.get(unit) or reader.shard(path).record(size_of(Path(path)), manifest.entries)
+        return records.get(unit) or reader.shard(path).record(size_of(located(path)), manifest.entries)
 
     return UnitTable(start, codec.suffix, units, map(record, units), manifest.entries), gaps

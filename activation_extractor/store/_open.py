@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from activation_extractor._arguments import check_flag
+from activation_extractor._storage import located
 from activation_extractor.store._store import Store
 
 
@@ -43,4 +43,4 @@ def open_store(path: str | os.PathLike[str], *, partial: bool = False) -> Store:
         torch.Size([8])
     """
     check_flag("partial", partial)
-    return Store(Path(path), partial=partial)
+    return Store(located(path), partial=partial)

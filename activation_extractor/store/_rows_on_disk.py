@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class Parts:
         self._row_bytes = field.dtype.itemsize * math.prod(field.row_shape)  # of a position, when ragged
 
     def __reduce__(self) -> Any:
-        return Parts, (self.field, self._reader, self._units)
+        return type(self), (self.field, self._reader, self._units)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -123,23 +124,30 @@ class Parts:
 
     def blocks(self, rows: Rows, nbytes: int, flat: bool) -> Iterator[Any]:
         """Rows piece by piece; see `Column.blocks`."""
+        return (read() for read in self._pieces(rows, nbytes, flat))
+
+    def _pieces(self, rows: Rows, nbytes: int, flat: bool) -> Iterator[Callable[[], Any]]:
+        """What reads each of the pieces."""
         count = max(1, nbytes // max(1, self._row_bytes))
         if not self.field.is_ragged:
-            return (self.gather(rows[start : start + count]) for start in range(0, len(rows), count))
-        return self._flat_blocks(rows, count) if flat else self._ragged_blocks(rows, nbytes)
+            return (partial(self.gather, rows[start : start + count]) for start in range(0, len(rows), count))
+        return self._flat_pieces(rows, count) if flat else self._ragged_pieces(rows, nbytes)
 
-    def _ragged_blocks(self, rows: Rows, nbytes: int) -> Iterator[list[Tensor]]:
+    def _ragged_pieces(self, rows: Rows, nbytes: int) -> Iterator[Callable[[], list[Tensor]]]:
         for start in range(0, len(rows), _OFFSETS_AT_ONCE):
             group = rows[start : start + _OFFSETS_AT_ONCE]
             lengths = torch.cat([self._offsets(*span).diff() for span in self._spans(group)])
             sizes = lengths.numpy() * self._row_bytes + _TENSOR_BYTES
-            yield from (self.gather(group[first:stop]) for first, stop in bounds(sizes, nbytes))
+            yield from (partial(self.gather, group[first:stop]) for first, stop in bounds(sizes, nbytes))
 
-    def _flat_blocks(self, rows: Rows, count: int) -> Iterator[Tensor]:
+    def _flat_pieces(self, rows: Rows, count: int) -> Iterator[Callable[[], Tensor]]:
         for number, start, stop in self._spans(rows):
             first, last = self._offsets(number, start, stop)[[0, -1]].tolist()
             for position in range(first, last, count):
-                yield self._values(number).rows(position, min(position + count, last))
+                yield partial(self._flat_piece, number, position, min(position + count, last))
+
+    def _flat_piece(self, number: int, start: int, stop: int) -> Tensor:
+        return self._values(number).rows(start, stop)
 
     def _ragged_rows(self, number: int, start: int, stop: int) -> Sequence[Tensor]:
         offsets = self._offsets(number, start, stop)

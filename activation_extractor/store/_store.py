@@ -20,12 +20,14 @@ from activation_extractor._format._journal import read_records
 from activation_extractor._format._manifest import ROWS_PER_UNIT, read_manifest, store_name
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._stored_rows import RowId
+from activation_extractor._storage import RemotePath, ahead, located
 from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, StoreError
 from activation_extractor.reducers._keys import EntryKey, entry_keys, pair_of, pairs_of, resolve_key
 from activation_extractor.store._columns import Column
 from activation_extractor.store._for_training import ForTraining
 from activation_extractor.store._listing import ShardInfo, list_shards
 from activation_extractor.store._row_numbers import row_numbers
+from activation_extractor.store._rows_in_bucket import RemoteParts
 from activation_extractor.store._rows_on_disk import Parts
 from activation_extractor.store._text_columns import TextColumn
 from activation_extractor.store._verify import Verification, verify_store
@@ -143,13 +145,16 @@ class Store(ForTraining):
         if self.manifest["ids"] is None:
             return iter(self.row_numbers.tolist() if self._gaps else range(self.rows))
         kind = self.manifest["ids"]
-        return chain.from_iterable(self._reader.ids(path, kind) or () for path in self._paths)
+        reads = (functools.partial(self._reader.ids, path, kind) for path in self._paths)
+        is_remote = isinstance(self.path, RemotePath)
+        ids = ahead(reads, len(self._units)) if is_remote else (read() for read in reads)
+        return chain.from_iterable(found or () for found in ids)
 
     @property
     def shards(self) -> list[ShardInfo]:
         """The files that hold the rows, in the order of the rows; none of them is opened."""
         sizes = zip(self._units.rows.tolist(), self._units.nbytes.tolist(), strict=True)
-        return [ShardInfo(Path(path), rows, nbytes) for path, (rows, nbytes) in zip(self._paths, sizes, strict=True)]
+        return [ShardInfo(located(path), rows, nbytes) for path, (rows, nbytes) in zip(self._paths, sizes, strict=True)]
 
     @property
     def keep(self) -> dict[str, Column | TextColumn]:
@@ -249,4 +254,5 @@ class Store(ForTraining):
                 advice = "Remove the folder 'journal', which is made from shards."
                 raise StoreError(shard.path, f"hold the column {entry!r}, since the journal lists it", "none", advice)
             field = shard.field(entry)
-        return Column(Parts(field, self._reader, self._units))
+        rows = RemoteParts if isinstance(self.path, RemotePath) else Parts
+        return Column(rows(field, self._reader, self._units))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from activation_extractor._files import TruncatedError, is_draft, open_regular, read_at
 from activation_extractor._format._codecs import Codec
@@ -24,6 +24,7 @@ from activation_extractor._format._numpy import METADATA_FILE
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._seen_ids import SeenIds
 from activation_extractor._format._shards import SHARDS, Shard, is_shard, is_unit, scan_shards, shard_path, size_of
+from activation_extractor._storage import RemoteFile, RemotePath, located, scan
 from activation_extractor.errors import StoreError
 
 Kind = Literal["altered", "foreign", "missing", "repeated id", "truncated", "unfinished", "unreadable"]
@@ -77,12 +78,12 @@ def verify_store(path: str | os.PathLike[str]) -> Verification:
     Raises:
         StoreError: it is not a store, or its manifest cannot be used.
     """
-    folder = Path(path)
+    folder = located(path)
     manifest = read_manifest(folder)
     found, end = _end(folder)
     records = read_records(folder)  # before the shards are listed, of which a writer may add more meanwhile
     codec = manifest.codec
-    strays = [_stray(entry) for entry in os.scandir(folder) if not is_own(entry.name)]
+    strays = [_stray(entry) for entry in scan(folder) if not is_own(entry.name)]
     strays += [_stray(entry) for entry in scan_shards(folder) if entry.is_symlink() or not is_shard(entry.name, codec)]
     count = end.units if end else 0
     units, gaps = with_gaps(partial(_units, folder, codec), records, count)
@@ -101,7 +102,7 @@ def _end(folder: Path) -> tuple[list[Damage], End | None]:
     try:
         return [], read_end(folder)
     except StoreError as error:
-        return [Damage(Path(str(error.path)), "unreadable", str(error))], None
+        return [Damage(located(str(error.path)), "unreadable", str(error))], None
 
 
 def _units(folder: Path, codec: Codec) -> list[str]:
@@ -136,11 +137,11 @@ def _size(shard: Path) -> int:
         return 0
 
 
-def _stray(entry: os.DirEntry[str]) -> Damage:
+def _stray(entry: Any) -> Damage:
     """A file that is not of the store's own kinds."""
     if is_draft(entry.name):
-        return Damage(Path(entry.path), "unfinished", "a shard or manifest that was never published")
-    return Damage(Path(entry.path), "foreign", "not written by this library")
+        return Damage(located(entry.path), "unfinished", "a shard or manifest that was never published")
+    return Damage(located(entry.path), "foreign", "not written by this library")
 
 
 def _damages(
@@ -181,10 +182,17 @@ def altered(
 
 
 def _crc32(extent: Extent) -> int:
-    crc, descriptor = 0, open_regular(extent.path)
+    if isinstance(extent.path, RemotePath):
+        return _crc32_of(extent, RemoteFile(extent.path).read)
+    descriptor = open_regular(extent.path)
     try:
-        for start in range(extent.crc_start, extent.stop, _CHUNK_BYTES):
-            crc = zlib.crc32(read_at(descriptor, start, min(_CHUNK_BYTES, extent.stop - start)), crc)
+        return _crc32_of(extent, lambda start, size: read_at(descriptor, start, size))
     finally:
         os.close(descriptor)
+
+
+def _crc32_of(extent: Extent, read: Callable[[int, int], bytes]) -> int:
+    crc = 0
+    for start in range(extent.crc_start, extent.stop, _CHUNK_BYTES):
+        crc = zlib.crc32(read(start, min(_CHUNK_BYTES, extent.stop - start)), crc)
     return crc
