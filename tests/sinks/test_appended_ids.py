@@ -94,7 +94,7 @@ def test_files_of_digests_are_a_cache(tmp_path, read, loss):
         next(iter(sorted((tmp_path / "shards").iterdir()))).unlink()
         shutil.rmtree(tmp_path / "journal")
         task(tmp_path, [3])  # its shard is gone
-        assert open_store(tmp_path).rows == 191
+        assert open_store(tmp_path, partial=True).rows == 191
         return
     with pytest.raises(StoreError, match="got 7, which it holds already"):
         task(tmp_path, [7])
