@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -76,11 +77,12 @@ class Batches(IterableDataset[Any], Iterator[Any]):
         self._worker: int | None = None  # which of them this is, in one
         self._prefetch: Prefetch[_Made] | None = None
         self._lent = multiprocessing.RawValue("i", 0)  # the number of workers that have it, which they write
+        self._spare: deque[list[Any]] = deque()  # memory for batches that are made
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         lent = None if get_spawning_popen() is None else self._lent
-        return self.__dict__ | {"_prefetch": None, "_lent": lent, "_lock": None}
+        return self.__dict__ | {"_prefetch": None, "_lent": lent, "_lock": None, "_spare": deque()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -124,7 +126,10 @@ class Batches(IterableDataset[Any], Iterator[Any]):
         self._enter()
         with self._lock:  # several threads may ask
             if self._prefetch is None or not self._prefetch.is_here:
+                self._spare = deque()
+                self._provide(self._plan.ahead)
                 self._prefetch = Prefetch(self._made(), self._plan.ahead)
+            self._provide(1)
             try:
                 batch, arrived, statistics = self._prefetch.take()
             except (Exception, StopIteration):
@@ -229,17 +234,14 @@ class Batches(IterableDataset[Any], Iterator[Any]):
     def _made(self) -> Callable[[], Iterator[_Made]]:
         """What makes batches on the thread, from where this object stands; holds no reference to it."""
         stop = None if self._plan.epochs is None else self._passes * self._plan.epochs
-        return partial(
-            _make,
-            self._source,
-            self._plan,
-            self._order(),
-            self._batches,
-            stop,
-            self._statistics,
-            self._axis,
-            self._is_far,
-        )
+        place, spare = (self._order(), self._batches, stop), None if self._is_far else self._spare
+        return partial(_make, self._source, self._plan, *place, self._statistics, self._axis, spare)
+
+    def _provide(self, batches: int) -> None:
+        """Make memory for batches on the thread that frees it: what another one frees, malloc keeps for itself."""
+        order = self._order()
+        if not self._is_far:
+            self._spare.extend(self._source.empty(min(order.batch, order.count)) for _ in range(batches))
 
     def _close(self) -> None:
         if self._prefetch is not None:
@@ -263,16 +265,20 @@ def _make(
     stop: int | None,
     sums: RunningStatistics | None,
     axis: int,
-    is_far: bool,
+    spare: deque[list[Any]] | None,  # memory for batches; None where they go to a device
 ) -> Iterator[_Made]:
     if not order.batches and (stop is None or order.drops_last):
         advice = "Take smaller batches, or fewer ranks and workers."
         condition = f"be at most the number of tokens of each of {order.streams} parts, {order.tokens // order.streams}"
         raise ArgumentError("batch_size", condition, order.batch, advice)
-    device, stream = plan.device, new_stream(plan.device) if is_far and plan.device is not None else None
-    batches = (shuffled if plan.shuffle else in_order)(
-        source, order, first, stop, partial(source.empty, is_pinned=is_far)
-    )
+    is_far, device = spare is None, plan.device
+    stream = new_stream(device) if is_far and device is not None else None
+
+    def empty(count: int) -> list[Any]:
+        is_whole = count == min(order.batch, order.count)
+        return spare.popleft() if spare and is_whole else source.empty(count, is_pinned=is_far)
+
+    batches = (shuffled if plan.shuffle else in_order)(source, order, first, stop, empty)
     for number, values in enumerate(batches, first):
         if sums is not None and number < order.batches:
             sums = sums.add(values[0], axis)
