@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,7 +45,6 @@ class InputFile:
     path: Path
     encoding: str | None = None
     _first_state: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
-    _copy: Any = field(default=None, repr=False)  # a temporary file, which is removed with this object
 
     def __post_init__(self) -> None:
         try:
@@ -125,7 +125,9 @@ def piped(name: str, encoding: str | None) -> InputFile:
     except OSError as error:
         advice = f"{error}. It is copied to {tempfile.gettempdir()!r}, or where TMPDIR says."
         raise ArgumentError("input", "be a pipe that can be read", shown, advice) from error
-    return InputFile(shown, Path(copy.name), encoding, _copy=copy)
+    file = InputFile(shown, Path(copy.name), encoding)
+    weakref.finalize(file, copy.close)  # also where it ends in a circle of references, which would leave it open
+    return file
 
 
 def _copy_pipe(name: str, copy: Any) -> None:
