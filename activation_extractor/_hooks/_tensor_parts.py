@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -70,6 +70,11 @@ def layout_of(tensor: Any) -> Layout | None:
     if type(tensor) is Tensor or not hasattr(tensor, "device_mesh"):
         return None
     return Layout(tensor.device_mesh, tuple(tensor.placements), tuple(tensor.shape))
+
+
+def is_one_of_several() -> bool:
+    """Whether this process has a group of processes, without which no model is spread over any."""
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def is_spread(model: nn.Module) -> bool:

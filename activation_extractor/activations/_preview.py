@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -14,6 +15,7 @@ from activation_extractor._hooks import _context
 from activation_extractor._hooks._compiled_models import eager_stance
 from activation_extractor._hooks._context import Owner
 from activation_extractor._hooks._taps import Attached, Detach, detach_all, pick_tensor, tap
+from activation_extractor._hooks._tensor_parts import Layout, PartTracker, is_one_of_several, is_spread, layout_of
 from activation_extractor._tensors import copied_bytes
 from activation_extractor.errors import ValueNotFoundError
 from activation_extractor.layers._modules import check_model, evaluating
@@ -81,6 +83,7 @@ class LayerPreview:
         dtype: of the value of its last call; None when there is none.
         nbytes: bytes that a copy of that value takes.
         bytes_per_row: these, divided by the example's rows and rounded up; None when there is no value.
+        part: which part of the layer's value it is, where processes hold one each; "" for a whole one.
     """
 
     name: str
@@ -92,6 +95,7 @@ class LayerPreview:
     dtype: torch.dtype | None = None
     nbytes: int = 0
     bytes_per_row: int | None = None
+    part: str = ""
 
     @property
     def shape_text(self) -> str:
@@ -121,10 +125,14 @@ class Preview(Sequence[LayerPreview]):
         return len(self._layers)
 
     def __repr__(self) -> str:
-        return _display.table(*self._table(), header=_HEADER)
+        return _display.table(*self._table(), header=self._header)
 
     def _repr_html_(self) -> str:
-        return _display.html_table(*self._table(), header=_HEADER)
+        return _display.html_table(*self._table(), header=self._header)
+
+    @property
+    def _header(self) -> tuple[str, ...]:
+        return (*_HEADER, "note") if any(layer.part for layer in self) else _HEADER
 
     @property
     def nbytes(self) -> int:
@@ -132,36 +140,55 @@ class Preview(Sequence[LayerPreview]):
         return sum(layer.nbytes for layer in self)
 
     def _table(self) -> tuple[str, list[tuple[str, ...]]]:
-        return _display.total("Preview", len(self), self.nbytes, noun="layer"), list(map(_cells, self))
+        return _display.total("Preview", len(self), self.nbytes, noun="layer"), [
+            _cells(layer)[: len(self._header)] for layer in self
+        ]
 
 
 def _cells(layer: LayerPreview) -> tuple[str, ...]:
     dtype = _display.dtype_name(layer.dtype)
     numbers = (layer.nbytes, layer.bytes_per_row) if layer.dtype else (None, None)
     counts = ["" if number is None else f"{number:,}" for number in (*numbers, layer.calls)]
-    return layer.name, layer.type, f"{layer.parameters:,}", layer.shape_text, dtype, *counts
+    return layer.name, layer.type, f"{layer.parameters:,}", layer.shape_text, dtype, *counts, layer.part
 
 
 def _run(model: nn.Module, targets: Sequence[Target], rows: dict[str, LayerPreview], args: Any, kwargs: Any) -> None:
     """Run the example, and write to each layer's row how often it ran and what its last value was like."""
     first = main_tensor((args, kwargs))
     samples = 0 if first is None or first.is_nested or not first.dim() else len(first)
-    owner, attached = Owner(), Attached()
-    undo: list[Detach] = [attached.detach, lambda: _context.leave(owner), lambda: eager_stance.leave(owner)]
+    owner, attached, marks = Owner(), Attached(), Attached()
+    tracker = PartTracker(model) if is_one_of_several() and is_spread(model) else None
+    undo: list[Detach] = [
+        attached.detach,
+        marks.detach,
+        lambda: _context.leave(owner),
+        lambda: eager_stance.leave(owner),
+    ]
     try:
+        if tracker is not None:
+            tracker.attach(model.modules(), marks)
         for target in targets:
-            _tap(target, owner, rows, samples, attached)
+            _tap(target, owner, rows, samples, attached, tracker)
         attached.hide()
         owner.put_last = attached.put_last
         eager_stance.enter(owner)
         _context.enter(owner)
-        with evaluating(model), torch.inference_mode():
+        # What processes share may not run under inference_mode: FSDP's weights do not.
+        quiet: Any = torch.no_grad() if is_one_of_several() else torch.inference_mode()
+        with evaluating(model), quiet, nullcontext() if tracker is None else tracker.following():
             model(*args, **kwargs)
     finally:
         detach_all(undo)
 
 
-def _tap(target: Target, owner: Owner, rows: dict[str, LayerPreview], samples: int, attached: Attached) -> None:
+def _tap(
+    target: Target,
+    owner: Owner,
+    rows: dict[str, LayerPreview],
+    samples: int,
+    attached: Attached,
+    tracker: PartTracker | None,
+) -> None:
     """Attach what a recording would, for a gradient what its layer's output would get; a value may hold no tensor."""
     nothing = torch.empty(0)
 
@@ -178,6 +205,8 @@ def _tap(target: Target, owner: Owner, rows: dict[str, LayerPreview], samples: i
             nbytes, shape = copied_bytes(value), None if value.is_nested else tuple(value.shape)
             bytes_per_row = -(-nbytes // samples) if samples else None
             row = replace(row, shape=shape, dtype=value.dtype, nbytes=nbytes, bytes_per_row=bytes_per_row)
+            layout = layout_of(value) or (tracker is not None and tracker.layout(value))
+            row = replace(row, part=layout.describe() if isinstance(layout, Layout) else "a part" * layout)
         rows[target.name] = row
 
     tap(target, owner, record, attached, pick_or_nothing)

@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from activation_extractor._hooks._context import Owner
 from activation_extractor._hooks._forwards import RunForward
 from activation_extractor._hooks._taps import Attached, Pick, Record, pick_tensor
-from activation_extractor._hooks._tensor_parts import Layout, PartTracker, arrived, layout_of
+from activation_extractor._hooks._tensor_parts import Layout, PartTracker, arrived, is_one_of_several, layout_of
 from activation_extractor.activations._options import Options
 from activation_extractor.errors import PartError
 from activation_extractor.layers._selections import Target
@@ -38,7 +38,7 @@ class Sharding:
     @classmethod
     def of(cls, root: nn.Module, options: Options, owner: Owner, is_spread: Callable[[], bool]) -> Sharding | None:
         """What a block needs; None where each process holds whole values."""
-        if not (distributed.is_available() and distributed.is_initialized()):
+        if not is_one_of_several():
             return None
         if options.sharded is None and not is_spread():
             return None

@@ -211,7 +211,7 @@ def extract(
     options: Any = {"reduce": reduce, "sequence_axis": sequence_axis, "calls": calls, "stop_early": stop_early}
     options |= {"mask": counted if pooling_mask else mask, "missing": missing, "sharded": march.sharded(sharded)}
     recorded = capture(model, layers, sink=sink, **options)
-    part = march.share(checked_share(share, batches, resume=resume, adds=adds))
+    part = march.share(checked_share(share, batches, resume=resume, adds=adds), batches)
     passes = passes_of(sink, run, batches, fields, share=part, is_full=resume == "full")
     bar = Progress(passes, progress)
     with _visiting(model):

@@ -19,6 +19,7 @@ from torch import Tensor, distributed, nn
 from activation_extractor.errors import ArgumentError, OtherProcessError
 from activation_extractor.runs._batches import Batch
 from activation_extractor.runs._devices import model_group, model_ranks
+from activation_extractor.runs._ranks import sharded_by
 from activation_extractor.sinks import Sink, Step
 
 Forward = Callable[[Batch, bool], None]
@@ -40,7 +41,7 @@ class Alone:
         """Whether this process decides what is run, and stores it."""
         return self.follower is None
 
-    def share(self, given: Any) -> Any:
+    def share(self, given: Any, batches: Any) -> Any:  # noqa: ARG002 - `March` looks at them
         """The part of a run that is this process's, where others run other parts."""
         return given
 
@@ -83,8 +84,15 @@ class March(Alone):
         made = make()
         return lambda: made
 
-    def share(self, given: Any) -> Any:  # noqa: ARG002 - whatever it is
-        """All of it: no process can run other parts meanwhile."""
+    def share(self, given: Any, batches: Any) -> Any:  # noqa: ARG002 - whatever it is
+        """All of it: no process can run other parts meanwhile.
+
+        Raises:
+            ArgumentError: each process is given a part of the batches, of which one part alone would be stored.
+        """
+        if (sampler := sharded_by(batches)) is not None:
+            advice = "Pass the whole data set in each process, or share=None with a folder for each."
+            raise ArgumentError("batches", "be the same in each process that shares a model", sampler, advice)
         return None
 
     def sharded(self, given: Sharded) -> Sharded:
@@ -213,7 +221,8 @@ def marching(extract: Callable[Parameters, Result]) -> Callable[Parameters, Resu
 
 
 def _march_of(model: Any, share: Any) -> Alone:
-    ranks = model_ranks(model) if isinstance(model, nn.Module) and share is not None else None
+    is_shared = isinstance(model, nn.Module) and (share == "auto" or isinstance(share, tuple | list))
+    ranks = model_ranks(model) if is_shared else None
     return Alone() if ranks is None or len(ranks) < 2 else March(ranks, model_group(model, ranks))
 
 

@@ -315,3 +315,59 @@ def test_another_word_is_an_error():
 def test_the_option_changes_nothing_in_a_process_of_its_own():
     check(whole(sharded="gather"), whole())
     check(whole(sharded="local", reduce="mean"), whole(reduce="mean"))
+
+
+def previewed(rank):
+    from activation_extractor import preview
+
+    rows = preview(parallel(LOCAL), "*", X)
+    return [(row.shape, row.part) for row in rows], repr(rows)
+
+
+def test_a_preview_says_which_part_a_value_is(ranks):
+    for rank, (rows, shown) in enumerate(ranks(previewed)):
+        part = f"part {rank + 1} of 2 along axis 2"
+        assert rows == [((4, 6, 32), part), ((4, 6, 32), part), ((4, 6, 32), "")]
+        assert shown.count(part) == 2
+
+
+def of_two_kinds(rank, sizes):
+    """A model whose layers are cut over one axis of a mesh, and whose weights are cut over the other one."""
+    from spread_models import mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import parallelize_module
+
+    both = mesh(*sizes, names=("data", "tensor"))
+    model = parallelize_module(
+        plain(), both["tensor"], styles({"up": "ColwiseParallel()", "down": "RowwiseParallel()"})
+    )
+    fully_shard(model, mesh=both["data"])
+    with torch.no_grad(), capture(model, LAYERS, sharded="gather") as acts:
+        model(X)
+    return values_of(acts)
+
+
+@pytest.mark.parametrize("sizes", [(1, 2), (2, 1)])
+def test_tensor_parallel_layers_of_an_fsdp_model_are_gathered(ranks, sizes):
+    for values in ranks(of_two_kinds, sizes):
+        check(values, whole())
+
+
+def by_hand(rank, options):
+    """A model of DTensors that no style has made."""
+    from spread_models import mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    model = plain()
+    for layer, weight, bias in ((model.up, Shard(0), Shard(0)), (model.down, Shard(1), Replicate())):
+        layer.weight = nn.Parameter(distribute_tensor(layer.weight, mesh(), [weight]))
+        layer.bias = nn.Parameter(distribute_tensor(layer.bias, mesh(), [bias]))
+    with torch.no_grad(), capture(model, LAYERS, mask=None, **options) as acts:
+        model(distribute_tensor(X, mesh(), [Replicate()]))
+    return values_of(acts)
+
+
+def test_dtensors_that_no_style_has_made_are_gathered(ranks):
+    for options in ({}, {"reduce": "mean"}):
+        for values in ranks(by_hand, {"sharded": "gather", **options}):
+            check(values, whole(**options))

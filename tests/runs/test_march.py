@@ -175,3 +175,47 @@ def test_parts_are_not_stored_for_all(ranks, tmp_path):
     leading, following = refused(ranks, tmp_path, {"sharded": "local"})
     assert leading.startswith("ArgumentError: sharded must be 'gather' where one process stores")
     assert following.startswith("ArgumentError: sharded must be 'gather'")
+
+
+def dealt_out(rank, folder):
+    """Each process is given a part of the rows."""
+    from torch.utils.data import DataLoader, DistributedSampler
+
+    rows = [{"x": x, "id": f"row {number}"} for number, x in enumerate(X)]
+    return run(rank, "FSDP2", folder, DataLoader(rows, batch_size=1, sampler=DistributedSampler(rows)))
+
+
+def test_rows_that_are_dealt_out_to_processes_are_refused_where_one_would_store_its_own(ranks, tmp_path):
+    for outcome in ranks(dealt_out, str(tmp_path)):
+        assert outcome.startswith("ArgumentError: batches must be the same in each process that shares a model")
+
+
+def previewed(rank):
+    from activation_extractor import preview
+
+    model = SPREAD["FSDP2"]()
+    shapes = [row.shape for row in preview(model, "*", X)]
+    with torch.no_grad():
+        model(X)  # which inference tensors in it would not let
+    return shapes
+
+
+def test_a_preview_leaves_an_fsdp_model_as_it_was(ranks):
+    assert ranks(previewed) == [[(4, 6, 64), (4, 6, 64), (4, 6, 32)]] * 2
+
+
+def nested(rank, folder, use_orig_params):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    options = {"auto_wrap_policy": ModuleWrapPolicy({nn.Linear}), "device_id": torch.device("cpu")}
+    model = FullyShardedDataParallel(plain(), use_orig_params=use_orig_params, **options)
+    store = extract(model, BATCHES, ["up", "act", "down"], out=folder, **OPTIONS)
+    return {key: store[key].torch() for key in store}
+
+
+@pytest.mark.parametrize("use_orig_params", [True, False])
+def test_fsdp_in_fsdp(ranks, tmp_path, use_orig_params):
+    expected = wanted(tmp_path / "plain")
+    for values in ranks(nested, str(tmp_path / "out"), use_orig_params):
+        check(values, expected)
