@@ -17,6 +17,7 @@ from activation_extractor.activations._options import Options
 from activation_extractor.activations._recorders import Shared, recorder
 from activation_extractor.activations._steps import Steps
 from activation_extractor.errors import ArgumentError, UntappedLayerError
+from activation_extractor.layers._places import Places
 from activation_extractor.layers._selections import Target
 
 _ADVICE = "Its layers run inside of compiled graphs: leave the option out, or undo instrument() with handle.remove()."
@@ -80,6 +81,7 @@ class BlockTaps:
         if compiled:
             raise UntappedLayerError(compiled)
         check_last(state.targets)
+        state.places = Places(root, {target.layer for target in state.targets})
         state.taps, state.calls, state.untapped = self._listeners, self._calls, tuple(untapped)
         waiting.append(state)
 

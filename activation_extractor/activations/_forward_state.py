@@ -19,6 +19,7 @@ from activation_extractor._private_torch import (
 )
 from activation_extractor.activations._row_order import Break, RowOrder, goes_on, has_nothing
 from activation_extractor.errors import StepError, TransformedCallError
+from activation_extractor.layers._places import Places
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers._calls import CallArguments
 
@@ -34,6 +35,8 @@ class ForwardState(Owner):
         stamp: what marks a value that is recorded now.
         is_settled: whether a forward is under way in which a layer has run, so that our hooks are known to be last.
         places_seen: the number of the latest registration of a module when it was last asked who has lost its place.
+        places: where the layers are, if registrations are not counted: graphs that slice a list of layers register
+            modules, and would be compiled anew.
         displaced: the layers whose places in the model other modules have taken by then.
         find_displaced: finds these layers, and takes the hooks off them.
         refused: an error that is raised when the values are read, or the block ends, and not in a call.
@@ -42,8 +45,7 @@ class ForwardState(Owner):
         inner: the latest call of a module in the model that is watched; None before any.
         order: compares the caches of forwards whose values are joined; None where none are.
         broken: why a forward of this step does not go on from the one before it.
-        is_unmasked: whether no layer has a mask in this forward; None until a layer asks, since the model may make a
-            mask of its own before.
+        is_unmasked: whether no layer has a mask in this forward; None until a layer asks: the model may make one.
         is_watched: whether forwards of the model are still seen.
         left_out: by layer, how many forwards had begun before calls of it that were not taken, see `takes_call`.
         in_step: whether what is recorded now belongs to a step; always, where there is no sink.
@@ -71,6 +73,7 @@ class ForwardState(Owner):
         "is_watched",
         "left_out",
         "order",
+        "places",
         "places_seen",
         "refused",
         "replaced",
@@ -98,6 +101,7 @@ class ForwardState(Owner):
         self._keeps_all, self._keeps_step, self._warns = keeps_all, False, not keeps_all
         self._begun, self._first_stamp, self._thread = 0, 1, -1
         self.places_seen = module_registrations.latest
+        self.places: Places | None = None
         self.displaced: frozenset[str] = frozenset()
         self._lacking: frozenset[str] = frozenset()
         self._tokens: Mapping[int | str, Tensor] = {}
@@ -111,8 +115,7 @@ class ForwardState(Owner):
             if not self.was_read:
                 is_next = goes_on(before, self._tokens) if (cache := call.cache) is None else not has_nothing(cache)
                 self.replaced += not is_next  # the next token of a generation replaces nothing
-        if module_registrations.latest != self.places_seen:
-            self._look_at_places()
+        self._look_at_places()
         if self.displaced:
             self._lacking |= self.displaced
         self.call, self.is_unmasked, self._thread = call, None, threading.get_ident()
@@ -140,7 +143,7 @@ class ForwardState(Owner):
                 return
 
     def call_of(self, layer: str) -> CallArguments | None:
-        """The innermost call of those that are known in which a layer runs, or which is its own and has just ended."""
+        """The innermost known call in which a layer runs, or which is its own and has just ended."""
         call = self.inner
         while call is not None and call.has_ended and call.layer != layer:
             call = call.outer
@@ -161,7 +164,7 @@ class ForwardState(Owner):
         self.left_out.clear()
 
     def admits(self, called: nn.Module, module: nn.Module | None, layer: str, last_stamp: int) -> bool:
-        """Whether a call counts that is a forward's first, of a copy, elsewhere, or by hand; puts our hooks last."""
+        """Whether a call counts that is a forward's first, of a copy, or by hand; puts our hooks last."""
         if called is not module:
             return False
         if self not in open_here() or (self.call is None and not self.takes_call(layer, last_stamp)):
@@ -175,8 +178,8 @@ class ForwardState(Owner):
     def takes_call(self, layer: str, last_stamp: int) -> bool:
         """Whether a call of a layer outside of the model's own counts, from the stamp of the layer's last value.
 
-        It does where no forward of this step has run the layer: an encoder that is called alone, say. A call by hand
-        beside a forward never replaces what the forward gave; nor does one that checkpointing repeats in backward.
+        It does where no forward of this step has run the layer: an encoder that is called alone, say. It never replaces
+        what a forward gave; nor does one that checkpointing repeats in backward.
         """
         if tracer := active_tracer():
             raise TransformedCallError("", tracer)
@@ -185,8 +188,7 @@ class ForwardState(Owner):
             got = f"microbatches of a part of it, with {layer!r}"
             self.refused = StepError("see each forward of the model", got, advice)
             return False
-        if module_registrations.latest != self.places_seen:
-            self._look_at_places()
+        self._look_at_places()
         if layer in self.displaced:
             return False
         if last_stamp >= self._first_stamp and not self.is_watched():
@@ -210,14 +212,11 @@ class ForwardState(Owner):
 
     @property
     def keeps_together(self) -> bool:
-        """Whether the values of several forwards are kept: those of all, or those of a step."""
+        """Whether the values of several forwards are kept: of all, or of a step."""
         return self._keeps_all or self._keeps_step
 
     def has_left_out(self, layer: str, stamps: set[int]) -> bool:
-        """Whether a call was left out for whose result the next forward did not run the layer, as with an encoder.
-
-        `stamps` are those of the layer's values; of the last one, unless all are kept.
-        """
+        """Whether the next forward did not run the layer for a call that was left out; `stamps` are its values'."""
         numbers = (number for number in self.left_out.get(layer, ()) if number < self._begun)
         if self._keeps_all:
             return any(number + 1 not in stamps for number in numbers)
@@ -228,6 +227,10 @@ class ForwardState(Owner):
         return self.keeps_together and layer in self._lacking
 
     def _look_at_places(self) -> None:
+        """Find out who has lost its place, where somebody may have."""
+        is_unchanged = self.places is None or not (self.displaced or self.places.may_have_changed())
+        if is_unchanged and module_registrations.latest == self.places_seen:
+            return
         self.places_seen = module_registrations.latest
         self.displaced = self.find_displaced()
 
@@ -252,11 +255,7 @@ class ForwardState(Owner):
             raise StepError("hold forward and backward when gradients go to a sink", got, advice)
 
     def check_order(self, layer: str) -> None:
-        """Refuse several calls of a layer that are joined, when rows were reordered or positions dropped meanwhile.
-
-        Raises:
-            StepError: they were.
-        """
+        """Raise StepError for joined calls of a layer, when rows were reordered or positions dropped meanwhile."""
         if self.order is None:
             return
         self.broken = self.broken or self.order.broken_since()

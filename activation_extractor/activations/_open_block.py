@@ -120,9 +120,10 @@ class OpenBlock:
         assert self._plan is not None
         root, watched = self._plan.root, self._plan.watched
         try:
-            undo.append(lambda: module_registrations.leave(state))
-            module_registrations.enter(state)
-            if (call := call_tap(root)) is not None:
+            if (call := call_tap(root)) is None:
+                undo.append(lambda: module_registrations.leave(state))
+                module_registrations.enter(state)
+            else:
                 self._taps = BlockTaps(call, self._shared, self.steps, is_spread=self._sharding is not None)
             for layer, (module, positions) in watched.items():
                 self._watch(layer, module, positions)
