@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from activation_extractor.layers._caches import CACHE_ARGUMENTS, filled
+from activation_extractor.reducers._causal_masks import real_in_causal
 from activation_extractor.reducers._mask_fit import LAST, MaskCheck
 
 _WHOLE = (torch.int64, torch.int32)
@@ -83,9 +84,15 @@ class CallArguments:
         return self._values[name]
 
     def mask(self, name: str) -> Any:
-        """The mask of this name, in which what is not 0 is real; torch's padding masks are turned round."""
+        """The mask of this name, in which what is not 0 is real; torch's padding masks are turned round.
+
+        The causal one of a model's call with a cache of fixed size is made into that of the call's own positions.
+        """
         if name not in self._masks:
             mask = self.get(name)
+            if self.outer is None and self.filled is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+                real = real_in_causal(mask, int(self.filled))
+                mask = mask if real is None else real
             self._masks[name] = _real(mask) if name.endswith(PADDING) and isinstance(mask, Tensor) else mask
         return self._masks[name]
 
@@ -153,6 +160,8 @@ class CallArguments:
         arguments = [(names.get(index, ""), value) for index, value in enumerate(self._args)]
         for name, value in [*arguments, *self._kwargs.items()]:
             members = value.items() if isinstance(value, Mapping) else [(name, value)]
+            if "mask" in name and isinstance(value, Mapping):  # one for each kind of attention
+                members = [(name, mask) for mask in value.values()]
             yield from ((str(key), member) for key, member in members if isinstance(member, Tensor))
 
     @property

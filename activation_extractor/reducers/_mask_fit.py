@@ -76,11 +76,7 @@ def fit(
     """
     _check_shape(mask, layer)
     batch, seq = sequence_shape(activation)
-    fitted = mask
-    if begins_at is not None and mask.shape[1] > seq:
-        fitted = mask[:, begins_at : begins_at + seq] if 0 <= begins_at <= mask.shape[1] - seq else mask[:, -seq:]
-    if activation.is_nested:
-        fitted = mask[:, :seq]
+    fitted = mask[:, :seq] if activation.is_nested else own_columns(mask, seq, begins_at)
     if tuple(fitted.shape) != (batch, seq):
         advice = (
             "Pass mask=None if every position is real, or mask=callable(layer, activation, mask) that makes it fit."
@@ -94,6 +90,13 @@ def fit(
         else:
             checks.append(check)
     return is_real.to(activation.device)
+
+
+def own_columns(mask: Tensor, seq: int, begins_at: int | None) -> Tensor:
+    """The columns of a longer mask that are a call's own, which begin where `CallArguments.begins_at` says."""
+    if begins_at is None or mask.shape[1] <= seq:
+        return mask
+    return mask[:, begins_at : begins_at + seq] if 0 <= begins_at <= mask.shape[1] - seq else mask[:, -seq:]
 
 
 def fits(mask: Any, activation: Tensor, *, begins_at: int | None = None) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, MaskError
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers._calls import CallArguments
+from activation_extractor.reducers._mask_fit import own_columns
 from activation_extractor.reducers._own_masks import Role, is_of_decoder, role_in
 
 IDS, DECODER_IDS = "input_ids", "decoder_input_ids"
@@ -121,9 +122,7 @@ def _without(target: Target, mask: Any, is_left_out: Tensor, call: CallArguments
         return ~is_left_out
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return mask  # which is refused where it is to fit
-    seq = is_left_out.shape[1]
-    if mask.shape[1] > seq and any(one.is_cached for one in call.chain):
-        mask = mask[:, -seq:]
+    mask = own_columns(mask, is_left_out.shape[1], call.begins_at(mask))
     if mask.shape != is_left_out.shape:
         advice = "Pass the mask of the positions that count as mask=."
         got = f"shape {tuple(mask.shape)}"

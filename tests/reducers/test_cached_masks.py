@@ -9,7 +9,7 @@ import torch
 import transformers as tf
 from torch import nn
 
-from activation_extractor import capture
+from activation_extractor import capture, without_tokens
 from activation_extractor.errors import MaskError
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 13, 14]])
@@ -47,6 +47,17 @@ def test_a_mask_for_all_that_a_static_cache_holds_counts_from_its_beginning(llam
         options = {"input_ids": IDS[:, begin:end], "attention_mask": mask, cache_argument(llama): cache}
         mean, full = mean_of(llama, layer, **options)
         torch.testing.assert_close(mean, masked_mean(full, mask[:, begin:end]))
+
+
+def test_tokens_are_left_out_of_the_columns_that_a_static_cache_has_reached(llama):
+    cache = tf.StaticCache(config=llama.config, max_cache_len=9)
+    mask = torch.cat([LEFT, torch.ones(2, 4, dtype=torch.long)], 1)
+    for begin, end in ((0, 3), (3, 5)):
+        ids, options = IDS[:, begin:end], {"attention_mask": mask, cache_argument(llama): cache}
+        with torch.no_grad(), capture(llama, "layers.1", reduce=["mean", "full"], mask=without_tokens([8, 11])) as acts:
+            llama(input_ids=ids, **options)
+        real = mask[:, begin:end].bool() & (ids != 8) & (ids != 11)
+        torch.testing.assert_close(acts["layers.1", "mean"], masked_mean(acts["layers.1", "full"], real))
 
 
 def test_a_mask_of_an_encoder_is_never_cut_for_a_cache():
