@@ -98,6 +98,7 @@ def test_wrappers_in_wrappers_come_off(stack):
     assert modules(wrapped, "module._fsdp_wrapped_module._checkpoint_wrapped_module.h.1") == [stack.h[1]]
 
 
+@pytest.mark.filterwarnings("ignore:.* is compiled, and runs eagerly")
 @pytest.mark.parametrize("segment", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
 def test_a_wrapper_segment_may_be_given_for_a_model_that_is_not_wrapped(stack, segment):
     for layers in (f"{segment}.h.1", f"h.1.{segment}", f"{segment}.h.[1]"):
@@ -127,6 +128,7 @@ def test_a_wrapped_model_is_captured_under_plain_names(stack, tokens, segment):
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.* is compiled, and runs eagerly")
 def test_a_compiled_layer_is_captured_under_its_plain_name_also_after_it_ran(stack, tokens):
     with capture(stack, ["h.1", "h.1.mlp"]) as plain:
         stack(tokens)
