@@ -56,6 +56,7 @@ class Owner:
         put_last: moves our hooks behind those that were registered later; returns the ids of the dictionaries of hooks
             in which these may replace what a layer takes or returns.
         taps, calls: what is done with values of taps, and with calls of modules, by their numbers in graphs.
+        has_lost_taps: whether taps of these were taken off while it was open.
         untapped: the layers that are hooked beside taps, which a compiled graph would not let run.
         unpacks: whether a packed sequence is recorded as its rows: where it is reduced, joined or stored.
     """
@@ -63,6 +64,7 @@ class Owner:
     __slots__ = (
         "backwards",
         "calls",
+        "has_lost_taps",
         "hooks_made",
         "is_open",
         "missed",
@@ -79,7 +81,7 @@ class Owner:
 
     def __init__(self, targets: tuple[Target, ...] = (), *, stops_early: bool = False) -> None:
         self.targets, self.stops_early = targets, stops_early
-        self.is_open, self.was_cut, self.unpacks = True, False, False
+        self.is_open, self.was_cut, self.unpacks, self.has_lost_taps = True, False, False, False
         self.backwards = -1, backward_task()
         self.missed: dict[str, str] = {}
         self.picked_of: dict[str, int] = {}

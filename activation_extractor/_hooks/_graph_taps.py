@@ -30,7 +30,7 @@ from torch.utils.hooks import RemovableHandle
 from activation_extractor._hooks._compiled_models import outside_compilation
 from activation_extractor._hooks._context import CallListener, Owner, open_here
 from activation_extractor._hooks._copied_modules import never_copied
-from activation_extractor._hooks._tap_parts import Parameters, as_given, by_name, part_of, tensors_given
+from activation_extractor._hooks._tap_parts import Parameters, Tap, as_given, as_returned, as_taken, by_name, given
 from activation_extractor._hooks._taps import pick_tensor
 from activation_extractor._private_torch import (
     active_tracer,
@@ -69,14 +69,6 @@ def stop_waiting(owner: Owner) -> None:
         waiting.remove(owner)
 
 
-class Tap(NamedTuple):
-    """One tap: the part that it takes of what a layer is given or returns, and its number, also as ``()`` int64."""
-
-    select: Any
-    key: int
-    number: Tensor
-
-
 class ModuleTaps:
     """The taps of one module; the compiler reads the attributes when it traces the module's hooks.
 
@@ -86,7 +78,7 @@ class ModuleTaps:
         parameters: those of its forward.
         uses: how often each tap was added.
         before, behind: our hooks.
-        own_forward: the forward that the module had in place of its class's.
+        own_forward, forward: the forward that the module had in place of its class's, and that which it got from us.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -97,6 +89,7 @@ class ModuleTaps:
         self.before: RemovableHandle | None = None
         self.behind: RemovableHandle | None = None
         self.own_forward: Any = None
+        self.forward: Any = None
         self.parameters = Parameters.of(module)
 
     def find(self, side: str, select: Any) -> Tap | None:
@@ -141,7 +134,7 @@ def behind_call(module: nn.Module, args: Any, output: Any) -> None:
 
 def _trace_begin(taps: ModuleTaps, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if taps.call is not None:
-        values, names = tensors_given(taps.parameters, args, kwargs)
+        values, names = given(taps.parameters, args, kwargs)
         torch.ops.activation_extractor.begin(_ORDER, values, names, taps.call.number)
     for tap in taps.inputs:
         _trace_tap(by_name(taps.parameters, args, kwargs), tap.select, tap.number)
@@ -156,9 +149,9 @@ def _trace_end(taps: ModuleTaps, output: Any) -> None:
 
 
 def _trace_tap(value: Any, select: Any, number: Tensor) -> None:
-    tensor = part_of(value, select)
-    if tensor is not None:
-        torch.ops.activation_extractor.tap(_ORDER, tensor, number)
+    taken = as_taken(value, select, number)
+    if taken is not None:
+        torch.ops.activation_extractor.tap(_ORDER, *taken)
 
 
 for _hook in (before_call, behind_call):
@@ -185,6 +178,7 @@ def _end(order: Tensor, number: Tensor) -> None:
 
 def _record(activation: Tensor, number: Tensor) -> None:
     known = int(number)
+    activation = as_returned(activation, number)
     for owner in tuple(waiting):
         for listener in owner.taps.get(known, ()):
             if _is_ours(owner, listener.target.layer):
@@ -214,7 +208,7 @@ def _begin_call(
 
 
 def _is_ours(owner: Owner, layer: str = "") -> bool:
-    """Whether a call is of the context in which a block was entered, and no checkpoint computes it again."""
+    """Whether a call is of a block's context, and no checkpoint computes it again."""
     if owner in open_here() and backward_task() in owner.backwards:
         return True
     if layer:

@@ -16,6 +16,14 @@ _EMPTY = torch.empty(0)  # in place of how full a cache is that does not say so
 _CACHE = "cache "  # before the name of an argument that is a cache
 
 
+class Tap(NamedTuple):
+    """One tap: the part that it takes of what a layer is given or returns, and its number, also as ``()`` int64."""
+
+    select: Any
+    key: int
+    number: Tensor
+
+
 class Parameters(NamedTuple):
     """The parameters of a forward.
 
@@ -40,29 +48,32 @@ class Parameters(NamedTuple):
         return cls((*by_position, *by_keyword), len(by_position), rest)
 
 
-def tensors_given(
-    parameters: Parameters, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[list[Tensor], list[str]]:
+def given(parameters: Parameters, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], list[str]]:
     """The tensors among the arguments of a call, and where each stands: ``0``, ``mask``, ``0 ids`` in a dict."""
     values: list[Tensor] = []
     names: list[str] = []
-    given = parameters.names[: parameters.positional]
+    named = parameters.names[: parameters.positional]
     places = [(str(index), value) for index, value in enumerate(args)]
-    caches = [str(index) for index, name in enumerate(given[: len(args)]) if name in CACHE_ARGUMENTS]
+    caches = [str(index) for index, name in enumerate(named[: len(args)]) if name in CACHE_ARGUMENTS]
     for place, value in places + list(kwargs.items()):
         if isinstance(value, Tensor):
-            values.append(value)
+            values.append(without_complex(value))
             names.append(place)
         elif isinstance(value, Mapping):
             for key, member in value.items():
                 if isinstance(member, Tensor) and isinstance(key, str):
-                    values.append(member)
+                    values.append(without_complex(member))
                     names.append(place + " " + key)
         elif value is not None and (place in CACHE_ARGUMENTS or place in caches):
             length = filled(value)
             values.append(_EMPTY if length is None else length if isinstance(length, Tensor) else torch.tensor(length))
             names.append(_CACHE + place)
     return values, names
+
+
+def without_complex(tensor: Tensor) -> Tensor:
+    """A tensor of complex numbers as one of their parts: inductor has no operators like ours that take the others."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def by_name(parameters: Parameters, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +90,19 @@ def by_name(parameters: Parameters, args: tuple[Any, ...], kwargs: dict[str, Any
         if name not in given:
             given[name] = value
     return given
+
+
+def as_taken(value: Any, select: Any, number: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The tensor that `select` means in a value, as a tap takes it, and the tap's number: ``(1,)`` if complex."""
+    tensor = part_of(value, select)
+    if tensor is None:
+        return None
+    return without_complex(tensor), number.unsqueeze(0) if tensor.is_complex() else number
+
+
+def as_returned(tensor: Tensor, number: Tensor) -> Tensor:
+    """The tensor that `as_taken` was given."""
+    return torch.complex(tensor[..., 0], tensor[..., 1]) if number.dim() else tensor
 
 
 def part_of(value: Any, select: Any) -> Tensor | None:
@@ -132,7 +156,7 @@ def _copy(value: Any) -> Any:
 
 
 def as_given(values: list[Tensor], names: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments as `tensors_given` has found them; what is no tensor is None."""
+    """Arguments as `given` has found them; what is no tensor is None."""
     args: dict[int, Any] = {}
     kwargs: dict[str, Any] = {}
     for name, value in zip(names, values, strict=True):

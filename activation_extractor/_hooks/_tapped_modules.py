@@ -17,12 +17,13 @@ from activation_extractor._hooks._graph_taps import (
     TAPS,
     WHOLE,
     ModuleTaps,
-    Tap,
     before_call,
     behind_call,
     make_ready,
     new_tap,
+    waiting,
 )
+from activation_extractor._hooks._tap_parts import Tap
 from activation_extractor._private_torch import REPLICATE, forward_hooks, forward_pre_hooks
 from activation_extractor.errors import StepError
 from activation_extractor.layers._selections import Target
@@ -59,6 +60,7 @@ def add_tap(module: nn.Module, key: Key) -> Callable[[], None]:
         with _lock:
             taps.uses[key] -= 1
             if not taps.uses[key]:
+                _tell_blocks(taps.call if key == CALL else taps.find(*key))
                 _change(module, taps, key, is_there=False)
                 del taps.uses[key]
             if not taps.uses:
@@ -85,6 +87,13 @@ def check_last(targets: Iterable[Target]) -> None:
             got = f"a hook on {target.layer!r} that was registered behind instrument() and may replace it"
             advice = "Call handle.remove(), and instrument() again."
             raise StepError("record what layers are given and return", got, advice)
+
+
+def _tell_blocks(tap: Tap | None) -> None:
+    """Let the blocks that record by a tap know that it goes."""
+    for owner in tuple(waiting):
+        if tap is not None and (tap.key in owner.taps or tap.key in owner.calls):
+            owner.has_lost_taps = True
 
 
 def _change(module: nn.Module, taps: ModuleTaps, key: Key, *, is_there: bool) -> None:
@@ -134,17 +143,18 @@ def _prepare(module: nn.Module) -> ModuleTaps:
     members = module.__dict__
     taps = members[TAPS] = ModuleTaps(module)
     taps.own_forward = members.get(_FORWARD)
-    members[_FORWARD] = taps.own_forward or MethodType(type(module).forward, module)
+    taps.forward = members[_FORWARD] = taps.own_forward or MethodType(type(module).forward, module)
     members[_REDUCE] = partial(_reduce_bare, module)
     members[REPLICATE] = partial(_replicate_bare, module)
     return taps
 
 
 def _restore(module: nn.Module, taps: ModuleTaps) -> None:
+    bare = _strip(module.__dict__)
     for name in _OURS:
         module.__dict__.pop(name, None)
-    if taps.own_forward is not None:
-        module.__dict__[_FORWARD] = taps.own_forward
+    if _FORWARD in bare:
+        module.__dict__[_FORWARD] = bare[_FORWARD]
 
 
 def _strip(members: dict[str, Any]) -> dict[str, Any]:
@@ -153,7 +163,10 @@ def _strip(members: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(taps, ModuleTaps):
         return members
     bare = {name: value for name, value in members.items() if name not in _OURS}
-    return bare if taps.own_forward is None else {**bare, _FORWARD: taps.own_forward}
+    forward = members.get(_FORWARD)
+    if forward is taps.forward:  # else somebody has set another one since
+        forward = taps.own_forward
+    return bare if forward is None else {**bare, _FORWARD: forward}
 
 
 def _reduce_bare(module: nn.Module, protocol: Any) -> Any:

@@ -9,14 +9,16 @@ from torch import nn
 
 from activation_extractor._hooks._compiled_models import is_compiled_around
 from activation_extractor._hooks._context import CallListener, Listener
-from activation_extractor._hooks._graph_taps import Tap, stop_waiting, waiting
+from activation_extractor._hooks._graph_taps import stop_waiting, waiting
+from activation_extractor._hooks._tap_parts import Tap
 from activation_extractor._hooks._tapped_modules import call_tap, check_last, taps_of
 from activation_extractor._hooks._taps import Detach
+from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._graph_forwards import GraphForwards
 from activation_extractor.activations._options import Options
 from activation_extractor.activations._recorders import Shared, recorder
 from activation_extractor.activations._steps import Steps
-from activation_extractor.errors import ArgumentError, UntappedLayerError
+from activation_extractor.errors import ArgumentError, StepError, UntappedLayerError
 from activation_extractor.layers._places import Places
 from activation_extractor.layers._selections import Target
 
@@ -111,3 +113,10 @@ def _check_options(options: Options, *, is_spread: bool) -> None:
     if is_spread:
         condition, got = "not be instrumented where processes hold parts of it", "one that is"
         raise ArgumentError("model", condition, got, "Undo instrument() with handle.remove().")
+
+
+def check_kept(state: ForwardState) -> None:
+    """Make sure that the taps of a block that ends were there all the time; raises a StepError."""
+    if state.has_lost_taps:
+        condition, got = "be recorded by taps that stay until its block ends", "handle.remove() inside of the block"
+        raise StepError(condition, got, "Remove the taps of instrument() behind the block.")

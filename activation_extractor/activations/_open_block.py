@@ -18,7 +18,7 @@ from activation_extractor._hooks._tapped_modules import call_tap
 from activation_extractor._hooks._taps import Attached, Detach, detach_all, tap, tap_gradient
 from activation_extractor._hooks._watched_calls import watch_calls
 from activation_extractor._private_torch import hook_counter
-from activation_extractor.activations._block_taps import BlockTaps
+from activation_extractor.activations._block_taps import BlockTaps, check_kept
 from activation_extractor.activations._fast_recorders import fast_hooks
 from activation_extractor.activations._forward_state import ForwardState
 from activation_extractor.activations._microbatches import Microbatches
@@ -167,6 +167,8 @@ class OpenBlock:
                 microbatches.join()
             recorded.close()
             state.close_order()
+            if error is None:
+                check_kept(state)
             if error is None and options.has_sink:
                 self.steps.check_any()
             elif error is None:
