@@ -98,7 +98,6 @@ def test_wrappers_in_wrappers_come_off(stack):
     assert modules(wrapped, "module._fsdp_wrapped_module._checkpoint_wrapped_module.h.1") == [stack.h[1]]
 
 
-@pytest.mark.filterwarnings("ignore:.* is compiled, and runs eagerly")
 @pytest.mark.parametrize("segment", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
 def test_a_wrapper_segment_may_be_given_for_a_model_that_is_not_wrapped(stack, segment):
     for layers in (f"{segment}.h.1", f"h.1.{segment}", f"{segment}.h.[1]"):
@@ -115,6 +114,7 @@ def test_a_pattern_selects_the_same_layers_with_and_without_wrappers(layers):
     }
 
 
+@pytest.mark.filterwarnings("ignore:.* is compiled, and runs eagerly")
 @pytest.mark.parametrize("segment", WRAPPERS)
 @torch.no_grad()
 def test_a_wrapped_model_is_captured_under_plain_names(stack, tokens, segment):
