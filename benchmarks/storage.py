@@ -70,6 +70,48 @@ def opening(size: Size) -> Iterator[Case]:
     )
 
 
+def columns(size: Size) -> Iterator[Case]:
+    """A column of a store of many shards."""
+    shards = size.shards
+    yield Case(
+        name=f"store_column.{shards}_shards",
+        about="a column of a store, beside adding up the rows of its shards",
+        ours=partial(prepared, lambda: partial(many_shards(shards).__getitem__, "layer")),
+        reference=partial(prepared, lambda: partial(np.cumsum, np.ones(shards, dtype=np.int64))),
+        calls=1,
+        loops=size.loops * 20,
+    )
+
+
+def rows_of_many(size: Size) -> Iterator[Case]:
+    """Rows of a store of many shards in random order."""
+    shards = size.shards
+    places = random.Random(0).choices(range(shards), k=shards)
+    yield Case(
+        name=f"store_read.row_of_{shards}_shards",
+        about="a random row of a store of many shards, beside opening a file for each and reading it",
+        ours=partial(prepared, lambda: partial(read_rows, many_shards(shards)["layer"], places)),
+        reference=partial(prepared, lambda: partial(read_of_files, files_of(many_shards(shards)), places)),
+        calls=len(places),
+        loops=size.loops,
+        target=5.0,
+    )
+
+
+def ids(size: Size) -> Iterator[Case]:
+    """The ids of all rows of a store of many shards."""
+    shards = size.shards
+    yield Case(
+        name=f"store_ids.{shards}_shards",
+        about="the ids in a shard, beside reading its file",
+        ours=partial(prepared, lambda: partial(read_ids, many_shards(shards))),
+        reference=partial(prepared, lambda: partial(read_whole, files_of(many_shards(shards)))),
+        calls=shards,
+        loops=size.loops,
+        target=8.0,
+    )
+
+
 def reading(size: Size) -> Iterator[Case]:
     """A random row of a store; all of its rows one behind the other."""
     rows = size.megabytes * ROWS_PER_MIB
@@ -118,7 +160,10 @@ def cold_reading(size: Size) -> Iterator[Case]:
 STORAGE: list[Group] = [
     ("store_write", writing),
     ("store_open", opening),
+    ("store_column", columns),
+    ("store_ids", ids),
     ("store_read", reading),
+    ("store_read", rows_of_many),
     ("store_read", cold_reading),
 ]
 
@@ -187,6 +232,32 @@ def read_file(path: Path) -> None:
             pass
 
 
+def read_ids(store: Store) -> None:
+    """The ids of all rows; `Store.ids` would remember them."""
+    for _ in store.iter_ids():
+        pass
+
+
+def files_of(store: Store) -> list[str]:
+    """The path of each shard."""
+    return [str(shard.path) for shard in store.shards]
+
+
+def read_of_files(files: Sequence[str], places: Sequence[int]) -> None:
+    """A row's bytes of a file for each place."""
+    for place in places:
+        descriptor = os.open(files[place], os.O_RDONLY)
+        os.pread(descriptor, ROW_BYTES, 512)
+        os.close(descriptor)
+
+
+def read_whole(files: Sequence[str]) -> None:
+    """Each file as it is."""
+    for file in files:
+        with open(file, "rb", buffering=0) as opened:
+            opened.read()
+
+
 def cold(store: Store, run: Run) -> None:
     """A run that finds nothing of a store in the page cache."""
     drop_cache(shard_of(store))
@@ -205,8 +276,8 @@ def drop_cache(path: Path) -> None:
 
 @cache
 def many_shards(shards: int) -> Store:
-    """A store of this many shards of one row, and beside it a JSON file that lists them."""
-    store = _written(rows=shards, rows_per_unit=1)
+    """A store of this many shards of one row with an id, and beside it a JSON file that lists them."""
+    store = _written(rows=shards, rows_per_unit=1, has_ids=True)
     lines = [line for path in (store.path / "journal").iterdir() for line in path.read_text().splitlines()]
     (store.path / "listed.json").write_text(json.dumps([json.loads(line) for line in lines]))
     return open_store(store.path)
@@ -231,13 +302,14 @@ def shard_of(store: Store) -> Path:
     return path
 
 
-def _written(rows: int, rows_per_unit: int) -> Store:
+def _written(rows: int, rows_per_unit: int, *, has_ids: bool = False) -> Store:
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     sink = SafetensorsSink(folder, rows_per_unit=rows_per_unit)
     step = min(rows_per_unit, ROWS_PER_MIB)
     for index, start in enumerate(range(0, rows, step)):
         count = min(step, rows - start)
-        sink.write(Step(index, count, {("layer", "full"): torch.randn(count, WIDTH)}))
+        ids = [f"row/{row}" for row in range(start, start + count)] if has_ids else None
+        sink.write(Step(index, count, {("layer", "full"): torch.randn(count, WIDTH)}, ids))
     sink.close()
     return open_store(folder)

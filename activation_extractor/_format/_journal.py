@@ -56,6 +56,8 @@ class JournalRecord:
         is_valid = type(unit) is type(seal) is str and type(rows) is type(nbytes) is int
         if not is_valid or not (0 <= rows < _MAX_COUNT and 0 <= nbytes < _MAX_COUNT):
             raise ValueError("a member of another type, or out of range")
+        if len(content) == 4:
+            return cls(unit, rows, nbytes, seal)
         data = content.get("data")
         if data is not None and type(data) is not dict:
             raise TypeError("data that are no object")

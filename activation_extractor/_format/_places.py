@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -32,6 +33,7 @@ class Places:
 
     def __init__(self, field: Field, units: UnitTable, read_shard: Callable[[str], Shard]) -> None:
         self.field, self.units, self._read_shard = field, units, read_shard
+        self.held = units.of_entry(field.entry)
         self._values = array("q", bytes(8 * len(units)))  # the first byte; 0 until it is known
         self._positions = array("q", self._values if field.is_ragged else ())
         self._offsets = array("q", self._values if field.is_ragged else ())
@@ -45,20 +47,24 @@ class Places:
             self._find(unit)
         return self._positions[unit]
 
-    def values(self, unit: int, rows: int) -> Extent:
-        """Where the values in a shard lie that has some rows of the column."""
+    def values(self, unit: int) -> Extent:
+        """Where the values in a shard lie that has rows of the column."""
         if not self._values[unit]:
             self._find(unit)
         start, field = self._values[unit], self.field
-        shape = (self._positions[unit] if field.is_ragged else rows, *field.row_shape)
+        shape = (self._positions[unit] if field.is_ragged else self._rows(unit), *field.row_shape)
         return Extent(located(self._file(unit, 0)), start, field.dtype, shape, _NO_CRC, start)
 
-    def offsets(self, unit: int, rows: int) -> Extent:
+    def offsets(self, unit: int) -> Extent:
         """Where the offsets of a ragged column lie, in the same way."""
         if not self._values[unit]:
             self._find(unit)
         start = self._offsets[unit]
-        return Extent(located(self._file(unit, 1)), start, torch.int64, (rows + 1,), _NO_CRC, start)
+        return Extent(located(self._file(unit, 1)), start, torch.int64, (self._rows(unit) + 1,), _NO_CRC, start)
+
+    def _rows(self, unit: int) -> int:
+        which, counts = self.held.which, self.held.counts
+        return int(counts[unit if which is None else bisect_left(which, unit)])
 
     def _file(self, unit: int, which: int) -> str:
         files = self._other_files.get(unit) or self._files or ("", "")

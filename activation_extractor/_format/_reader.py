@@ -63,8 +63,8 @@ class Reader:
             return Values(extent, files(str(extent.path)))
 
         @lru_cache(_MAX_OPEN_FILES)
-        def open_place(extent_of: Callable[[int, int], Extent], unit: int, rows: int) -> Values:
-            extent = extent_of(unit, rows)
+        def open_place(extent_of: Callable[[int], Extent], unit: int) -> Values:
+            extent = extent_of(unit)
             return Values(extent, files(str(extent.path)))
 
         self._files, self._shards, self._values, self._places = files, shards, open_values, dict[Field, Places]()

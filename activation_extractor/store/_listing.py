@@ -55,6 +55,7 @@ def list_shards(
 
     def record(unit: str) -> JournalRecord:
         path = start + unit + codec.suffix
-        return records.get(unit) or reader.shard(path).record(size_of(located(path)), manifest.entries)
+        return reader.shard(path).record(size_of(located(path)), manifest.entries)
 
-    return UnitTable(start, codec.suffix, units, map(record, units), manifest.entries), gaps
+    known = [records.get(unit) or record(unit) for unit in units]
+    return UnitTable(start, codec.suffix, units, known, manifest.entries), gaps

@@ -32,9 +32,9 @@ class Parts:
 
     def __init__(self, field: Field, reader: Reader, units: UnitTable) -> None:
         self.field, self._entry, self._reader, self._units = field, field.entry, reader, units
-        held = units.of_entry(field.entry)
-        self._which, self._counts, self._starts = held.which, held.counts, held.starts.data
         self._places, self._open = reader.places(field, units), reader.open_place
+        held = self._places.held
+        self._which, self._counts, self._starts = held.which, held.counts, held.starts.data
         self._find_values, self._find_offsets = self._places.values, self._places.offsets
         self._row_bytes = field.dtype.itemsize * math.prod(field.row_shape)  # of a position, when ragged
 
@@ -161,12 +161,12 @@ class Parts:
         return self._units.path(self._unit(number))
 
     def _values(self, number: int) -> Values:
-        return self._open(self._find_values, self._unit(number), self._starts[number + 1] - self._starts[number])
+        return self._open(self._find_values, number if self._which is None else int(self._which[number]))
 
     def _offsets(self, number: int, start: int, stop: int | None) -> Tensor:
         """Where rows of a part begin, and where the last of them ends, ``(rows + 1,)`` int64."""
-        unit, rows = self._unit(number), self._starts[number + 1] - self._starts[number]
-        index, positions = self._open(self._find_offsets, unit, rows), self._places.positions(unit)
+        unit = self._unit(number)
+        index, positions = self._open(self._find_offsets, unit), self._places.positions(unit)
         return checked_offsets(self._path(number), self._entry, index, positions, start, stop)
 
     def _spans(self, rows: Rows) -> Iterator[tuple[int, int, int]]:

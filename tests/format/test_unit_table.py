@@ -52,7 +52,7 @@ def test_names_rows_and_sizes_come_back_also_from_a_pickle(found):
                 one.check(shard(unit, rows, "ffffffff"))
 
 
-@pytest.mark.parametrize("seal", ["", "0", "00000000 ", "0x000000", "0000000G", "000000001", "-0000001"])
+@pytest.mark.parametrize("seal", ["", "0", "00000000 ", "0000 000", "0x000000", "0000000G", "000000001", "-0000001"])
 def test_text_that_is_no_checksum_agrees_with_no_shard(seal):
     one = UnitTable("", ".npz", ["00000000"], [JournalRecord("00000000", 3, 9, seal)], REGULAR)
     with pytest.raises(StoreError, match="agree with the journal"):
