@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+
+is_silent: ContextVar[bool] = ContextVar("is_silent", default=False)  # in ranks whose first one speaks for all
 
 
 def say(text: str) -> None:
     """Print a result as it is, neither wrapped nor coloured."""
     from rich.console import Console
 
+    if is_silent.get():
+        return
     Console().print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
@@ -29,4 +34,5 @@ def how_to_read(path: Path, key: Any) -> str:
 
 def warn(text: str) -> None:
     """Print what is not part of the result, on stderr."""
-    print(text, file=sys.stderr)
+    if not is_silent.get():
+        print(text, file=sys.stderr)

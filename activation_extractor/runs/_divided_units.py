@@ -40,6 +40,17 @@ class DividedUnits(Passes):
         super().__init__(*args, **options)
         self._share, self._begun = share, 0
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether another rank shows a bar."""
+        return self._share.rank > 0
+
+    @property
+    def total_rows(self) -> int | None:
+        """How many rows this rank computes, about, where the batches say how many there are."""
+        rows = super().total_rows
+        return None if rows is None else -(-rows // self._share.world)
+
     def __len__(self) -> int:
         return -(-super().__len__() // self._share.world)
 

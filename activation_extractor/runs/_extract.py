@@ -136,7 +136,7 @@ def extract(
             `reducers.weighted_mean`. Fields that a reducer names, as ``span("start", "end")`` does, are taken out too.
         device: move the model there first; without it the model stays where it is. A model whose weights are all
             offloaded stays, and its batches go there, unless hooks of accelerate say where it runs.
-        progress: a progress bar, which needs tqdm; by default one is shown if tqdm is installed.
+        progress: a progress bar, which needs tqdm; by default one is shown if tqdm is installed, by the first rank.
         rows_per_unit: how many rows a unit has, the last one fewer; by default a power of two, up to 64 MiB of them and
             at most 4,096.
         unit_bytes: up to how many bytes a unit has, however many rows these are, where `rows_per_unit` is not given. An

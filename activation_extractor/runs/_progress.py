@@ -14,7 +14,8 @@ from activation_extractor.errors import ArgumentTypeError, MissingExtraError
 class Progress:
     """Iterates over batches and shows how far it is; `is_shown` None shows a bar if tqdm is installed.
 
-    The bar is of rows where the batches say how many there are, by an attribute `total_rows`; else of batches.
+    The bar is of rows where the batches say how many there are, by an attribute `total_rows`; else of batches. Batches
+    with an attribute `is_quiet` that is true show none by themselves.
 
     Raises:
         MissingExtraError: a bar is asked for and tqdm is not installed.
@@ -28,7 +29,8 @@ class Progress:
             raise MissingExtraError("progress=True", "cli", "tqdm")
         self._batches, self._total_rows = batches, getattr(batches, "total_rows", None)
         self._bar: Any = None
-        self._is_shown = has_tqdm if is_shown is None else is_shown
+        is_wanted = has_tqdm and not getattr(batches, "is_quiet", False)
+        self._is_shown = is_wanted if is_shown is None else is_shown
         self._start = time.monotonic()  # later, when stored rows come first: the rate is of those computed
 
     def __iter__(self) -> Iterator[Any]:

@@ -345,3 +345,30 @@ def test_a_model_may_import_modules_of_the_current_directory_when_it_runs_and_no
     assert open_store("out")["0"][1].tolist() == [6, 8, 10]
     assert sys.path == before
     sys.modules.pop("later")
+
+
+def test_ranks_share_a_run_and_the_first_one_speaks(tmp_path, bert, monkeypatch):
+    options = ["--model", bert, "--input", tmp_path / "texts.txt", "--rows-per-unit", 8]
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    commands.run("extract", *options, "--out", tmp_path / "one")
+    with pytest.warns(UserWarning, match="Each of the 2 ranks"):
+        done = commands.run("extract", *options, "--out", tmp_path / "two", "--share", "1/2")
+    assert (done.stdout, done.stderr.replace("\n", "")) == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.warns(UserWarning, match="Each of the 2 ranks"):
+        assert "40 rows" in commands.run("extract", *options, "--out", tmp_path / "two").stdout
+    for path in (tmp_path / "one/shards").iterdir():
+        assert (tmp_path / "two/shards" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("share", ["2", "2/2", "a/b", "0/"])
+def test_a_share_that_is_none_is_a_mistake(tmp_path, share):
+    assert "share must be" in commands.mistake(
+        "extract", "--model", "m", "--input", "i", "--out", tmp_path, "--share", share
+    )
+
+
+def test_ranks_do_not_begin_stores_of_their_own(tmp_path):
+    text = commands.mistake("extract", "--model", "m", "--input", "i", "--out", tmp_path, "--share", "0/2", "--fresh")
+    assert "fresh must be left out where processes share the work, got '0/2'" in text
