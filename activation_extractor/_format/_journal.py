@@ -37,7 +37,7 @@ class JournalRecord:
     nbytes: int  # on disk
     seal: str  # the checksum over the shard's header
     counts: Mapping[str, int] | None = None
-    data: Mapping[str, Any] | None = field(default=None, compare=False)
+    data: str | None = field(default=None, compare=False)  # as one text, which is read as fast as none
 
     def to_json(self) -> dict[str, Any]:
         """The record as a line of the journal has it."""
@@ -59,8 +59,8 @@ class JournalRecord:
         if len(content) == 4:
             return cls(unit, rows, nbytes, seal)
         data = content.get("data")
-        if data is not None and type(data) is not dict:
-            raise TypeError("data that are no object")
+        if data is not None and type(data) is not str:
+            raise TypeError("data that are no text")
         if "counts" not in content:
             return cls(unit, rows, nbytes, seal, None, data)
         counts = content["counts"]

@@ -67,7 +67,7 @@ class UnitChoice:
         if is_of_batches:
             metadata, order = {BATCHES: str(len(unit.places)), INPUTS: unit.inputs}, None
         name, is_same = unit_name(unit.number), partial(unit.is_same, self._stored)
-        self._writer.commit(unit.gathered, name, metadata, order, is_same, unit.told.to_json())
+        self._writer.commit(unit.gathered, name, metadata, order, is_same, unit.told.to_text())
         self.overtaken += self._stored.has(unit.number)
         self.committed.add(unit.number)
         self._unseen.append(unit.number)

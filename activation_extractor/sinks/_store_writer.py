@@ -180,7 +180,7 @@ class StoreWriter:
         metadata: Mapping[str, str] | None = None,
         order: Tensor | None = None,
         is_same: IsSame = lambda _: False,
-        data: Mapping[str, Any] | None = None,
+        data: str | None = None,
     ) -> None:
         """Hand a unit over to be written; waits while the queue is full.
 
@@ -228,7 +228,7 @@ class StoreWriter:
         metadata: Mapping[str, str],
         order: Tensor | None,
         is_same: IsSame,
-        data: Mapping[str, Any] | None,
+        data: str | None,
     ) -> None:
         """Write a unit; the writer's thread does this."""
         if self._published is None:

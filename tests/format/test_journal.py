@@ -36,7 +36,7 @@ def journal(tmp_path):
 
 def test_a_record_is_a_line_of_json(tmp_path):
     told = [record("00000000"), record("00000001", counts={"h.0:mean": 2, "é\n:mean": 3})]
-    told.append(record("00000002", data={"begins": [2, 1], "ids": "0a1b2c3d"}))
+    told.append(record("00000002", data="3 0 1 0 3 - 0a1b2c3d"))
     for one in told:
         append(tmp_path, "w", one)
     (path,) = (tmp_path / "journal").iterdir()
@@ -134,7 +134,8 @@ def test_a_line_that_is_no_record_is_passed_over(journal, garbage):
         {"counts": {"h.0:mean": "3"}},
         {"counts": {"h.0:mean": True}},
         {"data": [1]},
-        {"data": "text"},
+        {"data": {"items": 3}},
+        {"data": 3},
     ],
     ids=str,
 )

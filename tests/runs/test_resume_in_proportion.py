@@ -231,14 +231,15 @@ def doubled(rows):
     return {"input": inputs * (1 + (number == "row 100")), "id": [row["id"] for row in rows]}
 
 
-def test_a_journal_that_says_nonsense_of_the_data_set_is_not_believed(tmp_path):
+@pytest.mark.parametrize("wrong", ["eight", "0", "-8", "8 8", ""])
+def test_a_journal_that_says_nonsense_of_the_data_set_is_not_believed(tmp_path, wrong):
     run(tmp_path)
     (journal,) = (tmp_path / "journal").iterdir()
     text = journal.read_text()
-    for wrong in ('"items": "8"', '"items": 0'):
-        journal.write_text(text.replace('"items": 8', wrong))
-        assert run(tmp_path, batches=loader()).rows == ROWS
-    journal.write_text(text.replace('"items": 8', '"items": 9'))
+    assert '"data": "8 ' in text
+    journal.write_text(text.replace('"data": "8 ', f'"data": "{wrong} '))
+    assert run(tmp_path, batches=loader()).rows == ROWS
+    journal.write_text(text.replace('"data": "8 ', '"data": "9 '))
     with pytest.raises(OtherRunError, match="in row 8"):
         run(tmp_path, batches=loader())
 
