@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from activation_extractor import extract
+from activation_extractor import extract, open_store
 from activation_extractor.sinks._transfer import Arrival, Transfer
 from benchmarks.measure import Case, Group, Run, System, UnavailableError
 from benchmarks.models import gpt2, token_batches
@@ -86,6 +89,23 @@ def full(size: Size) -> Iterator[Case]:
     )
 
 
+def resuming(size: Size) -> Iterator[Case]:
+    """A complete run that is called again: what is stored is neither loaded nor computed, but for one batch."""
+    rows = Rows(10 * size.batches)
+    made = Made(rows)
+    listed = [{"input": row["input"][None], "id": [row["id"]]} for row in map(rows.__getitem__, range(len(rows)))]
+    for name, batches in (("loader", DataLoader(rows, batch_size=1)), ("list", listed)):
+        yield Case(
+            name=f"resume.{name}",
+            about=f"a unit of {len(rows)} of a complete run that is called again, beside opening its store",
+            ours=partial(made.ready, partial(extract_rows, batches)),
+            reference=partial(made.ready, open_store),
+            calls=len(rows),
+            loops=1,
+            most_rounds=7,
+        )
+
+
 def copying(size: Size) -> Iterator[Case]:
     """The pooled results of a step to the host, beside one plain copy of as many bytes into pinned memory."""
     if not size.has_accelerator:
@@ -103,7 +123,13 @@ def copying(size: Size) -> Iterator[Case]:
         )
 
 
-EXTRACTION: list[Group] = [("extract", pooled), ("save", saving), ("extract", full), ("copy", copying)]
+EXTRACTION: list[Group] = [
+    ("extract", pooled),
+    ("save", saving),
+    ("extract", full),
+    ("resume", resuming),
+    ("copy", copying),
+]
 
 
 # -- models and systems -----------------------------------------------------------------------------------------------
@@ -127,6 +153,41 @@ def activation_batches(size: Size) -> list[dict[str, Tensor]]:
     """What a transformer's blocks would return, and a number for each row; all batches share their memory."""
     values = torch.randn(*_SHAPE, device=size.device)
     return [{"input_ids": values, "id": torch.arange(4) + 4 * number} for number in range(size.batches)]
+
+
+class Rows(Dataset[Any]):
+    """Rows of a few numbers, with ids."""
+
+    def __init__(self, rows: int) -> None:
+        self._values = torch.randn(rows, 8, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {"input": self._values[row], "id": str(row)}
+
+
+def extract_rows(batches: Any, out: Path) -> None:
+    """A run with a unit for each row, or what is left of it."""
+    torch.manual_seed(0)
+    extract(nn.Sequential(nn.Linear(8, 8)), batches, "0", out=out, ids="id", rows_per_unit=1, progress=False)
+
+
+class Made:
+    """The store of such a run, which is made when it is first needed."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @contextmanager
+    def ready(self, act: Callable[[Path], object]) -> Iterator[Run]:
+        """Something that is done with the store."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory()
+            extract_rows(DataLoader(self._rows, batch_size=1), Path(self._folder.name, "store"))
+        yield partial(act, Path(self._folder.name, "store"))
 
 
 def extract_into(
