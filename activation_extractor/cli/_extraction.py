@@ -25,6 +25,7 @@ from activation_extractor.layers._modules import unwrap
 from activation_extractor.layers._selections import resolve
 from activation_extractor.reducers._layouts import Layouts
 from activation_extractor.runs import extract
+from activation_extractor.runs._ranks import share_of
 from activation_extractor.store import Store, open_store
 
 _MOST_WINDOW_ROWS = 8192  # that are sorted together, where a unit has more
@@ -147,3 +148,19 @@ def _default_layers(model: nn.Module, sequence_axis: Any) -> list[str]:
         what = f"{plural(len(left_out), 'block')} left out ({examples(left_out)})"
         warn(f"{what}, as it is not known which axis is the sequence: name them with --layers and --sequence-axis.")
     return known or names
+
+
+def read_share(text: str, *, resume: bool) -> tuple[int, int] | None:
+    """What ``--share`` says, as ``share=`` of `extract` takes it.
+
+    Raises:
+        ArgumentError: it says something else, or ranks would each begin another store.
+    """
+    rank, slash, world = text.partition("/")
+    if text not in ("auto", "none") and not (slash and rank.isdecimal() and world.isdecimal()):
+        raise ArgumentError("share", "be auto, none, or R/N such as 0/4", text)
+    part = share_of(text if text == "auto" else (int(rank), int(world)) if slash else None)
+    if part is not None and not resume:
+        advice = "Move the earlier store away, or pass --share none."
+        raise ArgumentError("fresh", "be left out where processes share the work", f"{part.rank}/{part.world}", advice)
+    return None if part is None else (part.rank, part.world)

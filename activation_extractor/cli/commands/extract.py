@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from activation_extractor._display import dtype_name
-from activation_extractor.cli._terminal import how_to_read, say, say_json
+from activation_extractor.cli._terminal import how_to_read, is_silent, say, say_json
 
 
 def extract(
@@ -89,6 +89,13 @@ def extract(
         bool,
         typer.Option("--append", help="Add the rows that are new in an input that grew to the store in the folder."),
     ] = False,
+    share: Annotated[
+        str,
+        typer.Option(
+            help="The part of the work that this process does: R/N as rank R (from 0) of N, none to share nothing, or "
+            "auto for what torchrun, Slurm or MPI say."
+        ),
+    ] = "auto",
     stop_early: Annotated[
         bool, typer.Option("--stop-early", help="Leave out what comes behind the last layer wanted.")
     ] = False,
@@ -119,14 +126,14 @@ def extract(
     options = dict(locals())
     from activation_extractor.cli._job import Job
 
-    store = _executed(Job.of(options), engine, workers)
+    store = _executed(Job.of(options), engine, workers, share)
     if as_json:
         say_json(_summary(store))
     else:
         say(f"{store!r}\n{how_to_read(out, next(iter(store)))}")
 
 
-def _executed(job: Any, engine: str | None, workers: int | None) -> Any:
+def _executed(job: Any, engine: str | None, workers: int | None, share: str) -> Any:
     """The store of a job, which ran in this process or on an engine."""
     if engine is not None:
         from activation_extractor.cli._ray import execute_on_ray
@@ -136,7 +143,11 @@ def _executed(job: Any, engine: str | None, workers: int | None) -> Any:
         from activation_extractor.errors import ArgumentError
 
         raise ArgumentError("workers", "be left out without --engine ray", workers)
-    return job.execute()
+    from activation_extractor.cli._extraction import read_share
+
+    part = None if share == "auto" and job.append else read_share(share, resume=job.resume)
+    is_silent.set(part is not None and part[0] > 0)
+    return job.execute(share=part)
 
 
 def _summary(store: Any) -> dict[str, Any]:
