@@ -206,6 +206,12 @@ def has_forward(module: nn.Module) -> bool:
     return getattr(module.forward, "__name__", "") != unimplemented
 
 
+# The tag of operators that a CUDA graph leaves out; torch before 2.8 has none.
+CUDAGRAPH_UNSAFE = tuple(getattr(torch.Tag, name) for name in ("cudagraph_unsafe",) if hasattr(torch.Tag, name))
+
+# Whether `torch.export` is under way; torch before 2.7 does not say, and exports taps with the model.
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)
+
 # What `nn.DataParallel` calls to make the replicas of a module.
 REPLICATE = "_replicate_for_data_parallel"
 

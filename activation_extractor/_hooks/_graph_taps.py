@@ -33,9 +33,11 @@ from activation_extractor._hooks._copied_modules import never_copied
 from activation_extractor._hooks._tap_parts import Parameters, Tap, as_given, as_returned, as_taken, by_name, given
 from activation_extractor._hooks._taps import pick_tensor
 from activation_extractor._private_torch import (
+    CUDAGRAPH_UNSAFE,
     active_tracer,
     backward_task,
     is_compiled_caller,
+    is_exporting,
     is_transformed,
     skip_as_frame,
 )
@@ -57,7 +59,7 @@ _SCHEMAS = {
 }
 
 _numbers = count()
-_library: Any = torch.library.Library("activation_extractor", "DEF")  # type: ignore[no-untyped-call]
+_library: Any = torch.library.Library("activation_extractor", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 # The blocks that wait for taps, in whatever context: while it is empty, an operator asks nothing else.
 waiting: list[Owner] = []
@@ -115,7 +117,7 @@ def before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if not torch.compiler.is_dynamo_compiling():  # `is_compiling` is true too while another thread compiles
         if waiting:
             _outside().begin_hook(members[TAPS], args, kwargs, is_compiled_caller())
-    elif not torch.compiler.is_exporting():
+    elif not is_exporting():
         _trace_begin(members[TAPS], args, kwargs)
 
 
@@ -125,7 +127,7 @@ def behind_call(module: nn.Module, args: Any, output: Any) -> None:
     if not torch.compiler.is_dynamo_compiling():
         if waiting and TAPS in members:
             _outside().end_hook(members[TAPS], output)
-    elif not torch.compiler.is_exporting():
+    elif not is_exporting():
         if WHOLE in members:
             _trace_tap(output, None, members[WHOLE])
         if MORE in members:
@@ -287,7 +289,7 @@ def _unbatched(*_: Any) -> tuple[None, None]:
 
 
 for _name, _run in (("tap", _tap), ("begin", _begin), ("end", _end)):
-    _library.define(_name + _SCHEMAS[_name], tags=(torch.Tag.cudagraph_unsafe,))
+    _library.define(_name + _SCHEMAS[_name], tags=CUDAGRAPH_UNSAFE)
     _library.impl(_name, _run, "CompositeExplicitAutograd")
     _library.impl(_name, _no_effect, "Meta")
     torch.library.register_vmap(f"activation_extractor::{_name}", _unbatched, lib=_library)
