@@ -206,10 +206,22 @@ def has_forward(module: nn.Module) -> bool:
     return getattr(module.forward, "__name__", "") != unimplemented
 
 
-# The tag of operators that a CUDA graph leaves out; torch before 2.8 has none.
-CUDAGRAPH_UNSAFE = tuple(getattr(torch.Tag, name) for name in ("cudagraph_unsafe",) if hasattr(torch.Tag, name))
+# The tag of operators that a CUDA graph leaves out, which torch has since 2.8.
+CUDAGRAPH_UNSAFE = "cudagraph_unsafe"
 
-# Whether `torch.export` is under way; torch before 2.7 does not say, and exports taps with the model.
+
+def operator_tags() -> tuple[Any, ...]:
+    """The tags of operators that are opaque to the compiler, where torch has them."""
+    return (getattr(torch.Tag, CUDAGRAPH_UNSAFE),) if hasattr(torch.Tag, CUDAGRAPH_UNSAFE) else ()
+
+
+def check_taps() -> None:
+    """Make sure that this release compiles what taps are made of; raises an UnsupportedTorchError."""
+    if not hasattr(torch.Tag, CUDAGRAPH_UNSAFE):
+        raise UnsupportedTorchError(f"torch.Tag.{CUDAGRAPH_UNSAFE}", torch.__version__)
+
+
+# Whether `torch.export` is under way.
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)
 
 # What `nn.DataParallel` calls to make the replicas of a module.
@@ -227,13 +239,15 @@ def skip_as_frame(*functions: Any) -> None:
         skip(function.__code__)
 
 
-# What compiles the frames that begin now: None where nothing does; False where what is compiled already runs.
+# What compiles the frames that begin now: None where nothing does; False where what is compiled already runs. What torch
+# 2.6 returns is not the caller's to let go of: no release is asked that lacks the tag below, as 2.6 does.
+_MAY_ASK = hasattr(torch.Tag, "cudagraph_unsafe")
 _frame_compiler: Callable[[], Any] = private("_C._dynamo.eval_frame.get_eval_frame_callback")
 
 
 def is_compiled_caller() -> bool:
     """Whether what runs now was called by a compiled function, outside of its graphs, whose frames are compiled too."""
-    return _frame_compiler() is not None
+    return _MAY_ASK and _frame_compiler() is not None
 
 
 refuse_inlining(is_compiled_caller, "activation_extractor asks whether it is called by a compiled function")

@@ -18,6 +18,7 @@ quiet = pytest.mark.filterwarnings(  # of torch's own code while it compiles
     "ignore:The .grad attribute of a Tensor",
     "ignore:'pin_memory' argument",
 )
+needs_taps = pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this torch has no taps")
 every_backend = pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 both_backends = pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 

@@ -33,12 +33,12 @@ from activation_extractor._hooks._copied_modules import never_copied
 from activation_extractor._hooks._tap_parts import Parameters, Tap, as_given, as_returned, as_taken, by_name, given
 from activation_extractor._hooks._taps import pick_tensor
 from activation_extractor._private_torch import (
-    CUDAGRAPH_UNSAFE,
     active_tracer,
     backward_task,
     is_compiled_caller,
     is_exporting,
     is_transformed,
+    operator_tags,
     skip_as_frame,
 )
 from activation_extractor.errors import TransformedCallError, UntappedLayerError
@@ -289,7 +289,7 @@ def _unbatched(*_: Any) -> tuple[None, None]:
 
 
 for _name, _run in (("tap", _tap), ("begin", _begin), ("end", _end)):
-    _library.define(_name + _SCHEMAS[_name], tags=CUDAGRAPH_UNSAFE)
+    _library.define(_name + _SCHEMAS[_name], tags=operator_tags())
     _library.impl(_name, _run, "CompositeExplicitAutograd")
     _library.impl(_name, _no_effect, "Meta")
     torch.library.register_vmap(f"activation_extractor::{_name}", _unbatched, lib=_library)

@@ -11,6 +11,7 @@ from torch import nn
 
 from activation_extractor._hooks._tapped_modules import CALL, add_tap
 from activation_extractor._hooks._taps import detach_all
+from activation_extractor._private_torch import check_taps
 from activation_extractor.errors import ArgumentError
 from activation_extractor.layers._modules import check_model, unwrap
 from activation_extractor.layers._selections import resolve
@@ -59,6 +60,7 @@ def instrument(model: nn.Module, layers: Any) -> Instrumented:
         torch.Size([3, 8])
         >>> handle.remove()
     """
+    check_taps()
     root, targets = unwrap(check_model(model)), resolve(model, layers)
     gradient = next((target for target in targets if target.side == "gradient"), None)
     if gradient is not None:

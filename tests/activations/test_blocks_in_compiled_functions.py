@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compiling import X, assert_same, eagerly, make, quiet
+from compiling import X, assert_same, eagerly, make, needs_taps, quiet
 from models import count_hooks
 from torch import nn
 
@@ -55,7 +55,9 @@ class Outer(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:.* is compiled, and runs eagerly")
 @pytest.mark.parametrize("backend", ["eager"])
-@pytest.mark.parametrize("is_instrumented", [True, False], ids=["taps", "hooks"])
+@pytest.mark.parametrize(
+    "is_instrumented", [pytest.param(True, marks=needs_taps, id="taps"), pytest.param(False, id="hooks")]
+)
 @pytest.mark.parametrize("fullgraph", [True, False], ids=["whole graph", "with breaks"])
 @pytest.mark.parametrize("make_run", [with_block, with_block_made_before, decorated, Outer])
 def test_a_block_in_a_compiled_function_is_right_or_refused_and_leaves_nothing(

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from compiling import MASK, Stack, X, assert_same, compiled, eagerly, every_backend, make, quiet
+from compiling import MASK, Stack, X, assert_same, compiled, eagerly, every_backend, make, needs_taps, quiet
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from activation_extractor import capture, inputs, instrument
 
-pytestmark = quiet
+pytestmark = [quiet, needs_taps]
 TESTS = str(Path(__file__).parents[1])
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
-from compiling import Stack, X, assert_same, compiled, eagerly, make, quiet
+from compiling import Stack, X, assert_same, compiled, eagerly, make, needs_taps, quiet
 
 from activation_extractor import MemorySink, capture, gradients, inputs, instrument, outputs
 from activation_extractor.errors import (
@@ -16,10 +17,11 @@ from activation_extractor.errors import (
     LayerNotRunError,
     StepError,
     TransformedCallError,
+    UnsupportedTorchError,
     UntappedLayerError,
 )
 
-pytestmark = quiet
+pytestmark = [quiet, needs_taps]
 
 
 def traces(model):
@@ -229,3 +231,9 @@ def test_nothing_is_left_when_a_block_fails_on_entering():
         run(X)
     assert len(acts) == 3
     assert counter.frame_count == 1
+
+
+def test_a_release_of_torch_that_lacks_what_taps_need_is_named(monkeypatch):
+    monkeypatch.setattr(torch, "Tag", object())
+    with pytest.raises(UnsupportedTorchError, match=f"torch.Tag.cudagraph_unsafe.*{re.escape(torch.__version__)}"):
+        instrument(make(), "h.*")

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from compiling import MASK, Stack, X, assert_same, compiled, eagerly, every_backend, make, quiet
+from compiling import MASK, Stack, X, assert_same, compiled, eagerly, every_backend, make, needs_taps, quiet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from activation_extractor import MemorySink, capture, combined, extract, inputs, instrument, outputs
 
-pytestmark = quiet
+pytestmark = [quiet, needs_taps]
 
 
 class Pair(NamedTuple):
