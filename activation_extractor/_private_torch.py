@@ -221,8 +221,13 @@ def check_taps() -> None:
         raise UnsupportedTorchError(f"torch.Tag.{CUDAGRAPH_UNSAFE}", torch.__version__)
 
 
-# Whether `torch.export` is under way.
-is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)
+def is_exporting() -> bool:
+    """Whether `torch.export` is under way.
+
+    What torch has for it, ``torch.compiler.is_exporting``, is true in what the compiler traces too, before 2.13.
+    """
+    return bool(getattr(torch.compiler, "_is_exporting_flag", False))
+
 
 # What `nn.DataParallel` calls to make the replicas of a module.
 REPLICATE = "_replicate_for_data_parallel"
@@ -239,8 +244,8 @@ def skip_as_frame(*functions: Any) -> None:
         skip(function.__code__)
 
 
-# What compiles the frames that begin now: None where nothing does; False where what is compiled already runs. What torch
-# 2.6 returns is not the caller's to let go of: no release is asked that lacks the tag below, as 2.6 does.
+# What compiles the frames that begin now: None where nothing does; False where what is compiled already runs. In torch
+# 2.6 each call lets go of an object that others hold: no release is asked that lacks the tag below, as 2.6 does.
 _MAY_ASK = hasattr(torch.Tag, "cudagraph_unsafe")
 _frame_compiler: Callable[[], Any] = private("_C._dynamo.eval_frame.get_eval_frame_callback")
 
