@@ -13,9 +13,7 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from activation_extractor._private_torch import (
-    CALL,
-    children_of,
+from activation_extractor._private_compiler import (
     current_stance,
     is_compiled_call,
     is_compiled_caller,
@@ -23,6 +21,7 @@ from activation_extractor._private_torch import (
     refuse_inlining,
     skip_as_frame,
 )
+from activation_extractor._private_torch import CALL, children_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -13,7 +13,8 @@ from functools import partial
 from types import CodeType
 from typing import Any, TypeVar
 
-from activation_extractor._private_torch import Flags, Hooks, refuse_inlining
+from activation_extractor._private_compiler import refuse_inlining
+from activation_extractor._private_torch import Flags, Hooks
 
 _REDUCE = "__reduce_ex__"
 _lock = threading.Lock()

@@ -16,14 +16,8 @@ from torch import nn
 
 from activation_extractor._hooks._compiled_models import eager_stance, outside_compilation, tell_once
 from activation_extractor._hooks._context import Owner, open_here
-from activation_extractor._private_torch import (
-    CALL,
-    active_tracer,
-    backward_task,
-    is_compiled_caller,
-    is_compiler_loaded,
-    own_call,
-)
+from activation_extractor._private_compiler import is_compiled_caller, is_compiler_loaded
+from activation_extractor._private_torch import CALL, active_tracer, backward_task, own_call
 from activation_extractor.errors import TransformedCallError
 
 # Runs one forward: takes what calls the model, and its arguments; returns what the call returns.

@@ -32,15 +32,8 @@ from activation_extractor._hooks._context import CallListener, Owner, open_here
 from activation_extractor._hooks._copied_modules import never_copied
 from activation_extractor._hooks._tap_parts import Parameters, Tap, as_given, as_returned, as_taken, by_name, given
 from activation_extractor._hooks._taps import pick_tensor
-from activation_extractor._private_torch import (
-    active_tracer,
-    backward_task,
-    is_compiled_caller,
-    is_exporting,
-    is_transformed,
-    operator_tags,
-    skip_as_frame,
-)
+from activation_extractor._private_compiler import is_compiled_caller, is_exporting, operator_tags, skip_as_frame
+from activation_extractor._private_torch import active_tracer, backward_task, is_transformed
 from activation_extractor.errors import TransformedCallError, UntappedLayerError
 from activation_extractor.layers._selections import Target
 from activation_extractor.layers._signatures import bind, signature_of
@@ -102,8 +95,7 @@ class ModuleTaps:
 
 def new_tap(select: Any) -> Tap:
     """A tap with a number of its own."""
-    number = next(_numbers)
-    return Tap(select, number, torch.tensor(number))
+    return Tap(select, number := next(_numbers), torch.tensor(number))
 
 
 # -- hooks: traced into graphs, and run as they are outside of one -----------------------------------------------------

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from activation_extractor.layers._caches import CACHE_ARGUMENTS, SeenCache, filled
 from activation_extractor.layers._signatures import signature_of
 
+_SEQUENCES = (tuple, list)  # not their union, which older releases do not trace
 _EMPTY = torch.empty(0)  # in place of how full a cache is that does not say so
 _CACHE = "cache "  # before the name of an argument that is a cache
 
@@ -116,7 +117,7 @@ def part_of(value: Any, select: Any) -> Tensor | None:
     if select is not None and isinstance(value, Mapping):
         return _first(value.get(select))
     if isinstance(select, int):
-        is_there = isinstance(value, tuple | list) and -len(value) <= select < len(value)
+        is_there = isinstance(value, _SEQUENCES) and -len(value) <= select < len(value)
         return _first(value[select]) if is_there else None
     return _first(value)
 
@@ -126,7 +127,7 @@ def _first(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
         return value
     members: Any = ()
-    if isinstance(value, tuple | list):
+    if isinstance(value, _SEQUENCES):
         members = value
     elif isinstance(value, Mapping):
         members = value.values()
@@ -143,7 +144,7 @@ def _copy(value: Any) -> Any:
     """The same structure with copies of its tensors, which a user's callable may write to."""
     if isinstance(value, Tensor):
         return value.clone()
-    if isinstance(value, tuple | list):
+    if isinstance(value, _SEQUENCES):
         members = [_copy(member) for member in value]
         kind = type(value)
         return kind(*members) if hasattr(kind, "_fields") else kind(members)

@@ -11,7 +11,7 @@ from torch import nn
 
 from activation_extractor._hooks._tapped_modules import CALL, add_tap
 from activation_extractor._hooks._taps import detach_all
-from activation_extractor._private_torch import check_taps
+from activation_extractor._private_compiler import check_taps
 from activation_extractor.errors import ArgumentError
 from activation_extractor.layers._modules import check_model, unwrap
 from activation_extractor.layers._selections import resolve
