@@ -21,8 +21,8 @@ from activation_extractor.store._token_units import Field, RowField, Source, Sta
 BUFFER_BYTES = 256 * 2**20
 BLOCK_BYTES = 64 * 2**10
 _AT_ONCE_BYTES = 2**18  # what is read before it is put into the buffer: it stays in a processor's cache
-_AHEAD_BYTES = 8 * 2**20  # of batches that are made ahead, where two are less
-_LEAST_AHEAD, _MOST_AHEAD = 2, 64
+_AHEAD_BYTES = 8 * 2**20  # of batches that are made ahead, where one is less
+_LEAST_AHEAD, _MOST_AHEAD = 1, 64
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def make_batches(data: str, rows: int, asked: Asked, options: Options) -> Batche
     nbytes = sum(field.nbytes for field in fields)
     batch_bytes = nbytes * options.batch_size
     ahead = min(max(_LEAST_AHEAD, _AHEAD_BYTES // batch_bytes), _MOST_AHEAD)
-    room = max(options.buffer_bytes - (ahead + 1) * batch_bytes, options.buffer_bytes // 2)
+    room = max(options.buffer_bytes - (ahead + 2) * batch_bytes, options.buffer_bytes // 2)
     buffered = min(buffered_tokens(room, nbytes), MOST_BUFFERED)
     block = max(1, options.block_bytes // units.nbytes)
     source = Source(fields, min(block * max(1, _AT_ONCE_BYTES // (block * nbytes)), buffered))
