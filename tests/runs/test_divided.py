@@ -12,7 +12,8 @@ import warnings
 
 import divided_runs
 import pytest
-from divided_runs import ROWS, Layered, Numbered, batches_of, calls, context, run, shards, start  # noqa: F401
+import torch
+from divided_runs import ROWS, VALUES, Layered, Numbered, batches_of, calls, context, run, shards, start  # noqa: F401
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
@@ -202,3 +203,28 @@ def test_a_data_set_that_ranks_have_parts_of_is_not_shared_again(tmp_path, monke
     assert calls() == 20
     with pytest.raises(ArgumentError, match="must be the same on each rank with share, got 'DistributedSampler'"):
         run(tmp_path / "2", batches=loaders[1], share=(1, 2))
+
+
+def test_rows_in_windows_are_shared_too(tmp_path):
+    parts = [(row, window, 1 + row % 3) for row in range(30) for window in range(1 + row % 3)]
+    batches = []
+    for at in range(0, len(parts), 4):
+        given = parts[at : at + 4]
+        values = VALUES[[row for row, _, _ in given]][:, None].expand(-1, 5, 8) + torch.arange(5.0)[:, None]
+        batches.append({"input": values, "counts": torch.ones(len(given), 5, dtype=torch.int64), "window": given})
+    options = {"group": "window", "pooling_mask": "counts", "ids": None, "reduce": ["mean", "full"], "rows_per_unit": 4}
+    for out, share in (("one", None), ("two", (0, 2))):
+        assert run(tmp_path / out, batches=batches, share=share, **options).rows == 30
+    assert shards(tmp_path / "one") == shards(tmp_path / "two")
+    for number in (3, 6):
+        (tmp_path / f"two/shards/{number:08d}.safetensors").unlink()
+    assert run(tmp_path / "two", batches=batches, share=(1, 2), **options).rows == 30
+    assert shards(tmp_path / "one") == shards(tmp_path / "two")
+
+
+def test_what_ranks_cannot_share_is_said(tmp_path):
+    run(tmp_path, batches=Numbered(rows=40))
+    with pytest.raises(ArgumentError, match=r"share must be left out with append=True beside ids, got \(0, 2\)"):
+        run(tmp_path, batches=Numbered(rows=80), append=True, share=(0, 2))
+    with pytest.raises(ArgumentError, match="share must be left out with resume=False"):
+        run(tmp_path / "new", resume=False, share=(0, 2))
