@@ -20,6 +20,7 @@ from benchmarks.scaling import SCALING
 from benchmarks.sizes import Size
 from benchmarks.start_up import START_UP
 from benchmarks.storage import STORAGE
+from benchmarks.taps import TAPS
 from benchmarks.tokens import TOKENS
 from benchmarks.whole_models import WHOLE_MODELS
 
@@ -27,6 +28,7 @@ GROUPS: list[Group] = [
     *CALLS,
     *FRESH,
     *WHOLE_MODELS,
+    *TAPS,
     *SCALING,
     *EXTRACTION,
     *ENGINES,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
@@ -176,6 +177,7 @@ def forward(model: Any, x: Tensor) -> None:
 def entered(model: Any, x: Tensor, names: list[str]) -> Run:
     """A forward within a block of its own, on a model that is compiled by now."""
     forward(model, x)
+    warnings.filterwarnings("ignore", ".* is compiled, and runs eagerly")
 
     def run() -> None:
         with capture(model, names):
