@@ -82,7 +82,7 @@ tail -n 5 -- "$folder/1_tests.txt"
 measure 2_hooks 60 'captured_call.*' 'pooled_call.*'
 measure 3_device 50 'copy.*' 'device_memory.*' 'synchronisations.*'
 measure 4_llama 160 'llama.*' 'llama_memory.*'
-measure 5_compiled 80 'compiled.*'
+measure 5_compiled 80 'compiled.*' 'taps.*'
 measure 6_rest "$most_seconds" 'set_up.*' 'block.*' 'transformer.*' 'early_stop.*' 'cnn.*' 'generate.*' 'layers.*' \
   'threads.*' 'extract.*' 'save.*' peer.output_hidden_states
 

@@ -48,7 +48,7 @@ def taps_of_a_transformer(size: Size) -> Iterator[Case]:
         yield Case(
             name=f"taps.transformer.{name}",
             about=f"a compiled forward with {len(names)} taps, {about}, beside the compiled model alone",
-            ours=partial(prepared, lambda make_run=make_run: _warmed(make()[1:], x, make_run)),
+            ours=partial(prepared, partial(_warmed, make, x, make_run)),
             reference=bare,
             calls=1,
             loops=size.forwards,
@@ -105,9 +105,10 @@ def _warm(model: Any, x: Tensor) -> Run:
     return partial(forward, model, x)
 
 
-def _warmed(models: tuple[Any, Any], x: Tensor, make_run: Callable[[Any, Any], Run]) -> Run:
-    forward(models[1], x)
-    return make_run(*models)
+def _warmed(make: Callable[[], tuple[Any, Any, Any]], x: Tensor, make_run: Callable[[Any, Any], Run]) -> Run:
+    _, root, model = make()
+    forward(model, x)
+    return make_run(root, model)
 
 
 def _in_block(root: nn.Module, model: Any, x: Tensor, names: list[str], **options: Any) -> Run:

@@ -21,7 +21,7 @@ SCRIPT = ROOT / "benchmarks/on_gpu.sh"
 PARTS = ["2_hooks.json", "3_device.json", "4_llama.json", "5_compiled.json", "6_rest.json"]
 FILES = {"1_tests.txt", *PARTS, "log.txt"}
 GROUPS = {"captured_call", "pooled_call", "copy", "device_memory", "synchronisations", "llama", "llama_memory"}
-GROUPS |= {"compiled", "set_up", "block", "transformer", "early_stop", "cnn", "generate", "layers", "threads"}
+GROUPS |= {"compiled", "taps", "set_up", "block", "transformer", "early_stop", "cnn", "generate", "layers", "threads"}
 GROUPS |= {"extract", "save", "peer"}
 
 # Stands in for Python: it finds no GPU, and does at once what a part would do. {} is what it does for some parts.
