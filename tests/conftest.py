@@ -6,6 +6,7 @@ import os
 import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
+os.environ["RAY_TQDM_PATCH_PRINT"] = "0"  # or it puts a function of its own in the place of `print`, for all tests
 
 import pytest
 import torch

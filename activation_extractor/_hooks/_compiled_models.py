@@ -68,10 +68,11 @@ class EagerStance:
         with self._lock:
             self._users.discard(id(user))
             if not self._users and self._set is not None and not sys.is_finalizing():  # then torch imports no more
-                ours, self._set = self._set, None
+                ours = self._set  # until all is done: who is interrupted leaves again
                 if current_stance() is ours.stance:
                     _run_outside()(partial(ours.__exit__, None, None, None))
                 vars(ours.stance).update(vars(ours.prev))
+                self._set = None
 
     def skip(self, function: Function) -> Function:
         """A decorator: while the stance is held, the compiler does not take a call of the function for one to compile.

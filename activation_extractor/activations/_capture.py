@@ -230,6 +230,7 @@ class Capture:
 
             return capture_coroutine
 
+        @untraced
         @functools.wraps(function)
         def capture_call(*args: Any, **kwargs: Any) -> Any:
             with self._block_for(args) as block:

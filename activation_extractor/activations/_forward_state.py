@@ -295,5 +295,5 @@ class ForwardState(Owner):
                 f"The model ran {self._begun} times in this block, and the values of {self.replaced} of these "
                 "forwards were replaced before they were read: a block without a sink holds the last forward's. To "
                 "keep them all pass sink=, use extract(), enter a block for each forward, or pass calls='all'.",
-                stacklevel=4,
+                stacklevel=5,
             )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from activation_extractor._hooks import _context
-from activation_extractor._hooks._compiled_models import eager_stance, untraced
+from activation_extractor._hooks._compiled_models import eager_stance
 from activation_extractor._hooks._forwards import RunForward, is_watched, unwatch, watch
 from activation_extractor._hooks._module_registrations import module_registrations
 from activation_extractor._hooks._tapped_modules import call_tap
@@ -111,7 +111,6 @@ class OpenBlock:
         self._undo: list[Detach] = []
         self._taps: BlockTaps | None = None
 
-    @untraced
     def __enter__(self) -> Self:
         """Attach everything; on an error nothing stays attached."""
         if not self._shared.options.copy and torch.is_inference_mode_enabled():
@@ -147,7 +146,6 @@ class OpenBlock:
             raise
         return self
 
-    @untraced
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -177,7 +175,7 @@ class OpenBlock:
                 self.results.settle()
                 state.warn_of_replaced()
                 if state.left_out:
-                    self.steps.warn_of_left_out(stacklevel=4)
+                    self.steps.warn_of_left_out(stacklevel=5)
             if state.was_cut and isinstance(error, AttributeError | TypeError) and "NoneType" in str(error):
                 raise StopEarlyError from error
         finally:

@@ -83,5 +83,5 @@ def test_other_forms_of_python_have_a_replacement_that_the_librarys_own_texts_re
 def test_an_error_that_no_command_expects_is_not_hidden(monkeypatch):
     from commands import CliRunner
 
-    monkeypatch.setattr("activation_extractor.store.open_store", lambda path: 1 / 0)
+    monkeypatch.setattr("activation_extractor.store.open_store", lambda *_, **__: 1 / 0)
     assert isinstance(CliRunner().invoke(app, ["show", "out"]).exception, ZeroDivisionError)
