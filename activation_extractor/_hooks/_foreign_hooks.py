@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Iterator
+from functools import lru_cache
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -16,14 +17,20 @@ def code_of(hook: Any) -> CodeType | None:
 
 def may_replace(hook: Any) -> bool:
     """Whether the code of a hook returns anything but None, and with that what a layer takes or returns."""
-    code, before = code_of(hook), None
-    for step in dis.get_instructions(code) if code else ():
+    code = code_of(hook)
+    return code is None or _returns_values(code)
+
+
+@lru_cache(maxsize=128)  # reading code takes a hundred times as long as a forward of a small layer
+def _returns_values(code: CodeType) -> bool:
+    before = None
+    for step in dis.get_instructions(code):
         if step.opname in ("RETURN_VALUE", "RETURN_CONST"):
             constant = step if step.opname == "RETURN_CONST" else before
             if constant is None or "CONST" not in constant.opname or constant.argval is not None:
                 return True
         before = step
-    return code is None
+    return False
 
 
 def registers_hooks(hook: Any) -> bool:

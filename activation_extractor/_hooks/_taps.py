@@ -239,22 +239,27 @@ class Attached:
             show_all([hooks], flags)
 
     def put_last(self) -> set[int]:
-        """Move each behind later hooks; returns the ids of the dictionaries in which these may replace values.
+        """Move each behind later hooks of others; returns the ids of the dictionaries where these may replace values.
 
         Hooks that were there before and register themselves anew do so when they run: they have run in this call.
+        Hooks of other blocks replace nothing: where threads share a model, each enters and leaves blocks all the time.
         """
         overtaken = set()
         before = ((hooks, handle.id) for hooks, _, handle in self._before)
         for hooks, hook_id in (*zip(self._hooks, self._ids, strict=False), *before):
             keys = [*hooks]  # at one moment: other threads attach and take off hooks meanwhile
-            if hook_id in keys and keys[-1] != hook_id:
-                later = [hooks.get(key) for key in keys[keys.index(hook_id) + 1 :]]
-                first = self._first.get(hook_id, set())
-                if any(may_replace(it) and not (code_of(it) in first and registers_hooks(it)) for it in later if it):
-                    overtaken.add(id(hooks))
-                with suppress(KeyError):
-                    hooks.move_to_end(hook_id)
-                self._note_first(hooks, hook_id)
+            if hook_id not in keys or keys[-1] == hook_id:
+                continue
+            later = [hooks.get(key) for key in keys[keys.index(hook_id) + 1 :]]
+            foreign = [hook for hook in later if hook is not None and not is_ours(hook)]
+            if not foreign:
+                continue
+            first = self._first.get(hook_id, set())
+            if any(may_replace(hook) and not (code_of(hook) in first and registers_hooks(hook)) for hook in foreign):
+                overtaken.add(id(hooks))
+            with suppress(KeyError):
+                hooks.move_to_end(hook_id)
+            self._note_first(hooks, hook_id)
         return overtaken
 
     def _note_first(self, hooks: Hooks, hook_id: int) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dis
 import threading
 import warnings
+from contextvars import copy_context
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -223,3 +226,36 @@ def test_hooks_come_and_go_in_other_threads_meanwhile():
     stop.set()
     threads[0].join()
     assert not errors
+
+
+def test_hooks_of_other_blocks_are_neither_read_nor_overtaken():
+    model = net()
+    elsewhere, other = copy_context(), capture(model, "*")
+    with (
+        torch.no_grad(),
+        capture(model, "*") as acts,
+        patch.object(dis, "get_instructions", side_effect=AssertionError),
+    ):
+        before = elsewhere.run(other.__enter__)
+        hooks = [[*layer._forward_hooks] for layer in model]
+        model(X)
+        assert [[*layer._forward_hooks] for layer in model] == hooks
+        elsewhere.run(model, X + 1)
+        assert [[*layer._forward_hooks] for layer in model] == hooks
+        elsewhere.run(other.__exit__, None, None, None)
+    assert torch.equal(acts["1"], model[1](model[0](X)))
+    assert torch.equal(before["1"], model[1](model[0](X + 1)))
+
+
+@EACH_KIND
+def test_a_hook_among_those_of_other_blocks_has_its_say(options):
+    model = net()
+    others = [(copy_context(), capture(model, "1", missing="skip")) for _ in range(2)]
+    with torch.no_grad(), capture(model, "1", **options) as acts:
+        others[0][0].run(others[0][1].__enter__)
+        model[1].register_forward_hook(double)
+        others[1][0].run(others[1][1].__enter__)
+        model(X)
+        assert same(acts["1"], model[1].forward(model[0](X)) * 2, options)
+    for context, block in others:
+        context.run(block.__exit__, None, None, None)
