@@ -47,10 +47,13 @@ def hold(tensors: Iterable[Tensor]) -> None:
 
     An allocator knows the stream that a tensor was made on, and no other that reads it.
     """
+    streams: dict[torch.device, Any] = {}
     for tensor in tensors:
-        stream = current_stream(tensor.device)
-        if stream is not None:
-            tensor.record_stream(stream)
+        device = tensor.device
+        if device not in streams:
+            streams[device] = current_stream(device)
+        if streams[device] is not None:
+            tensor.record_stream(streams[device])
 
 
 def pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from activation_extractor._streams import current_stream, hold, new_stream, pinned, use
 
 PARCEL_BYTES = 64 * 2**20  # of tensors copied together; packing takes as much memory again on their device
+STACK_BYTES = 4 * 2**20  # of tensors alike that are stacked before they are packed, which takes their memory once more
 
 
 class Arrival(list[Any]):
@@ -42,10 +43,10 @@ class Transfer:
         for device in {tensor.device for tensor in hosts.values() if tensor.device.type != "cpu"}:
             plain = {name: tensor for name, tensor in hosts.items() if tensor.device == device}
             hold(plain.values())  # packing reads them on this stream, wherever they were made
-            parcels = _parcels(plain)
-            arrived = self._fetch([_packed(parcel) for parcel in parcels], device, arrival)
-            for packed, parcel in zip(arrived, parcels, strict=True):
-                hosts |= _unpacked(packed, parcel)
+            parcels = [_alike(parcel) for parcel in _parcels(plain)]
+            arrived = self._fetch([_packed(groups, plain) for groups in parcels], device, arrival)
+            for packed, groups in zip(arrived, parcels, strict=True):
+                hosts |= _unpacked(packed, groups, plain)
         return hosts
 
     def _fetch(self, sources: Sequence[Tensor], device: torch.device, arrival: Arrival) -> list[Tensor]:
@@ -84,18 +85,39 @@ def _parcels(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     return parcels
 
 
-def _packed(parcel: Mapping[str, Tensor]) -> Tensor:
-    """A single tensor as it is, several as their bytes in one."""
-    tensors = [tensor.contiguous() for tensor in parcel.values()]
-    return tensors[0] if len(tensors) == 1 else torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in tensors])
+def _alike(parcel: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of tensors in groups of one shape and one dtype."""
+    groups: dict[Any, list[str]] = {}
+    for name, tensor in parcel.items():
+        groups.setdefault((tensor.shape, tensor.dtype), []).append(name)
+    return [*groups.values()]
 
 
-def _unpacked(packed: Tensor, parcel: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _packed(groups: Sequence[Sequence[str]], tensors: Mapping[str, Tensor]) -> Tensor:
+    """The tensors of a parcel in one, which has the bytes of each group one behind another."""
+    pieces = [piece for group in groups for piece in _stacked([tensors[name] for name in group])]
+    return pieces[0] if len(pieces) == 1 else torch.cat([_bytes(piece) for piece in pieces])
+
+
+def _stacked(tensors: list[Tensor]) -> list[Tensor]:
+    """Contiguous tensors with the bytes of these: one, where they are small, since each takes calls of its own."""
+    first = tensors[0]
+    is_common = first.is_floating_point() and first.itemsize > 1  # what every device can stack
+    if is_common and 1 < len(tensors) <= STACK_BYTES / max(first.nbytes, 1):
+        return [torch.stack(tensors)]
+    return [tensor.contiguous() for tensor in tensors]
+
+
+def _unpacked(packed: Tensor, groups: Sequence[Sequence[str]], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Views of what `_packed` made."""
-    if len(parcel) == 1:
-        return dict.fromkeys(parcel, packed)
-    parts = torch.split(packed, [tensor.nbytes for tensor in parcel.values()])
-    return {
-        name: part.view(tensor.dtype).view(tensor.shape)
-        for (name, tensor), part in zip(parcel.items(), parts, strict=True)
-    }
+    hosts: dict[str, Tensor] = {}
+    rest = _bytes(packed)
+    for group in groups:
+        first = tensors[group[0]]
+        part, rest = rest.tensor_split([len(group) * first.nbytes])
+        hosts |= zip(group, part.view(first.dtype).view(len(group), *first.shape).unbind(), strict=True)
+    return hosts
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8)

@@ -268,6 +268,10 @@ class TheTransfer:
             "transposed": torch.randn(4, 3).T,
             "complex": torch.randn(3, dtype=torch.complex64),
             "one": torch.tensor(3, dtype=torch.int16),
+            "conjugated": torch.randn(3, dtype=torch.complex64).conj(),
+            "negated": torch.randn(3, dtype=torch.complex64).conj().imag,
+            "alike": torch.randn(5, 3).bfloat16(),
+            "alike_too": torch.randn(3, 5).bfloat16().T,
         }
         arrival = Arrival()
         sources = {name: value.to(DEVICE) for name, value in values.items()}
