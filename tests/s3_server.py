@@ -1,6 +1,19 @@
-"""A small server on loopback that speaks enough of S3 to read from: GET with ranges, HEAD, and listings in pages.
+"""A small server on loopback that speaks enough of S3 for a store: GET with ranges, HEAD, listings, PUT, bulk delete.
 
-It can answer late, and fail: with 503, with a connection that breaks, or since an object is gone.
+It can answer late, and fail in the ways that `Bucket` lists. Uploads in parts and copies are refused by 501: a store
+needs neither, since obstore makes neither conditional.
+
+What obstore 0.12 (object_store 0.14) does about ``put(..., mode="create")``; `test_s3_server` shows each:
+
+- It is one PUT with a Content-Length and ``If-None-Match: *``, whatever the size and whatever `use_multipart` says;
+  the buffers of a list are sent one after the other. Neither chunks nor ``Expect``.
+- A lost answer (the object is stored, the connection ends): it sends the PUT again, up to `max_retries` times, 10 by
+  default, gets 412 for its own object, and raises AlreadyExistsError. Only reading the object tells who wrote it.
+- 409 ConditionalRequestConflict, which S3 answers where two creations meet: AlreadyExistsError at once, by no retry,
+  although there may be no object.
+- An answer that is later than `timeout`, 30 s by default: GenericError by no retry, although the object may be stored.
+- 5xx, of which 501 is one: sent again like a broken connection, then GenericError.
+- A server that ignores the condition overwrites, and nothing is raised.
 """
 
 from __future__ import annotations
@@ -10,111 +23,143 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
+from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
+from s3_bucket import Bucket
 
-class Bucket:
-    """The objects of the bucket ``bucket``, and what was asked for."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
-        self.requests: list[str] = []
-        self.latency, self.page, self.broken, self.unavailable = 0.0, 1000, 0, 0
-
-    def add(self, folder: Path, prefix: str) -> None:
-        """The files of a folder as objects below a prefix."""
-        for path in folder.rglob("*"):
-            if path.is_file():
-                self.objects[f"{prefix}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
+__all__ = ["Bucket", "serving"]
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or an answer waits 40 ms for the acknowledgement of its headers
     bucket: Bucket
 
     def log_message(self, *arguments: Any) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
+    def handle_request(self) -> None:
         bucket, url = self.bucket, urlsplit(self.path)
+        key = unquote(url.path).removeprefix("/bucket").lstrip("/")
         bucket.requests.append(f"{self.command} {self.path} {self.headers.get('Range', '')}")
         time.sleep(bucket.latency)
-        if bucket.unavailable:
-            bucket.unavailable -= 1
-            self.answer(503, b"<Error><Code>SlowDown</Code></Error>")
+        bucket.before(self.command, key)
+        size = int(self.headers.get("Content-Length", 0))
+        if self.command == "PUT" and bucket.take("broken_uploads"):
+            self.rfile.read(size // 2)
+            self.hang_up()
             return
-        key = unquote(url.path).removeprefix("/bucket").lstrip("/")
-        if not key:
-            self.answer(200, self.listing({name: values[0] for name, values in parse_qs(url.query).items()}))
-        elif key not in bucket.objects:
-            self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        body = self.rfile.read(size)
+        if len(body) < size:  # the client is gone
+            self.close_connection = True
+        elif bucket.is_busy(self.command):
+            self.fail(503, "SlowDown")
         else:
-            self.answer_object(bucket.objects[key])
+            self.serve(key, dict(parse_qsl(url.query, keep_blank_values=True)), body)
 
-    def answer_object(self, data: bytes) -> None:
+    do_HEAD = do_GET = do_PUT = do_POST = do_DELETE = handle_request  # noqa: N815
+
+    def serve(self, key: str, query: dict[str, str], body: bytes) -> None:
+        bucket = self.bucket
+        if self.command == "PUT" and not query and "x-amz-copy-source" not in self.headers:
+            self.put(key, body)
+        elif self.command == "POST" and "delete" in query:
+            keys = [element.text or "" for element in ET.fromstring(body).iter() if element.tag.endswith("Key")]
+            for one in keys:
+                bucket.remove(one)
+            deleted = "".join(f"<Deleted><Key>{escape(one)}</Key></Deleted>" for one in keys)
+            self.answer(200, f"<DeleteResult>{deleted}</DeleteResult>".encode())
+        elif self.command == "DELETE" and not query:
+            bucket.remove(key)
+            self.answer(204, b"")
+        elif self.command not in ("GET", "HEAD"):
+            self.fail(501, "NotImplemented")
+        elif not key:
+            self.answer(200, bucket.listing(query))
+        else:
+            self.get(key)
+
+    def put(self, key: str, body: bytes) -> None:
+        bucket, condition = self.bucket, self.headers.get("If-None-Match")
+        if self.headers.get("x-amz-content-sha256") not in (None, "UNSIGNED-PAYLOAD", sha256(body).hexdigest()):
+            self.fail(400, "XAmzContentSHA256Mismatch")  # a buffer was changed while it was sent
+        elif condition and bucket.conditions == "refused":
+            self.fail(501, "NotImplemented")
+        elif condition and bucket.take("conflicts"):
+            self.fail(409, "ConditionalRequestConflict")
+        elif bucket.put(key, body, only_if_absent=condition == "*" and bucket.conditions == "honoured"):
+            self.answer(200, b"", {"ETag": bucket.objects.etags[key]})
+        else:
+            self.fail(412, "PreconditionFailed")
+
+    def get(self, key: str) -> None:
+        bucket = self.bucket
+        with bucket.lock:
+            data = bucket.objects.get(key)
+        if data is None:
+            self.fail(404, "NoSuchKey")
+            return
+        about = {
+            "ETag": bucket.objects.etags[key],
+            "Last-Modified": formatdate(bucket.objects.written[key], usegmt=True),
+        }
         span, total = self.headers.get("Range"), len(data)
         if not span:
-            self.answer(200, data)
+            self.answer(200, data, about)
             return
-        start, stop = (int(end) for end in span.removeprefix("bytes=").split("-"))
+        first, last = span.removeprefix("bytes=").split("-")
+        start = int(first) if first else max(0, total - int(last))
         if start >= total:
-            self.answer(416, b"<Error><Code>InvalidRange</Code></Error>")
+            self.fail(416, "InvalidRange")
             return
-        part = data[start : stop + 1]
-        self.answer(206, part, {"Content-Range": f"bytes {start}-{start + len(part) - 1}/{total}"})
+        part = data[start : int(last) + 1 if first and last else total]
+        self.answer(206, part, {**about, "Content-Range": f"bytes {start}-{start + len(part) - 1}/{total}"})
+
+    def fail(self, code: int, name: str) -> None:
+        self.answer(code, f"<Error><Code>{name}</Code></Error>".encode())
 
     def answer(self, code: int, data: bytes, headers: dict[str, str] | None = None) -> None:
+        if self.command in ("PUT", "POST") and code == 200 and self.bucket.take("lost_answers"):
+            self.hang_up()
+            return
         self.send_response(code)
-        about = {"ETag": '"1"', "Last-Modified": "Fri, 27 Nov 2026 12:00:00 GMT", **(headers or {})}
-        for name, value in {**about, "Content-Length": str(len(data))}.items():
+        for name, value in {**(headers or {}), "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
             return
-        if self.bucket.broken and code == 206:
-            self.bucket.broken -= 1
+        if code == 206 and self.bucket.take("broken"):
             self.wfile.write(data[: len(data) // 2])
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
+            self.hang_up()
             return
         self.wfile.write(data)
 
-    def listing(self, query: dict[str, str]) -> bytes:
-        prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
-        found: dict[str, int | None] = {}
-        for key in sorted(self.bucket.objects):
-            if key.startswith(prefix):
-                head, mark, _ = key[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
-                found[prefix + head + mark if mark else key] = None if mark else len(self.bucket.objects[key])
-        names = [name for name in found if name > query.get("continuation-token", "")]
-        page = names[: self.bucket.page]
-        text = f"<Name>bucket</Name><KeyCount>{len(page)}</KeyCount>"
-        text += f"<IsTruncated>{str(len(page) < len(names)).lower()}</IsTruncated>"
-        if len(page) < len(names):
-            text += f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>"
-        for name in page:
-            if found[name] is None:
-                text += f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>"
-            else:
-                text += f"<Contents><Key>{escape(name)}</Key><Size>{found[name]}</Size><ETag>1</ETag>"
-                text += "<LastModified>2026-11-27T12:00:00.000Z</LastModified></Contents>"
-        return f"<ListBucketResult>{text}</ListBucketResult>".encode()
+    def hang_up(self) -> None:
+        self.close_connection = True
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that are killed, and go on."""
 
 
 @contextmanager
 def serving() -> Iterator[tuple[Bucket, str]]:
     """A bucket that is served, and the URL of the server."""
     bucket = Bucket()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("BucketHandler", (Handler,), {"bucket": bucket}))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    server = Server(("127.0.0.1", 0), type("BucketHandler", (Handler,), {"bucket": bucket}))
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield bucket, f"http://127.0.0.1:{server.server_address[1]}"
