@@ -10,27 +10,22 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from activation_extractor import _files
 from activation_extractor._files import TruncatedError
+from activation_extractor._requests import GAP_BYTES
 from activation_extractor.errors import ArgumentError, MissingExtraError, StoreError
 
 SCHEMES = ("s3", "gs", "az", "memory")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _BEGINNING = 1 << 16  # bytes of an object that are read where its header is asked for
-_COALESCED = 1 << 18  # bytes between two spans of an object that are read with them: a request takes longer
-_REQUESTS = 32  # at a time, of one reader
-
-_From = TypeVar("_From")
-_To = TypeVar("_To")
 
 
 class RemotePath(PurePosixPath):
@@ -167,12 +162,8 @@ class RemoteFile:
     def __init__(self, path: RemotePath) -> None:
         self._path = path
 
-    def fill(self, data: Any, position: int) -> None:
-        """Fill a buffer of bytes from a position of the object on."""
-        self.fill_many([(data, position)])
-
     def fill_many(self, spans: Sequence[tuple[Any, int]]) -> None:
-        """Fill several buffers, each from a position on; those that lie near each other by one request."""
+        """Fill several buffers, each from a position on, by one request where they lie near each other."""
         import obstore
 
         with _failing(self._path):
@@ -181,21 +172,28 @@ class RemoteFile:
                 self._path.key,
                 starts=[position for _, position in spans],
                 lengths=[len(data) for data, _ in spans],
-                coalesce=_COALESCED,
+                coalesce=GAP_BYTES,
             )
         for (data, _), part in zip(spans, found, strict=True):
             if len(part) < len(data):
                 raise ValueError("a file that was cut short")
             memoryview(data).cast("B")[:] = memoryview(part).cast("B")
 
+    def fetch(self, start: int, size: int) -> Any:
+        """So many bytes from a position on, as a buffer that cannot be written to; by one request."""
+        import obstore
+
+        if not size:
+            return b""
+        with _failing(self._path):
+            found = obstore.get_range(bucket_of(self._path.bucket), self._path.key, start=start, length=size)
+        if len(found) < size:
+            raise TruncatedError(f"an object that ends before byte {start + size}")
+        return found
+
     def read(self, start: int, size: int) -> bytes:
         """Exactly so many bytes; a TruncatedError where the object ends before."""
-        data = bytearray(size)
-        try:
-            self.fill(data, start)
-        except ValueError as error:
-            raise TruncatedError(f"an object that ends before byte {start + size}") from error
-        return bytes(data)
+        return bytes(self.fetch(start, size))
 
 
 @cache
@@ -237,28 +235,3 @@ def _failing(path: RemotePath) -> Iterator[None]:
             raise
         reason = str(error).partition("\n")[0]
         raise OSError(errno.EIO, reason or type(error).__name__, str(path)) from error
-
-
-def concurrently(call: Callable[[_From], _To], arguments: Sequence[_From]) -> list[_To]:
-    """The results of several calls that wait for requests, a few at a time."""
-    if len(arguments) < 2:
-        return [call(argument) for argument in arguments]
-    with ThreadPoolExecutor(min(_REQUESTS, len(arguments))) as pool:
-        return list(pool.map(call, arguments))
-
-
-def ahead(calls: Iterable[Callable[[], _To]], most: int) -> Iterator[_To]:
-    """The results of calls in their order, of which up to `most`, and at least two, are under way at a time."""
-    most = min(max(2, most), _REQUESTS)
-    with ThreadPoolExecutor(most) as pool:
-        waiting: list[Any] = []
-        try:
-            for call in calls:
-                waiting.append(pool.submit(call))
-                if len(waiting) >= most:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()

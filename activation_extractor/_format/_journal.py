@@ -16,7 +16,8 @@ from typing import Any
 
 from activation_extractor._files import sync_folder
 from activation_extractor._format._headers import SEAL
-from activation_extractor._storage import RemotePath, concurrently, names_in, read_whole
+from activation_extractor._requests import concurrently
+from activation_extractor._storage import RemotePath, names_in, read_whole
 from activation_extractor.errors import StoreError
 
 JOURNAL = "journal"

@@ -8,8 +8,8 @@ one another.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +26,7 @@ from activation_extractor._format._places import Places
 from activation_extractor._format._shards import REPAIR, Shard, read_shard, unreadable
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor._format._unit_table import UnitTable
+from activation_extractor._requests import joined, run
 from activation_extractor._storage import RemoteFile, RemotePath, located
 from activation_extractor.errors import StoreError
 
@@ -212,22 +213,25 @@ class Values:
         mapped: Tensor = flat.view(extent.dtype).view(extent.shape)
         return mapped
 
-    def fill_many(self, spans: Sequence[tuple[Tensor, int]]) -> None:
-        """Fill tensors, contiguous and of the entry's dtype, each with the rows from one on; of an object at once."""
-        places = [
-            (out.reshape(-1).view(torch.uint8).numpy(), self.extent.start + start * self.row_bytes)
-            for out, start in spans
-            if out.numel()
-        ]
-        if isinstance(self._file, RemoteFile):
-            self._fill_remotely(self._file, places)
-            return
-        for data, position in places:
-            self._fill(data, position)
-
-    def _fill_remotely(self, file: RemoteFile, places: Sequence[tuple[Any, int]]) -> None:
+    def fetch(self, start: int, stop: int) -> Any:
+        """The bytes from one of the values up to another, in an object of a bucket; a buffer that cannot be written."""
+        assert isinstance(self._file, RemoteFile)
         try:
-            file.fill_many(places)
+            return self._file.fetch(self.extent.start + start, stop - start)
+        except StoreError:
+            raise
+        except (OSError, ValueError) as error:
+            raise unreadable(self.extent.path, error) from error
+
+    def requests(self, places: Iterable[tuple[Any, int]]) -> list[tuple[Callable[[], None], int]]:
+        """What fills buffers from an object in a bucket, each from a byte of the values on, and how much each reads."""
+        wanted = [(data, self.extent.start + start) for data, start in places if len(data)]
+        return [(partial(self._fill_remotely, group), nbytes) for group, nbytes in joined(wanted)]
+
+    def _fill_remotely(self, places: Sequence[tuple[Any, int]]) -> None:
+        assert isinstance(self._file, RemoteFile)
+        try:
+            self._file.fill_many(places)
         except StoreError:
             raise
         except (OSError, ValueError) as error:
@@ -236,7 +240,7 @@ class Values:
     def _fill(self, data: Any, position: int) -> None:
         """Fill a buffer of bytes from a position of the file on."""
         if isinstance(self._file, RemoteFile):
-            self._fill_remotely(self._file, [(data, position)])
+            run(self.requests([(data, position - self.extent.start)]))
             return
         try:
             count = os.preadv(self._file.descriptor, [data], position)

@@ -17,8 +17,8 @@ from activation_extractor._format._fields import Field
 from activation_extractor._format._reader import Reader, Values, checked_offsets
 from activation_extractor._format._unit_table import UnitTable
 
-_TENSOR_BYTES = 1 << 9  # about what a tensor object takes
-_OFFSETS_AT_ONCE = 1 << 12
+TENSOR_BYTES = 1 << 9  # about what a tensor object takes
+OFFSETS_AT_ONCE = 1 << 12
 
 Rows = range | np.ndarray[Any, Any]  # indices into a column: a range of step 1, or int64
 
@@ -134,11 +134,15 @@ class Parts:
         return self._flat_pieces(rows, count) if flat else self._ragged_pieces(rows, nbytes)
 
     def _ragged_pieces(self, rows: Rows, nbytes: int) -> Iterator[Callable[[], list[Tensor]]]:
-        for start in range(0, len(rows), _OFFSETS_AT_ONCE):
-            group = rows[start : start + _OFFSETS_AT_ONCE]
-            lengths = torch.cat([self._offsets(*span).diff() for span in self._spans(group)])
-            sizes = lengths.numpy() * self._row_bytes + _TENSOR_BYTES
+        for start in range(0, len(rows), OFFSETS_AT_ONCE):
+            group = rows[start : start + OFFSETS_AT_ONCE]
+            lengths = self._lengths_in(list(self._spans(group)))
+            sizes = lengths.numpy() * self._row_bytes + TENSOR_BYTES
             yield from (partial(self.gather, group[first:stop]) for first, stop in bounds(sizes, nbytes))
+
+    def _lengths_in(self, spans: Sequence[tuple[int, int, int]]) -> Tensor:
+        """How many positions each row of some spans has."""
+        return torch.cat([self._offsets(*span).diff() for span in spans])
 
     def _flat_pieces(self, rows: Rows, count: int) -> Iterator[Callable[[], Tensor]]:
         for number, start, stop in self._spans(rows):

@@ -20,7 +20,8 @@ from activation_extractor._format._journal import read_records
 from activation_extractor._format._manifest import ROWS_PER_UNIT, read_manifest, store_name
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._stored_rows import RowId
-from activation_extractor._storage import RemotePath, ahead, located
+from activation_extractor._requests import ahead
+from activation_extractor._storage import RemotePath, located
 from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, StoreError
 from activation_extractor.reducers._keys import EntryKey, entry_keys, pair_of, pairs_of, resolve_key
 from activation_extractor.store._columns import Column
@@ -147,7 +148,7 @@ class Store(ForTraining):
         kind = self.manifest["ids"]
         reads = (functools.partial(self._reader.ids, path, kind) for path in self._paths)
         is_remote = isinstance(self.path, RemotePath)
-        ids = ahead(reads, len(self._units)) if is_remote else (read() for read in reads)
+        ids = ahead((read, 0) for read in reads) if is_remote else (read() for read in reads)
         return chain.from_iterable(found or () for found in ids)
 
     @property
