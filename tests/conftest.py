@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
+from collections.abc import Iterator
+from importlib.util import find_spec
+from urllib.request import Request, urlopen
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
 os.environ["RAY_TQDM_PATCH_PRINT"] = "0"  # or it puts a function of its own in the place of `print`, for all tests
@@ -12,6 +16,7 @@ import pytest
 import torch
 from models import BatchNormNet, BlockStack
 from ranks import Ranks
+from s3_server import Bucket, reached, serving, serving_moto
 from torch import nn
 from torch.nn.modules import module as torch_module
 
@@ -93,3 +98,28 @@ def reads(monkeypatch) -> list[int]:
     real = os.preadv
     monkeypatch.setattr(os, "preadv", preadv)
     return sizes
+
+
+@pytest.fixture
+def bucket() -> Iterator[Bucket]:
+    """The bucket ``s3://bucket`` of the tests' own server, which fails when it is asked to."""
+    with serving() as (bucket, url), reached(url):
+        yield bucket
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[str]:
+    """The URL of moto's server."""
+    if find_spec("moto") is None or find_spec("flask_cors") is None:
+        pytest.skip("moto, or its server, is not installed")
+    with serving_moto() as url:
+        yield url
+
+
+@pytest.fixture
+def moto_bucket(moto_server) -> Iterator[str]:
+    """The URL, ``s3://...``, of a new bucket of moto's server."""
+    name = f"bucket-{uuid.uuid4().hex}"
+    urlopen(Request(f"{moto_server}/{name}", method="PUT")).close()
+    with reached(moto_server):
+        yield f"s3://{name}"

@@ -19,6 +19,8 @@ What obstore 0.12 (object_store 0.14) does about ``put(..., mode="create")``; `t
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,9 +33,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
+import pytest
 from s3_bucket import Bucket
 
-__all__ = ["Bucket", "serving"]
+__all__ = ["Bucket", "reached", "serving", "serving_moto"]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -155,6 +158,20 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
+def reached(url: str) -> Iterator[None]:
+    """In the block the environment says that the buckets of ``s3://`` lie at a server."""
+    from activation_extractor import _storage
+
+    names = {"ENDPOINT_URL": url, "ALLOW_HTTP": "true", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**names, "REGION": "us-east-1"}.items():
+            patch.setenv(f"AWS_{name}", value)
+        _storage._opened.cache_clear()
+        yield
+    _storage._opened.cache_clear()
+
+
+@contextmanager
 def serving() -> Iterator[tuple[Bucket, str]]:
     """A bucket that is served, and the URL of the server."""
     bucket = Bucket()
@@ -167,3 +184,28 @@ def serving() -> Iterator[tuple[Bucket, str]]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+MOTO = """
+import sys
+from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print("http://{}:{}".format(*server.get_host_and_port()), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def serving_moto() -> Iterator[str]:
+    """The URL of moto's server, which others use to test what they do with S3. Its process ends with the block."""
+    command = [sys.executable, "-c", MOTO]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
+        url = process.stdout.readline().strip()
+        assert url, "moto's server did not start"
+        try:
+            yield url
+        finally:
+            process.kill()

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from exports import make_store
-from s3_server import serving
 
 from activation_extractor import (
     NpzSink,
@@ -32,18 +31,6 @@ from activation_extractor.store import verify_store
 obstore = pytest.importorskip("obstore", reason="the extra 'remote' is not installed")
 
 URL = "s3://bucket/my/store"
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    with serving() as (bucket, url):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        for name, value in (("ALLOW_HTTP", "true"), ("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "y")):
-            monkeypatch.setenv(f"AWS_{name}", value)
-        monkeypatch.setenv("AWS_REGION", "us-east-1")
-        _storage._opened.cache_clear()
-        yield bucket
-        _storage._opened.cache_clear()
 
 
 @pytest.fixture
