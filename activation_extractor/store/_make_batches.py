@@ -21,6 +21,7 @@ from activation_extractor.store._token_units import Field, RowField, Source, Sta
 BUFFER_BYTES = 256 * 2**20
 BLOCK_BYTES = 64 * 2**10
 _AT_ONCE_BYTES = 2**18  # what is read before it is put into the buffer: it stays in a processor's cache
+_REMOTE_BYTES = 2**21  # the same in a bucket: many requests at a time
 _AHEAD_BYTES = 8 * 2**20  # of batches that are made ahead, where one is less
 _LEAST_AHEAD, _MOST_AHEAD = 1, 64
 
@@ -100,7 +101,8 @@ def make_batches(data: str, rows: int, asked: Asked, options: Options) -> Batche
     room = max(options.buffer_bytes - (ahead + 2) * batch_bytes, options.buffer_bytes // 2)
     buffered = min(buffered_tokens(room, nbytes), MOST_BUFFERED)
     block = max(1, options.block_bytes // units.nbytes)
-    source = Source(fields, min(block * max(1, _AT_ONCE_BYTES // (block * nbytes)), buffered))
+    at_once = min(_REMOTE_BYTES, max(options.buffer_bytes // 8, _AT_ONCE_BYTES)) if units.is_remote else _AT_ONCE_BYTES
+    source = Source(fields, min(block * max(1, at_once // (block * nbytes)), buffered))
     plan = Plan(
         keys=tuple(str(column.name) for column in asked.columns),
         tokens=tokens,

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from itertools import tee
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from itertools import islice, tee
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from activation_extractor._format._fields import Field
+from activation_extractor._format._reader import Reader
+from activation_extractor._format._unit_table import UnitTable
 from activation_extractor._requests import AHEAD_BYTES, REQUEST_BYTES, ahead, concurrently, run
 from activation_extractor.store._rows_on_disk import OFFSETS_AT_ONCE, TENSOR_BYTES, Parts, Rows, bounds
 
 _FIRST_BYTES = 1 << 20  # of the first request for a whole column; each next one is as large as all before it
+_HEADERS = 128  # that are read before the first of them is used; fewer than a reader remembers
+_INDICES = 16  # of shards whose rows are remembered, while tokens are read from them
 _ROWS_IN_RUN = 64  # consecutive ones, for which a request of their own is made
 
 _Span = tuple[int, int, int]  # the number of a part, and where in it something begins and ends
@@ -22,6 +27,21 @@ _Span = tuple[int, int, int]  # the number of a part, and where in it something 
 
 class RemoteParts(Parts):
     """A column's rows in shards that are objects of a bucket."""
+
+    is_remote = True
+
+    def __init__(self, field: Field, reader: Reader, units: UnitTable) -> None:
+        super().__init__(field, reader, units)
+        self.row_ends = lru_cache(_INDICES)(super().row_ends)  # type: ignore[method-assign]
+        self.numbers_in = lru_cache(_INDICES)(super().numbers_in)  # type: ignore[method-assign]
+
+    def scan(self) -> Iterator[tuple[str, int, int | None, int | None]]:
+        """See `Parts.scan`; headers are read many at a time, once where several columns are scanned in step."""
+        scanned, count = super().scan(), len(self._counts)
+        for start in range(0, count, _HEADERS):
+            numbers = range(start, min(start + _HEADERS, count))
+            concurrently(lambda number: self._reader.shard(self._path(number)), numbers)
+            yield from islice(scanned, len(numbers))
 
     def row_numbers(self) -> Tensor:
         """The rows of the store that the column has, ``(rows,)`` int64."""
@@ -152,10 +172,10 @@ class RemoteParts(Parts):
     def _fetch(self, number: int, start: int, stop: int) -> Any:
         return self._values(number).fetch(start, stop)
 
-    def read_many(self, by_part: dict[int, list[tuple[Any, int]]]) -> None:
+    def read_many(self, wanted: Mapping[int, Sequence[tuple[Any, int]]]) -> None:
         """Fill buffers, by the number of a part, each from a byte of its values on."""
-        found = concurrently(self._values, list(by_part))
-        run([one for values, places in zip(found, by_part.values(), strict=True) for one in values.requests(places)])
+        found = concurrently(self._values, list(wanted))
+        run([one for values, places in zip(found, wanted.values(), strict=True) for one in values.requests(places)])
 
 
 class _Stream:

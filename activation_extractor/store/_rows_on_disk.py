@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,12 @@ class Parts:
 
     A part is what a shard holds of the column. A shard that holds it otherwise than `field` says is refused when it is
     first read.
+
+    Attributes:
+        is_remote: whether reading waits for requests, many of which are better made at a time.
     """
+
+    is_remote = False
 
     def __init__(self, field: Field, reader: Reader, units: UnitTable) -> None:
         self.field, self._entry, self._reader, self._units = field, field.entry, reader, units
@@ -70,9 +75,12 @@ class Parts:
             lengths, rows = (extents[name].crc32 if name in extents else None for name in indices)
             yield path, self._places.positions(self._unit(number)) if self.field.is_ragged else count, lengths, rows
 
-    def read_bytes(self, number: int, data: memoryview, start: int) -> None:
-        """Fill a buffer from a byte of the values in a shard on."""
-        self._values(number).read_bytes(data, start)
+    def read_many(self, wanted: Mapping[int, Sequence[tuple[Any, int]]]) -> None:
+        """Fill buffers, by the number of a shard, each from a byte of the values in it on."""
+        for number, places in wanted.items():
+            values = self._values(number)
+            for data, start in places:
+                values.read_bytes(data, start)
 
     def row_ends(self, number: int) -> np.ndarray[Any, Any]:
         """The position after each row of a ragged column in a shard, ``(rows,)`` int64."""

@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, zip_longest
+from functools import partial
+from itertools import accumulate, chain, tee, zip_longest
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from activation_extractor._requests import AHEAD_BYTES, ahead
 from activation_extractor._streams import pinned
 from activation_extractor.errors import StoreError
 from activation_extractor.store._columns import Column
 from activation_extractor.store._text_columns import TextColumn
+from activation_extractor.store._token_order import Window
 
 _Array = np.ndarray[Any, np.dtype[Any]]
+Runs = Sequence[tuple[int, int]]  # of consecutive units: the first of them, and how many there are
 _TEXT_BYTES = 128  # about what a string of a kept column takes
+_PIECES_AHEAD = 4  # that are read before they are asked for, each by many requests
 
 
 class Units:
@@ -38,7 +43,7 @@ class Units:
     """
 
     def __init__(self, column: Column, are_tokens: bool, like: Units | None = None) -> None:
-        self.column, self._parts = column, column._parts
+        self.column, self._parts, self.is_remote = column, column._parts, column._parts.is_remote
         self.per_row, self.shape, axes = 1, column.row_shape, len(column.row_shape)
         self.is_of_positions: bool = (
             column.is_ragged or axes > 1 or (like is not None and like.is_of_positions and axes == 1)
@@ -79,17 +84,20 @@ class Units:
             advice = "Ask for each in a call of its own; what belongs to whole rows can be kept, keep=."
             raise StoreError(repr(self.column), "belong to the other columns token by token", got, advice)
 
-    def read(self, first: int, count: int, out: _Array) -> None:
-        """Fill a contiguous array of records with consecutive units."""
+    def read(self, runs: Runs, out: _Array) -> None:
+        """Fill a contiguous array of records with runs of consecutive units."""
         data, size = memoryview(out.view(np.uint8)), self.nbytes  # type: ignore[arg-type]
-        for number, start, stop in self._spans(first, count):
-            part, data = data[: (stop - start) * size], data[(stop - start) * size :]
-            self._parts.read_bytes(number, part, start * size)
+        wanted: dict[int, list[tuple[memoryview, int]]] = {}
+        for run in runs:
+            for number, start, stop in self._spans(*run):
+                part, data = data[: (stop - start) * size], data[(stop - start) * size :]
+                wanted.setdefault(number, []).append((part, start * size))
+        self._parts.read_many(wanted)
 
-    def rows(self, first: int, count: int) -> _Array:
-        """The rows of the store that consecutive units are of, ``(count,)`` int64."""
+    def rows(self, runs: Runs) -> _Array:
+        """The rows of the store that runs of consecutive units are of, ``(units,)`` int64."""
         found = []
-        for number, start, stop in self._spans(first, count):
+        for number, start, stop in chain.from_iterable(self._spans(*run) for run in runs):
             units = np.arange(start, stop)
             if self.column.is_ragged:
                 units = np.searchsorted(self._parts.row_ends(number), units, side="right")
@@ -127,6 +135,7 @@ class StackedField:
         self._units, self.dtype = units, units[0].column.dtype
         self.shape = (*([len(units)] if len(units) > 1 else []), *units[0].shape)
         self.nbytes = sum(unit.nbytes for unit in units)
+        self.is_remote = units[0].is_remote
 
     def empty(self, count: int, *, is_pinned: bool = False) -> Tensor:
         """Memory for units."""
@@ -147,17 +156,17 @@ class StackedField:
         """Memory for consecutive units of each key."""
         return [np.empty(count, f"V{units.nbytes}") for units in self._units]
 
-    def read(self, first: int, count: int, outs: list[_Array]) -> None:
-        """Fill memory of `staging` with consecutive units."""
+    def read(self, runs: Runs, outs: list[_Array]) -> None:
+        """Fill memory of `staging` with runs of consecutive units."""
         for units, out in zip(self._units, outs, strict=True):
-            units.read(first, count, out)
+            units.read(runs, out)
 
 
 class RowField:
     """Of each unit the number of its row, or what kept columns hold for that row."""
 
     def __init__(self, units: Units, column: Column | TextColumn | None) -> None:
-        self._units, self._column = units, column
+        self._units, self._column, self.is_remote = units, column, units.is_remote
         self._is_text = isinstance(column, TextColumn)
         self.dtype = column.dtype if isinstance(column, Column) else torch.int64
         self.shape: tuple[int, ...] = column.row_shape if isinstance(column, Column) else ()
@@ -182,9 +191,9 @@ class RowField:
         """Memory for consecutive units."""
         return self.parts(self.empty(count))
 
-    def read(self, first: int, count: int, outs: list[_Array]) -> None:
-        """Fill memory of `staging` with consecutive units."""
-        rows = self._units.rows(first, count)
+    def read(self, runs: Runs, outs: list[_Array]) -> None:
+        """Fill memory of `staging` with runs of consecutive units."""
+        rows = self._units.rows(runs)
         if self._column is None:
             outs[0][:] = rows.view("V8")
             return
@@ -208,6 +217,7 @@ class Source:
     def __init__(self, fields: Sequence[Field], at_once: int) -> None:
         self.fields, self.at_once = fields, at_once
         self.nbytes = sum(field.nbytes for field in fields)
+        self.is_remote = any(field.is_remote for field in fields)
         self._staging: list[list[_Array]] = []
 
     def __reduce__(self) -> Any:
@@ -217,33 +227,49 @@ class Source:
         """Memory for units, of each field."""
         return [field.empty(count, is_pinned=is_pinned) for field in self.fields]
 
-    def read(self, runs: Iterable[tuple[int, int]], memory: Sequence[list[_Array]], places: _Array) -> None:
-        """Read runs of units, ``(first, count)``, to these places of memory, given as the `parts` of each field."""
-        self._staging = self._staging or [field.staging(self.at_once) for field in self.fields]
-        filled = done = 0
-        for first, count in runs:
-            while count:
-                size = min(count, self.at_once - filled)
-                for field, staged in zip(self.fields, self._staging, strict=True):
-                    field.read(first, size, [part[filled : filled + size] for part in staged])
-                first, count, filled = first + size, count - size, filled + size
-                if filled == self.at_once:
-                    self._put(memory, places[done : done + filled])
-                    filled, done = 0, done + filled
-        self._put(memory, places[done : done + filled])
+    def staged(self, window: Window, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, list[list[_Array]]]]:
+        """Read spans of a window in pieces, into memory that is used again: where each begins and ends, and its units.
+
+        Out of a bucket some pieces are read ahead.
+        """
+        pieces: Iterator[tuple[int, int]] = (
+            (first, min(first + self.at_once, stop))
+            for start, stop in spans
+            for first in range(start, stop, self.at_once)
+        )
+        if not self.is_remote:
+            self._staging = self._staging or self._new_staging(self.at_once)
+            return ((*piece, self._stage(list(window.runs(*piece)), self._staging)) for piece in pieces)
+        pieces, others = tee(pieces)
+        reads = ((partial(self._stage, list(window.runs(*piece))), AHEAD_BYTES // _PIECES_AHEAD) for piece in others)
+        return ((*piece, staged) for piece, staged in zip(pieces, ahead(reads), strict=True))
 
     def read_in_order(self, first: int, count: int, memory: Sequence[list[_Array]]) -> None:
         """Fill memory, given as the `parts` of each field, with consecutive units."""
         if all(part.flags.c_contiguous for parts in memory for part in parts):
             for field, parts in zip(self.fields, memory, strict=True):
-                field.read(first, count, parts)
-        else:
-            self.read([(first, count)], memory, np.arange(count))
+                field.read([(first, count)], parts)
+            return
+        for start in range(0, count, self.at_once):
+            size = min(self.at_once, count - start)
+            self.put(memory, self._stage([(first + start, size)]), slice(start, start + size))
 
-    def _put(self, memory: Sequence[list[_Array]], places: _Array) -> None:
-        for parts, staged in zip(memory, self._staging, strict=True):
-            for part, values in zip(parts, staged, strict=True):
-                part[places] = values[: len(places)]
+    def put(self, memory: Sequence[list[_Array]], staged: list[list[_Array]], places: _Array | slice) -> None:
+        """Bring units of `staged` to these places of memory, given as the `parts` of each field."""
+        for parts, values in zip(memory, staged, strict=True):
+            for part, value in zip(parts, values, strict=True):
+                part[places] = value
+
+    def _stage(self, runs: Runs, staging: list[list[_Array]] | None = None) -> list[list[_Array]]:
+        """Runs of units, in memory of `_new_staging`."""
+        count = sum(size for _, size in runs)
+        staged = [[part[:count] for part in parts] for parts in staging or self._new_staging(count)]
+        for field, parts in zip(self.fields, staged, strict=True):
+            field.read(runs, parts)
+        return staged
+
+    def _new_staging(self, count: int) -> list[list[_Array]]:
+        return [field.staging(count) for field in self.fields]
 
 
 def _bytes_of(values: Tensor) -> _Array:
