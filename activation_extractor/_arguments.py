@@ -31,6 +31,6 @@ def check_path(name: str, path: Any) -> Path:
     if "\0" in os.fspath(path):
         raise ArgumentError(name, "be a path without NUL", os.fspath(path))
     if _URL.match(os.fspath(path)):
-        advice = "A store in a bucket can be read, but is written to a disk."
+        advice = "What is no store is read and written on a disk; copy it from or to a bucket."
         raise ArgumentError(name, "be a folder on this machine", os.fspath(path), advice)
     return Path(path)

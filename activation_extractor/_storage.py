@@ -1,4 +1,4 @@
-"""Where the files of a store are read: in a folder, or as objects of a bucket, by obstore.
+"""Where the files of a store lie: in a folder, or as objects of a bucket, by obstore; and how they are read there.
 
 A place in a bucket is a `RemotePath`, which goes wherever a `Path` of a store goes. Few operations tell them apart:
 what lies at a place, a small file as a whole, the beginning of a file, and an open file that is read in one span or in
@@ -26,6 +26,8 @@ from activation_extractor.errors import ArgumentError, MissingExtraError, StoreE
 SCHEMES = ("s3", "gs", "az", "memory")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _BEGINNING = 1 << 16  # bytes of an object that are read where its header is asked for
+_PUT_TIME = "10m"  # obstore's is 30 s, in which a slow line does not bring a shard of 64 MiB
+REACH = "Check the URL, the network, and the credentials in the environment."
 
 
 class RemotePath(PurePosixPath):
@@ -55,9 +57,11 @@ class RemotePath(PurePosixPath):
         """False, since a bucket has no links."""
         return False
 
-    def resolve(self) -> RemotePath:
+    def absolute(self) -> RemotePath:
         """The path itself."""
         return self
+
+    resolve = absolute
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def located(path: str | os.PathLike[str]) -> Path:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise ArgumentError("the URL of a store", f"begin with one of {known}", text)
     if find_spec("obstore") is None:
-        raise MissingExtraError("Reading a store in a bucket", "remote", "obstore")
+        raise MissingExtraError("A store in a bucket", "remote", "obstore")
     remote = RemotePath(text)
     if len(remote.parts) < 2 or ".." in remote.parts:
         raise ArgumentError("the URL of a store", "name a bucket, and what is in it", text)
@@ -113,7 +117,7 @@ def scan(folder: Path) -> list[Any]:
         return list(os.scandir(folder))
     import obstore
 
-    with _failing(folder):
+    with failing(folder):
         found = obstore.list_with_delimiter(bucket_of(folder.bucket), folder.key or None)
     keys = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
     return [RemoteEntry(f"{folder.bucket}/{key}", key.rpartition("/")[2]) for key in keys]
@@ -130,7 +134,7 @@ def read_whole(path: Path) -> bytes:
         return _files.read_whole(path)
     import obstore
 
-    with _failing(path):
+    with failing(path):
         return bytes(obstore.get(bucket_of(path.bucket), path.key).bytes())
 
 
@@ -140,7 +144,7 @@ def size_of_file(path: Path) -> int:
         return path.lstat().st_size
     import obstore
 
-    with _failing(path):
+    with failing(path):
         return int(obstore.head(bucket_of(path.bucket), path.key)["size"])
 
 
@@ -148,7 +152,7 @@ def beginning(path: RemotePath) -> tuple[bytes, int]:
     """The first bytes of an object, and how many it has; raises an OSError where it cannot be read."""
     import obstore
 
-    with _failing(path):
+    with failing(path):
         found = obstore.get(bucket_of(path.bucket), path.key, options={"range": (0, _BEGINNING)})
         return bytes(found.bytes()), int(found.meta["size"])
 
@@ -166,7 +170,7 @@ class RemoteFile:
         """Fill several buffers, each from a position on, by one request where they lie near each other."""
         import obstore
 
-        with _failing(self._path):
+        with failing(self._path):
             found = obstore.get_ranges(
                 bucket_of(self._path.bucket),
                 self._path.key,
@@ -185,7 +189,7 @@ class RemoteFile:
 
         if not size:
             return b""
-        with _failing(self._path):
+        with failing(self._path):
             found = obstore.get_range(bucket_of(self._path.bucket), self._path.key, start=start, length=size)
         if len(found) < size:
             raise TruncatedError(f"an object that ends before byte {start + size}")
@@ -197,17 +201,25 @@ class RemoteFile:
 
 
 @cache
-def _opened(bucket: str) -> Any:
-    from obstore.store import MemoryStore, from_url
+def _opened(bucket: str, *, to_write: bool = False) -> Any:
+    from obstore import store
 
-    return MemoryStore() if bucket.startswith("memory:") else from_url(bucket)
+    scheme, _, name = bucket.partition("://")
+    if scheme == "memory":
+        return _opened(bucket) if to_write else store.MemoryStore()
+    kind, prefix = {"s3": ("S3Store", "AWS"), "gs": ("GCSStore", "GOOGLE"), "az": ("AzureStore", "AZURE")}[scheme]
+    if to_write and f"{prefix}_TIMEOUT" not in map(str.upper, os.environ):
+        return getattr(store, kind)(name, timeout=_PUT_TIME)
+    return store.from_url(bucket)
 
 
 _used_by: list[int] = []  # the process that has used obstore: its threads do not survive in a copy of the process
 
 
-def bucket_of(url: str) -> Any:
+def bucket_of(url: str, *, to_write: bool = False) -> Any:
     """The bucket at a URL, as obstore has it: credentials and options are taken from the environment.
+
+    A request that writes has more time than one that reads, unless the environment says how much.
 
     Raises:
         StoreError: in a process that was forked from one that had read from a bucket.
@@ -218,12 +230,12 @@ def bucket_of(url: str) -> Any:
             advice = "Start them anew, with multiprocessing_context='spawn' in a DataLoader."
             raise StoreError(url, "be read by processes that are no copies of a reader", "a forked one", advice)
         _used_by.append(process)
-    return _opened(url)
+    return _opened(url, to_write=True) if to_write else _opened(url)
 
 
 @contextmanager
-def _failing(path: RemotePath) -> Iterator[None]:
-    """Raise what goes wrong with an object as an OSError with a short text."""
+def failing(path: RemotePath) -> Iterator[None]:
+    """Raise what goes wrong with an object as an OSError with a short text; FileNotFoundError where it is not there."""
     try:
         yield
     except StoreError:

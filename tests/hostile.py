@@ -24,7 +24,7 @@ from activation_extractor import Column, Store, open_store
 from activation_extractor._format._codecs import NPY, SAFETENSORS, Codec
 from activation_extractor._format._fields import Field
 from activation_extractor._format._headers import seal
-from activation_extractor._format._journal import append_record
+from activation_extractor._format._journal import Journal
 from activation_extractor._format._manifest import make_manifest, store_name, write_manifest
 from activation_extractor._format._numpy import npy_file
 from activation_extractor._format._shards import read_shard, shard_path, size_of, write_shard
@@ -94,7 +94,7 @@ def _template(codec: Codec, units: int, ids: str | None) -> TemporaryDirectory[s
         entries = {name: chunks for name, chunks in entries_of(number).items() if ids or not name.startswith("#ids")}
         write_shard(folder, codec, UNITS[number], entries, about_of(number))
         path = shard_path(folder, UNITS[number], codec)
-        append_record(folder, "w", read_shard(path, codec).record(size_of(path), manifest.entries))
+        Journal(folder, "w").add(read_shard(path, codec).record(size_of(path), manifest.entries))
     return made
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from activation_extractor._creation import create
 from activation_extractor._display import shown
-from activation_extractor._files import draft, publish, sync
 from activation_extractor._format._id_files import IDS_FOLDER
 from activation_extractor._format._journal import JOURNAL
 from activation_extractor._format._manifest import MANIFEST
@@ -69,20 +69,15 @@ def write_end(folder: Path, units: int, rows: int) -> bool:
         Whether it was not said before.
 
     Raises:
-        StoreError: the disk refuses, or what was said before is damaged.
+        StoreError: the disk or the bucket refuses, or what was said before is damaged.
     """
     content = {"format": _FORMAT, "version": _VERSION, "units": units, "rows": rows}
     for name in (END, f"end-{units}.json"):
         known = read_end(folder)
         if known is not None and known.units >= units:
             return False
-        path = folder / name
-        with draft(path) as beside:
-            with open(beside, "xb") as file:
-                file.write(json.dumps(content).encode())
-                sync(file)
-            if publish(beside, path):
-                return True
+        if create(folder / name, [json.dumps(content).encode()]):
+            return True
     return False
 
 

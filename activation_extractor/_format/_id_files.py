@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from activation_extractor._files import draft, make_folders, open_regular, publish, read_at, sweep
-from activation_extractor._format._safetensors import read_safetensors_shard, write_safetensors_shard
+from activation_extractor._creation import create, make_ready, remove
+from activation_extractor._files import open_regular, read_at
+from activation_extractor._format._safetensors import read_safetensors_shard, shard_in_chunks
 from activation_extractor._format._seen_ids import DIGEST_BYTES, Digests, contains, digest_of, merged
 from activation_extractor._format._stored_rows import RowId
+from activation_extractor._storage import RemoteFile, RemotePath, names_in
 from activation_extractor.errors import StoreError
 
 IDS_FOLDER = "ids"
@@ -49,9 +51,11 @@ class IdFile:
             raise ValueError("digests of another size")
         self.path, self._count, self._start, self._looked_up = path, digests.shape[0], digests.start, 0
         self._whole: Digests | None = None
-        self._descriptor = open_regular(path)
+        self._object = RemoteFile(path) if isinstance(path, RemotePath) else None
+        if self._object is None:
+            self._descriptor = open_regular(path)
         self._fences = self._read(fences.start, fences.shape[0])
-        self.units = frozenset(read_at(self._descriptor, units.start, units.stop - units.start).decode().split("\n"))
+        self.units = frozenset(self._read_at(units.start, units.stop - units.start).decode().split("\n"))
 
     def __len__(self) -> int:
         return self._count
@@ -80,9 +84,12 @@ class IdFile:
             self._whole = self._read(self._start, self._count)
         return self._whole
 
+    def _read_at(self, start: int, size: int) -> bytes:
+        return read_at(self._descriptor, start, size) if self._object is None else self._object.read(start, size)
+
     def _read(self, start: int, count: int) -> Digests:
         try:
-            return np.frombuffer(read_at(self._descriptor, start, count * DIGEST_BYTES), dtype=_DTYPE)
+            return np.frombuffer(self._read_at(start, count * DIGEST_BYTES), dtype=_DTYPE)
         except OSError as error:
             advice = "Call again: it reads the shards where these files are gone."
             raise StoreError(self.path, "be readable", error.strerror or str(error), advice) from error
@@ -127,30 +134,33 @@ class IdFiles:
         _write(path, sorted(named), _once(merged(runs)))
         self._files = [file for file in self._files if file not in replaced] + [IdFile(path)]
         for file in replaced:
-            with suppress(OSError):
-                file.path.unlink()
+            remove(file.path)
 
 
 def _read_files(folder: Path, units: AbstractSet[str]) -> list[IdFile]:
     """The files that are whole, and name units alone that have a shard."""
     files = []
-    for path in sorted(folder.glob("*" + _SUFFIX)) if folder.is_dir() and not folder.is_symlink() else ():
+    for name in _names(folder):
         with suppress(OSError, ValueError, LookupError, TypeError):  # another writer has replaced it, or it is damaged
-            file = IdFile(path)
+            file = IdFile(folder / name)
             if file.units <= units:
                 files.append(file)
     return files
 
 
+def _names(folder: Path) -> list[str]:
+    with suppress(OSError):
+        if not folder.is_symlink():
+            return sorted(name for name in names_in(folder) if name.endswith(_SUFFIX))
+    return []
+
+
 def _write(path: Path, units: Sequence[str], digests: Digests) -> None:
-    make_folders(path.parent)
-    sweep(path.parent)
-    with draft(path) as beside:
-        values = torch.from_numpy(digests.view(np.uint8).reshape(-1, DIGEST_BYTES))
-        names = torch.frombuffer(bytearray("\n".join(units).encode()), dtype=torch.uint8)
-        entries = {"digests": [values], "fences": [values[::_BLOCK].contiguous()], "units": [names]}
-        write_safetensors_shard(beside, entries, {"format": "activation_extractor ids", "version": "1"})
-        publish(beside, path)
+    make_ready(path.parent)
+    values = torch.from_numpy(digests.view(np.uint8).reshape(-1, DIGEST_BYTES))
+    names = torch.frombuffer(bytearray("\n".join(units).encode()), dtype=torch.uint8)
+    entries = {"digests": [values], "fences": [values[::_BLOCK].contiguous()], "units": [names]}
+    create(path, shard_in_chunks(entries, {"format": "activation_extractor ids", "version": "1"})[1])
 
 
 def _once(run: Digests) -> Digests:

@@ -1,19 +1,23 @@
 """The journal of a store: what its writers say of the shards that they have published.
 
 It is a cache, which spares a reader from opening each shard. Each writer has a file of its own,
-``journal/<writer>.jsonl``, with a line for each shard. A shard whose line is torn or missing is opened instead.
+``journal/<writer>.jsonl``, with a line for each shard; in a bucket it has several, see `Journal`. A shard whose line is
+torn or missing is opened instead.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+import threading
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from activation_extractor._creation import create
 from activation_extractor._files import sync_folder
 from activation_extractor._format._headers import SEAL
 from activation_extractor._requests import concurrently
@@ -21,6 +25,8 @@ from activation_extractor._storage import RemotePath, names_in, read_whole
 from activation_extractor.errors import StoreError
 
 JOURNAL = "journal"
+_AT_ONCE = 64  # records that are written to a bucket together: of a writer that is killed, that many shards are opened
+_PART = re.compile(r"(?P<writer>.+)\.(?P<first>[0-9]{8})-(?P<end>[0-9]{8})\.jsonl")
 _MAX_COUNT = 2**46  # of rows, or bytes (64 TiB), of a shard: the sum over 100,000 shards can be counted in 64 bits
 
 
@@ -72,19 +78,58 @@ class JournalRecord:
         return cls(unit, rows, nbytes, seal, counts, data)
 
 
-def append_record(folder: Path, writer: str, record: JournalRecord) -> None:
-    """Add a line to a writer's journal, and bring it to the disk.
+class Journal:
+    """The journal of one writer.
 
-    Raises:
-        StoreError: it cannot be written.
+    On a disk each record is appended to its file, and there at once. In a bucket, where nothing can be appended to,
+    records are written as objects that never change, ``journal/<writer>.<first>-<end>.jsonl``: when there are
+    `_AT_ONCE` new ones, and in `close`. One that is not much longer than an earlier one has its records too, so that a
+    reader needs few of them, however many there are.
     """
-    path = folder / JOURNAL / f"{writer}.jsonl"
+
+    def __init__(self, folder: Path, writer: str) -> None:
+        self._folder, self._writer = folder / JOURNAL, writer
+        self._lines: list[bytes] = []  # all of them, for a bucket
+        self._parts: list[tuple[int, int]] = []  # the first and the end of those that are to be read there
+        self._lock = threading.Lock()
+
+    def add(self, record: JournalRecord) -> None:
+        """Add a record; raises a StoreError where it cannot be written."""
+        line = json.dumps(record.to_json()).encode() + b"\n"
+        if not isinstance(self._folder, RemotePath):
+            _append(self._folder / f"{self._writer}.jsonl", line)
+            return
+        with self._lock:
+            self._lines.append(line)
+            if len(self._lines) - self._stored >= _AT_ONCE:
+                self._write_part()
+
+    def close(self) -> None:
+        """Write what waits; further records may be added behind. Raises a StoreError where it cannot be written."""
+        with self._lock:
+            if len(self._lines) > self._stored:
+                self._write_part()
+
+    @property
+    def _stored(self) -> int:
+        return self._parts[-1][1] if self._parts else 0
+
+    def _write_part(self) -> None:
+        first, end, parts = self._stored, len(self._lines), self._parts.copy()
+        while parts and parts[-1][1] - parts[-1][0] <= 2 * (end - first):
+            first = parts.pop()[0]
+        name = f"{self._writer}.{first:08d}-{end:08d}.jsonl"
+        create(self._folder / name, [b"".join(self._lines[first:end])])
+        self._parts = [*parts, (first, end)]
+
+
+def _append(path: Path, line: bytes) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
         is_new = not path.exists()
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
-            os.write(descriptor, json.dumps(record.to_json()).encode() + b"\n")
+            os.write(descriptor, line)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -114,8 +159,26 @@ def _journals(folder: Path) -> list[Path]:
     """The journals in the folder of a store, which may be missing, but is no link."""
     with suppress(OSError):
         if not folder.is_symlink():
-            return [folder / name for name in sorted(names_in(folder)) if name.endswith(".jsonl")]
+            return [folder / name for name in _needed(names_in(folder)) if name.endswith(".jsonl")]
     return []
+
+
+def _needed(names: Iterable[str]) -> list[str]:
+    """The names without those of parts whose records a longer part has."""
+    needed, ends = [], dict[str, int]()
+    found = {name: _PART.fullmatch(name) for name in names}
+    for name in sorted(found, key=lambda name: _order(name, found[name])):
+        if part := found[name]:
+            if int(part["end"]) <= ends.get(part["writer"], 0):
+                continue
+            ends[part["writer"]] = int(part["end"])
+        needed.append(name)
+    return needed
+
+
+def _order(name: str, part: re.Match[str] | None) -> tuple[str, int, int]:
+    """By writer; a part before those that begin behind it, or end before it."""
+    return (part["writer"], int(part["first"]), -int(part["end"])) if part else (name, 0, 0)
 
 
 def _read_journal(path: Path) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -16,10 +15,10 @@ import numpy as np
 import safetensors
 import torch
 
-from activation_extractor._files import draft, publish, sync
+from activation_extractor._creation import create, exists
 from activation_extractor._format._codecs import CODECS, SAFETENSORS, Codec
 from activation_extractor._format._fields import Field
-from activation_extractor._storage import RemotePath, read_whole
+from activation_extractor._storage import REACH, RemotePath, read_whole
 from activation_extractor.errors import StoreError
 
 FORMAT = "activation_extractor store"
@@ -31,7 +30,6 @@ ROWS_PER_UNIT, BATCHES_PER_UNIT = (
 )  # how large all units are, in a store of `extract`
 _LEAST_ROWS = "least_rows_per_unit"  # the name of the first in stores that were made before 0.2
 _GIVE = "Give the folder that was given as out= or sink=."
-_REACH = "Check the URL, the network, and the credentials in the environment."
 _ID_TYPES = {"str": "str", "int": "int", None: None}
 
 
@@ -106,19 +104,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> bool:
     """Write the manifest of a new store, unless there is one; returns whether there was none.
 
     Raises:
-        StoreError: the disk refuses.
+        StoreError: the disk or the bucket refuses.
     """
-    path = folder / MANIFEST
-    with draft(path) as beside:
-        with open(beside, "xb") as file:
-            file.write(json.dumps(manifest.content, indent=1, ensure_ascii=False).encode())
-            sync(file)
-        return publish(beside, path)
+    return create(folder / MANIFEST, [json.dumps(manifest.content, indent=1, ensure_ascii=False).encode()])
 
 
 def has_manifest(folder: Path) -> bool:
-    """Whether a folder holds a manifest, which makes it a store."""
-    return os.path.lexists(folder / MANIFEST)
+    """Whether a folder holds a manifest, which makes it a store; a StoreError where a bucket does not say."""
+    return exists(folder / MANIFEST)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -134,7 +127,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise StoreError(folder, "be a store", _described(folder), _GIVE) from error
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(folder, RemotePath) and isinstance(error, OSError):
-            raise StoreError(path, "be readable", str(error.strerror), _REACH) from error
+            raise StoreError(path, "be readable", str(error.strerror), REACH) from error
         got = str(error) if type(error) is ValueError else type(error).__name__
         raise StoreError(path, "be a readable manifest", got, "Restore it from a copy.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

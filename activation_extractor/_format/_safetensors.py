@@ -118,6 +118,14 @@ def write_safetensors_shard(path: Path, entries: Entries, metadata: Mapping[str,
     return metadata[SEAL]
 
 
+def shard_in_chunks(entries: Entries, metadata: Mapping[str, str]) -> tuple[str, list[Any]]:
+    """The seal of a shard, and the buffers of its bytes, which are those that `write_safetensors_shard` writes."""
+    crcs = {name: crc32_of(chunks) for name, chunks in entries.items()}
+    metadata = sealed(metadata, entries, crcs)
+    header, chunks = arranged(entries, _with_crc32(metadata, crcs))
+    return metadata[SEAL], [header, *map(bytes_of, chunks)]
+
+
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
     """The threads that take checksums in this process; they start when they are needed, and are few."""

@@ -18,13 +18,15 @@ from typing import Any
 
 import torch
 
+from activation_extractor._creation import create
 from activation_extractor._files import TruncatedError, draft, publish
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._entry_names import IDS, OFFSETS, ROWS, column_key, is_index, kept_name
 from activation_extractor._format._fields import Field
 from activation_extractor._format._headers import SEAL, Entries, Extent, Form, Header, form_of
 from activation_extractor._format._journal import JournalRecord
-from activation_extractor._storage import scan, size_of_file
+from activation_extractor._format._safetensors import shard_in_chunks
+from activation_extractor._storage import RemotePath, scan, size_of_file
 from activation_extractor.errors import StoreError
 
 SHARDS = "shards"
@@ -194,18 +196,29 @@ def write_shard(
     others where `is_same`, which is called with the entries, says that they are as good.
 
     Raises:
-        StoreError: the disk refuses, or another writer has written other rows.
+        StoreError: the disk or the bucket refuses, or another writer has written other rows.
     """
     path = shard_path(folder, unit, codec)
-    with draft(path) as beside:
-        sealed = codec.write(beside, entries, {"unit": unit, **metadata})
-        nbytes = size_of(beside)
-        if publish(beside, path):
-            return nbytes
-    if read_shard(path, codec).metadata[SEAL] != sealed and not is_same(entries):
+    is_new, nbytes, seal = _create(path, codec, entries, {"unit": unit, **metadata})
+    if is_new:
+        return nbytes
+    found = read_shard(path, codec).metadata[SEAL]
+    if found != seal and not is_same(entries):
         advice = "Give each run a folder of its own; where several share one on purpose, call again to go on."
         raise StoreError(path, "hold what this run computed", "other values from another writer", advice)
-    return None
+    # An object may be the very one that was put here, where the bucket's first answer was lost.
+    return nbytes if found == seal and isinstance(path, RemotePath) else None
+
+
+def _create(path: Path, codec: Codec, entries: Entries, metadata: Mapping[str, str]) -> tuple[bool, int, str]:
+    """Write a shard at a path, if it is free; whether it was, the shard's size in bytes, and its seal."""
+    if isinstance(path, RemotePath):
+        seal, chunks = shard_in_chunks(entries, metadata)
+        return create(path, chunks), sum(map(len, chunks)), seal
+    with draft(path) as beside:
+        seal = codec.write(beside, entries, metadata)
+        nbytes = size_of(beside)
+        return publish(beside, path), nbytes, seal
 
 
 def size_of(path: Path) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from activation_extractor._display import human_bytes, one_line, plural
 from activation_extractor._format._codecs import CODECS, Codec
+from activation_extractor._storage import RemotePath
 from activation_extractor._tensors import as_dense, rows_of
 from activation_extractor.activations import capture
 from activation_extractor.cli._feed import Feed
@@ -168,9 +169,13 @@ def check_out(out: Path, *, resume: bool = True) -> None:
 def check_room(out: Path, nbytes: int, *, resume: bool = True) -> None:
     """Make sure that a disk has room for a run of `nbytes`; what the store holds needs no room again on `resume`.
 
+    A bucket has.
+
     Raises:
         StoreError: the disk has less room.
     """
+    if isinstance(out, RemotePath):
+        return
     written = _bytes_in(out) if resume else 0
     missing = max(0, nbytes - written)
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())

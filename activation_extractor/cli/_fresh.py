@@ -9,6 +9,7 @@ from activation_extractor._files import is_draft
 from activation_extractor._format._end import is_own
 from activation_extractor._format._manifest import has_manifest, read_manifest
 from activation_extractor._format._shards import SHARDS, is_shard, scan_shards
+from activation_extractor._storage import RemotePath
 from activation_extractor.errors import StoreError
 
 
@@ -18,6 +19,9 @@ def check_replaceable(folder: Path) -> None:
     Raises:
         StoreError: a file in it is not of the store, or commands run in it.
     """
+    if isinstance(folder, RemotePath):
+        advice = "Choose another place for the new one."
+        raise StoreError(folder, "be on a disk where --fresh is to begin another store", "a store in a bucket", advice)
     codec = read_manifest(folder).codec
     names = [path.name for path in folder.iterdir() if not is_own(path.name)]
     names += [f"{SHARDS}/{entry.name}" for entry in scan_shards(folder) if not is_shard(entry.name, codec)]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from activation_extractor._creation import exists
 from activation_extractor._display import examples, plural
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._end import read_end, write_end
@@ -244,7 +245,7 @@ class AddedRows(Sink):
         Raises:
             StoreError: another process has added some of the rows, in other units.
         """
-        while (path := shard_path(self._folder, unit_name(self._number), self._codec)).exists():
+        while exists(path := shard_path(self._folder, unit_name(self._number), self._codec)):
             theirs = self._reader.ids(str(path)) or []
             if [*map(str, theirs)] == ids:
                 break  # the same unit

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, final
 
 from activation_extractor._display import examples, plural
+from activation_extractor._storage import RemotePath
 from activation_extractor.runs._batches import BatchFields
 from activation_extractor.runs._caller import warn_caller
 from activation_extractor.runs._items import RowItems
@@ -20,6 +21,7 @@ from activation_extractor.runs._sources import Batches, batches_of
 from activation_extractor.runs._workers import each_row_once
 
 _MOST_LOOKS, _LOOK_SECONDS = 5, 0.05
+_LIST_SECONDS = 0.5  # between two looks into a bucket: each is a request that costs money
 _WHOLE = (
     "Each of the {world} ranks goes through all batches, since they come one after the other. Where batches have "
     "__getitem__ and __len__, or a DataLoader gives them in a fixed order, a rank asks for its own alone."
@@ -117,11 +119,13 @@ class DividedUnits(Passes):
         """The units that are missing, until none is."""
         run, count = self.run, self._count(layout)
         self._finish()
+        is_remote = isinstance(run.folder, RemotePath)
         remaining = Remaining(
             self._share,
             look=lambda: run.choice.missing(range(count)),
             unit_seconds=lambda: self._unit_seconds(layout),
             overtaken=lambda: run.choice.overtaken,
+            sleep=lambda seconds: time.sleep(max(seconds, _LIST_SECONDS if is_remote else 0)),
         )
         if layout is not None:
             for units in remaining:

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from activation_extractor._arguments import check_path
+from activation_extractor._creation import check_place
 from activation_extractor._display import dtype_name
 from activation_extractor._format._codecs import CODECS
 from activation_extractor._format._fingerprints import structure_digest, weights_digest
@@ -197,7 +197,7 @@ def extract(
     model, march = in_this_process(model), current_march()
     about = {**fields.fingerprint, **_dtype(dtype), "rows_per_unit": rows_per_unit}
     fingerprint = march.agree(partial(_fingerprint, model, about))
-    folder, codec, padding = check_path("out", out), CODECS[format].storing(dtype), Padding(model, mask)
+    folder, codec, padding = check_place("out", out), CODECS[format].storing(dtype), Padding(model, mask)
     is_counted = missing == "error" or any(name is not None for name in (ids, order, group))
     items = RowItems(rows_per_unit, padding, group, unit_bytes) if is_counted else BatchItems(rows_per_unit, unit_bytes)
     adds = append and ids is not None and has_manifest(folder)

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
+from activation_extractor._format._journal import Journal
 from activation_extractor._format._shards import size_of
+from activation_extractor._storage import located
 from activation_extractor.errors import ArgumentError
 from activation_extractor.runs._items import Items
 from activation_extractor.runs._layouts import BatchLayout
@@ -15,7 +17,8 @@ from activation_extractor.runs._passes import Passes
 from activation_extractor.runs._planned_units import PlannedUnit, Receipt
 from activation_extractor.runs._sources import Batches, NumberedBatches, Split
 
-_NAMES: dict[tuple[int, Path], str] = {}  # of journals, by process and folder: a process writes one for all its units
+# By process and folder: a process writes one for all its units.
+_JOURNALS: dict[tuple[int, Path], Journal] = {}
 
 
 @final
@@ -26,7 +29,7 @@ class OneUnit(Passes):
         super().__init__(sink, run, _Planned(batches, unit), *args, **options)
         self._unit, self._layout = unit, _Layout(unit)
         run.count = unit.units
-        run.writer.name = _NAMES.setdefault((os.getpid(), run.folder.absolute()), run.writer.name)
+        run.writer.journal = _JOURNALS.setdefault((os.getpid(), run.folder.absolute()), run.writer.journal)
 
     def __iter__(self) -> Iterator[Any]:
         run, unit = self.run, self._unit
@@ -40,7 +43,7 @@ class OneUnit(Passes):
     def result(self, out: Any) -> Any:  # noqa: ARG002
         """The receipt of the unit."""
         stored = self.run.stored[self._unit.number]
-        path, is_new = Path(stored.path), self._unit.number in self.run.choice.committed
+        path, is_new = located(stored.path), self._unit.number in self.run.choice.committed
         return Receipt(self._unit.name, stored.rows, size_of(path), path, is_new and not self.run.choice.overtaken)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from activation_extractor._creation import exists
 from activation_extractor._format._codecs import Codec
 from activation_extractor._format._end import read_end, write_end
 from activation_extractor._format._journal import read_records
@@ -55,7 +56,7 @@ class StoredUnits:
         """Whether there is a unit with this number."""
         if number in self.data:
             return True
-        is_found = shard_path(self._folder, unit_name(number), self._codec).exists()
+        is_found = exists(shard_path(self._folder, unit_name(number), self._codec))
         if is_found and self.on_found:
             self.on_found()
             self.on_found = None

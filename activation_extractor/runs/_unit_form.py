@@ -8,7 +8,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from activation_extractor._arguments import check_path, check_size
+from activation_extractor._arguments import check_size
+from activation_extractor._creation import check_place
 from activation_extractor._format._manifest import has_manifest
 from activation_extractor._format._shards import list_units, unit_name
 from activation_extractor.errors import ArgumentError, ArgumentTypeError
@@ -55,7 +56,7 @@ def plan_units(
         >>> [(unit.number, unit.rows, list(unit.batches)) for unit in plan_units(batches, rows_per_unit=8)]
         [(0, range(0, 8), [0, 1]), (1, range(8, 16), [2, 3]), (2, range(16, 20), [4])]
     """
-    folder = None if out is None else check_path("out", out)
+    folder = None if out is None else check_place("out", out)
     size, given, there = rows_per_unit, rows_per_unit, set[str]()
     if folder is not None and has_manifest(folder):
         manifest, size = manifest_of_run(folder)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from activation_extractor._files import is_draft
 from activation_extractor._format._fingerprints import differences
 from activation_extractor._format._journal import JOURNAL
 from activation_extractor._format._manifest import Manifest, has_manifest, read_manifest
 from activation_extractor._format._shards import SHARDS
+from activation_extractor._storage import REACH, RemotePath, located, names_in, scan
 from activation_extractor.errors import OtherRunError, StoreError
 
 _APPEND = "Choose another folder, or add to it with a sink such as SafetensorsSink(path, append=True)."
@@ -38,9 +41,12 @@ def check_free(path: Path, advice: str = _APPEND) -> None:
         StoreError: the path is a file, or the folder holds something.
     """
     try:
-        is_free = not path.exists() or all(map(_is_left_over, path.iterdir()))
+        is_free = all(map(_is_left_over, scan(path)))
+    except FileNotFoundError:
+        return
     except OSError as error:
-        raise StoreError(path, "be a folder", error.strerror or str(error), "Choose another folder.") from error
+        advice = REACH if isinstance(path, RemotePath) else "Choose another folder."
+        raise StoreError(path, "be a folder", error.strerror or str(error), advice) from error
     if is_free:
         return
     if has_manifest(path):
@@ -48,11 +54,13 @@ def check_free(path: Path, advice: str = _APPEND) -> None:
     raise StoreError(path, "be a new or empty folder", "one that holds something", "Choose another folder.")
 
 
-def _is_left_over(path: Path) -> bool:
+def _is_left_over(entry: Any) -> bool:
     """Whether a run that ended before its first unit leaves this."""
-    if path.is_symlink() or path.name not in (SHARDS, JOURNAL):
-        return is_draft(path.name)
-    return path.is_dir() and all(is_draft(file.name) for file in path.iterdir())
+    if entry.is_symlink() or entry.name not in (SHARDS, JOURNAL):
+        return is_draft(entry.name)
+    with suppress(NotADirectoryError):
+        return all(map(is_draft, names_in(located(entry.path))))
+    return False
 
 
 def check_same(folder: Path, wanted: Manifest) -> Manifest:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, final
 
 import torch
 
-from activation_extractor._arguments import check_flag, check_path, check_size
+from activation_extractor._arguments import check_flag, check_size
+from activation_extractor._creation import check_place
 from activation_extractor._display import dtype_name
 from activation_extractor._format._codecs import NPY, NPZ, SAFETENSORS, Codec
 from activation_extractor._format._manifest import has_manifest, read_manifest, store_name
@@ -69,7 +70,7 @@ class StoreSink(Sink):
         check_size("queue_bytes", queue_bytes)
         if rows_per_unit is not None:
             check_size("rows_per_unit", rows_per_unit)
-        self.path = check_path("path", path)
+        self.path = check_place("path", path)
         check_flag("append", append)
         codec = self.codec.storing(dtype)
         holds_store(self.path, may_join=append)

@@ -14,21 +14,24 @@ from typing import Any
 
 from torch import Tensor
 
-from activation_extractor._files import check_writable, make_folders, sweep
-from activation_extractor._format._codecs import Codec
+from activation_extractor._creation import make_ready
+from activation_extractor._format._codecs import SAFETENSORS, Codec
 from activation_extractor._format._headers import Entries
 from activation_extractor._format._id_files import IdFiles
-from activation_extractor._format._journal import append_record
+from activation_extractor._format._journal import Journal
 from activation_extractor._format._manifest import (
     BATCHES_PER_UNIT,
     Manifest,
     make_manifest,
+    read_manifest,
     store_name,
     write_manifest,
 )
 from activation_extractor._format._seen_ids import SeenIds, merged
 from activation_extractor._format._shards import SHARDS, list_units, read_shard, shard_path, write_shard
 from activation_extractor._format._stored_rows import RowId
+from activation_extractor._requests import ahead
+from activation_extractor._storage import RemotePath
 from activation_extractor.errors import StoreError
 from activation_extractor.sinks._background import Background
 from activation_extractor.sinks._resume import check_same
@@ -37,6 +40,7 @@ from activation_extractor.sinks._step import Step
 from activation_extractor.sinks._transfer import Transfer
 from activation_extractor.sinks._units import Unit
 
+_WRITER = "writer"  # in the manifest of a store in a bucket that no other writer shares
 QUEUE_BYTES = 128 * 2**20
 FEW_IDS, FEW_UNITS = 2**16, 64  # which are read from their shards in a tenth of a second
 
@@ -51,12 +55,17 @@ class StoreWriter:
 
     Attributes:
         unit_size: the member of the manifest that says how large all units are; set it before the first `commit`.
+        journal: what it says of the shards that it has written.
     """
 
     def __init__(self, folder: Path, codec: Codec, *, queue_bytes: int, shares_store: bool) -> None:
         self.folder, self.codec = folder, codec
-        # The name of the writer's journal: no other writer has it, and names sort by the time at which writing began.
+        if isinstance(folder, RemotePath) and codec != SAFETENSORS:
+            got, advice = f"shards of {codec.name}", "Write safetensors there, or write to a disk."
+            raise StoreError(folder, "hold safetensors in a bucket", got, advice)
+        # No other writer has this name, and names sort by the time at which writing began.
         self.name = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"
+        self.journal = Journal(folder, self.name)
         self.rows = self.nbytes = 0
         self.unit_size: Mapping[str, int] = {}
         self._shares_store = shares_store
@@ -130,8 +139,10 @@ class StoreWriter:
     def find_ids(self, ids_of: Callable[[str], Iterable[RowId] | None]) -> None:
         """Remember the ids of a store of with-blocks; `ids_of` reads those of units that no file of digests names."""
         self._id_files = IdFiles(self.folder, list_units(self.folder, self.codec))
-        for unit in self._id_files.left:
-            self.remember_ids(ids_of(unit))
+        left = self._id_files.left
+        is_remote = isinstance(self.folder, RemotePath)
+        for ids in ahead((partial(ids_of, unit), 0) for unit in left) if is_remote else map(ids_of, left):
+            self.remember_ids(ids)
 
     def keep_ids(self, units: Sequence[str]) -> bool:
         """Write a file of the digests that are in memory, unless they are few; returns whether it did.
@@ -159,11 +170,7 @@ class StoreWriter:
         """
         self._background.check()
         if not self._has_folders:  # a read-only folder raises at the first step, rather than at the first unit
-            shards = self.folder / SHARDS
-            make_folders(shards)
-            sweep(self.folder)
-            sweep(shards)
-            check_writable(shards)
+            make_ready(self.folder, SHARDS)
             self._has_folders = True
         schema, columns = self._schema.fit(step)
         self.take_ids(step.ids or ())
@@ -214,10 +221,13 @@ class StoreWriter:
     def finish(self) -> None:
         """Wait until everything is written; raises a StoreError where a unit could not be."""
         self._background.finish()
+        self.journal.close()
 
     def _make_manifest(self, schema: Schema) -> Manifest:
         model = self._fingerprint.get("model")
         run = {"fingerprint": self._fingerprint, BATCHES_PER_UNIT: None, **self.unit_size, "model": model, **self._more}
+        if isinstance(self.folder, RemotePath) and not self._shares_store:
+            run[_WRITER] = self.name
         return make_manifest(self.codec, run, schema.columns, schema.keep, schema.ids)
 
     def _write(
@@ -236,13 +246,14 @@ class StoreWriter:
         nbytes = write_shard(self.folder, self.codec, name, unit.entries(order), metadata, is_same)
         if nbytes is not None:
             shard = read_shard(shard_path(self.folder, name, self.codec), self.codec)
-            record = shard.record(nbytes, self._published.entries)
-            append_record(self.folder, self.name, replace(record, data=data))
+            self.journal.add(replace(shard.record(nbytes, self._published.entries), data=data))
 
     def _publish(self, manifest: Manifest) -> Manifest:
         """Write the manifest; returns the one in the folder, which another writer of the run may have written."""
         if write_manifest(self.folder, manifest):
             return manifest
+        if _WRITER in manifest.content and manifest.content == read_manifest(self.folder).content:
+            return manifest  # the bucket's first answer was lost
         if not self._shares_store:
             got = "one that another writer began"
             raise StoreError(self.folder, "be this writer's own store", got, "Use a new folder, or append=True.")

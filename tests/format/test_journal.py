@@ -8,12 +8,12 @@ import stat
 
 import pytest
 
-from activation_extractor._format._journal import JournalRecord, append_record, read_records
+from activation_extractor._format._journal import Journal, JournalRecord, read_records
 from activation_extractor.errors import StoreError
 
 
 def append(folder, writer: str, record: dict) -> None:
-    append_record(folder, writer, JournalRecord.from_json(record))
+    Journal(folder, writer).add(JournalRecord.from_json(record))
 
 
 def read(folder) -> dict[str, dict]:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from unit_by_unit import UnitByUnit
 
 from activation_extractor._format._codecs import CODECS, SAFETENSORS
+from activation_extractor._format._journal import Journal
 from activation_extractor._format._shards import unit_name
 from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.sinks import Step, _store_writer
@@ -29,7 +30,7 @@ RUN = {"fingerprint": {"model": "Tiny"}, "batches_per_unit": None, "model": "Tin
 
 def writer(folder: Path, number: int = 0, codec=SAFETENSORS, *, shares_store=False) -> UnitByUnit:
     made = UnitByUnit(folder, codec, queue_bytes=1 << 20, shares_store=shares_store)
-    made.name = NAMES[number]
+    made.journal = Journal(made.folder, NAMES[number])
     made.begin(RUN["fingerprint"])
     return made
 
@@ -283,7 +284,7 @@ def test_the_unit_that_is_gathered_counts_beside_those_that_wait_to_be_written(f
     made.add(step([9]))
     held_bytes = made.unit.held_bytes
     made = UnitByUnit(folder, SAFETENSORS, queue_bytes=3 * held_bytes, shares_store=False)
-    made.name = NAMES[0]
+    made.journal = Journal(made.folder, NAMES[0])
     made.begin(RUN["fingerprint"])
     waits = []
     for number in range(3):

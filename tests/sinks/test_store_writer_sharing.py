@@ -14,6 +14,7 @@ from unit_by_unit import UnitByUnit
 
 from activation_extractor import open_store
 from activation_extractor._format._codecs import NPZ, SAFETENSORS
+from activation_extractor._format._journal import Journal
 from activation_extractor._format._manifest import Manifest, make_manifest, write_manifest
 from activation_extractor._format._shards import unit_name
 from activation_extractor.errors import OtherRunError, StoreError
@@ -26,7 +27,7 @@ RUN = {"fingerprint": {"model": "Tiny"}, "batches_per_unit": None, "model": "Tin
 
 def writer(folder: Path, number: int = 0, codec=SAFETENSORS, *, shares_store: bool = True, run=RUN) -> UnitByUnit:
     made = UnitByUnit(folder, codec, queue_bytes=1 << 20, shares_store=shares_store)
-    made.name = NAMES[number]
+    made.journal = Journal(made.folder, NAMES[number])
     made.begin(run["fingerprint"])
     return made
 

@@ -16,7 +16,9 @@ def extract(
     input: Annotated[
         str, typer.Option(help="A .txt, .jsonl, .csv, .parquet, .fasta or .npy file, a folder of them or images, or -.")
     ],
-    out: Annotated[Path, typer.Option(help="A new or empty folder for the store, or that of an earlier run.")],
+    out: Annotated[
+        Path, typer.Option(help="A new or empty folder for the store, or that of an earlier run; or s3://bucket/name.")
+    ],
     layers: Annotated[
         list[str] | None, typer.Option(help="A name or pattern; repeatable. By default every block.")
     ] = None,
@@ -124,13 +126,15 @@ def extract(
         activation-extractor extract --model gpt2 --input texts.txt --out out --engine ray --workers 4
     """
     options = dict(locals())
+    from activation_extractor._creation import check_place
     from activation_extractor.cli._job import Job
 
+    options["out"] = place = check_place("out", out)
     store = _executed(Job.of(options), engine, workers, share)
     if as_json:
         say_json(_summary(store))
     else:
-        say(f"{store!r}\n{how_to_read(out, next(iter(store)))}")
+        say(f"{store!r}\n{how_to_read(place, next(iter(store)))}")
 
 
 def _executed(job: Any, engine: str | None, workers: int | None, share: str) -> Any:
