@@ -18,8 +18,9 @@ from activation_extractor._format._numpy import (
     write_npz_shard,
 )
 from activation_extractor._format._safetensors import check_dtype, read_safetensors_shard, write_safetensors_shard
+from activation_extractor._storage import RemotePath
 from activation_extractor._tensors import IN_FILE, as_numpy_has, as_plain
-from activation_extractor.errors import ArgumentError, ArgumentTypeError
+from activation_extractor.errors import ArgumentError, ArgumentTypeError, StoreError
 
 _STORED_AS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -38,6 +39,12 @@ class Codec:
     reads_open_files: bool = False
     # In which floating point numbers of activations are stored; None for as they were computed.
     dtype: torch.dtype | None = field(default=None, compare=False)
+
+    def check_place(self, folder: Path) -> None:
+        """Raise a StoreError where shards cannot be written: those that are not one stream of bytes to a bucket."""
+        if isinstance(folder, RemotePath) and self != SAFETENSORS:
+            got, advice = f"shards of {self.name}", "Write safetensors there, or write to a disk."
+            raise StoreError(folder, "hold safetensors in a bucket", got, advice)
 
     def storing(self, dtype: torch.dtype | None) -> Codec:
         """The codec that stores floating point numbers of activations in a dtype.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from activation_extractor._format._codecs import SAFETENSORS
 from activation_extractor.cli._estimate import check_out
 from activation_extractor.examples import minilm
 from activation_extractor.layers import blocks
@@ -30,7 +31,7 @@ def run_demo(out: Path) -> Store:
         MissingExtraError: transformers or the package with the model is not installed.
         StoreError: the folder holds something else.
     """
-    check_out(out)
+    check_out(out, SAFETENSORS)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
     model, tokenizer = minilm()
     batches = list(_batches(tokenizer, read_sentences()))

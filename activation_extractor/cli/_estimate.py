@@ -156,12 +156,14 @@ def _refusal(feed: Feed, run: Probe, error: Exception) -> ArgumentError:
     return ArgumentError("the model", "run on rows of the input", f"{one_line(error):.90}", advice)
 
 
-def check_out(out: Path, *, resume: bool = True) -> None:
+def check_out(out: Path, codec: Codec, *, resume: bool = True) -> None:
     """Make sure that a run may be stored in a folder, before data and model are read.
 
     Raises:
-        StoreError: it is a file, or holds something else than a store, which the run resumes or else sets aside.
+        StoreError: it is a file, or holds something else than a store, which the run resumes or else sets aside; or
+            shards of this format cannot be written there.
     """
+    codec.check_place(out)
     if holds_store(out, may_join=True) and not resume:
         check_replaceable(out)
 

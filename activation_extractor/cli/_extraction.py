@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from activation_extractor._display import examples, plural, short_path
+from activation_extractor._format._codecs import Codec
 from activation_extractor._format._manifest import has_manifest, read_manifest
 from activation_extractor.cli._estimate import Probe, check_out, check_room, estimate, probe
 from activation_extractor.cli._failing_rows import FailingRow, failed_before, failing_row, find_failing
@@ -34,10 +35,10 @@ _MOST_WINDOW_ROWS = 8192  # that are sorted together, where a unit has more
 class Extraction:
     """A run over a data set, into a folder; its methods are called in their order, and raise what their parts raise."""
 
-    def __init__(self, out: Path, *, resume: bool, append: bool) -> None:
+    def __init__(self, out: Path, codec: Codec, *, resume: bool, append: bool) -> None:
         if append and not resume:
             raise ArgumentError("append", "be left out with --fresh", append)
-        check_out(out, resume=resume)
+        check_out(out, codec, resume=resume)
         self._out, self._resume, self._append = out, resume, append
         self._source: Source
         self._loaded: Loaded

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from activation_extractor._format._codecs import CODECS, Codec
 from activation_extractor.cli._extraction import Extraction
 from activation_extractor.store import Store
 
@@ -67,9 +68,14 @@ class Job:
             run=some(_RUN, reduce=options["reduce"] or ["mean"], sequence_axis=tuple(axes) if axes else None),
         )
 
+    @property
+    def codec(self) -> Codec:
+        """The format of its shards."""
+        return CODECS[self.run["format"]]
+
     def execute(self, **sharing: Any) -> Store:
         """Run it in this process, with further options of `extract`; raises what the parts of `Extraction` raise."""
-        extraction = Extraction(self.out, resume=self.resume, append=self.append)
+        extraction = Extraction(self.out, self.codec, resume=self.resume, append=self.append)
         extraction.read(self.input, **self.read)
         extraction.load(self.model, **self.load)
         extraction.prepare(**self.prepare)

@@ -39,7 +39,7 @@ def execute_on_ray(job: Job, workers: int | None) -> Store:
     if workers is not None:
         check_size("workers", workers)
     _check(job)
-    check_out(job.out, resume=job.resume)
+    check_out(job.out, job.codec, resume=job.resume)
     if not job.resume and (aside := set_aside(job.out)) is not None:
         warn(f"The earlier store is in {short_path(aside)!r} now.")
     job = replace(job, resume=True)

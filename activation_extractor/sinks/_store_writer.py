@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from activation_extractor._creation import make_ready
-from activation_extractor._format._codecs import SAFETENSORS, Codec
+from activation_extractor._format._codecs import Codec
 from activation_extractor._format._headers import Entries
 from activation_extractor._format._id_files import IdFiles
 from activation_extractor._format._journal import Journal
@@ -60,9 +60,7 @@ class StoreWriter:
 
     def __init__(self, folder: Path, codec: Codec, *, queue_bytes: int, shares_store: bool) -> None:
         self.folder, self.codec = folder, codec
-        if isinstance(folder, RemotePath) and codec != SAFETENSORS:
-            got, advice = f"shards of {codec.name}", "Write safetensors there, or write to a disk."
-            raise StoreError(folder, "hold safetensors in a bucket", got, advice)
+        codec.check_place(folder)
         # No other writer has this name, and names sort by the time at which writing began.
         self.name = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"
         self.journal = Journal(folder, self.name)

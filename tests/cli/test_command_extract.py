@@ -372,3 +372,19 @@ def test_a_share_that_is_none_is_a_mistake(tmp_path, share):
 def test_ranks_do_not_begin_stores_of_their_own(tmp_path):
     text = commands.mistake("extract", "--model", "m", "--input", "i", "--out", tmp_path, "--share", "0/2", "--fresh")
     assert "fresh must be left out where processes share the work, got '0/2'" in text
+
+
+def test_a_store_in_a_bucket_is_written_shown_verified_and_gone_on_with(bucket, here):
+    pytest.importorskip("obstore", reason="the extra 'remote' is not installed")
+    options = ["--model", "factories:rows", "--input", "x.npy", "--layers", "stages.*", "--reduce", "full"]
+    url, files = "s3://bucket/run", sorted(path.name for path in here.iterdir())
+    assert f"open_store('{url}')" in run(*options, "--out", url).stdout
+    assert open_store(url).rows == 20
+    puts = bucket.count("PUT")
+    run(*options, "--out", url)
+    assert bucket.count("PUT") == puts
+    assert url in commands.run("show", url).stdout
+    commands.run("verify", url)
+    assert "be on a disk where --fresh" in mistake(*options, "--out", url, "--fresh")
+    assert "must hold safetensors in a bucket" in mistake(*options, "--out", "s3://bucket/b", "--format", "npz")
+    assert sorted(path.name for path in here.iterdir() if path.name != "__pycache__") == files

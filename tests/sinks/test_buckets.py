@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from s3_server import serving
 from torch import nn
 
 from activation_extractor import NpzSink, SafetensorsSink, _creation, _storage, capture, extract, open_store
@@ -22,17 +21,9 @@ pytest.importorskip("obstore", reason="the extra 'remote' is not installed")
 URL = "s3://bucket/my/store"
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-    with serving() as (bucket, url):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        for name, value in (("ALLOW_HTTP", "true"), ("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "y")):
-            monkeypatch.setenv(f"AWS_{name}", value)
-        monkeypatch.setenv("AWS_REGION", "us-east-1")
-        monkeypatch.setattr(_creation, "_PAUSES", (0.0, 0.0))
-        _storage._opened.cache_clear()
-        yield bucket
-        _storage._opened.cache_clear()
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    monkeypatch.setattr(_creation, "_PAUSES", (0.0, 0.0))
 
 
 def model() -> nn.Module:
