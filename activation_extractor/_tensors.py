@@ -44,7 +44,7 @@ def ordinary(tensor: Tensor) -> Tensor:
         if type(tensor) is not Tensor or is_special(tensor):
             return tensor.clone()
         plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        return plain.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+        return plain.set_(tensor)
 
 
 def memory_of(tensor: Tensor) -> dict[int, int]:

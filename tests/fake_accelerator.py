@@ -295,6 +295,7 @@ _OWN = {
     aten.set_.source_Storage_storage_offset: lambda tensor, *where: aten.set_.source_Storage_storage_offset.redispatch(
         _CPU, tensor, *where
     ),
+    aten.set_.source_Tensor: lambda tensor, source: _place(tensor, source.untyped_storage(), source),
     aten._local_scalar_dense.default: _item,
     aten.record_stream.default: _record_stream,
     aten._copy_from.default: _copy_from,
