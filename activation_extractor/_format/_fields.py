@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from activation_extractor._display import dtype_name
 from activation_extractor._format._entry_names import entry_name, keep_entry
@@ -26,7 +28,7 @@ class Field:
     is_ragged: bool  # whether rows differ in their number of positions; each is ``(positions, *row_shape)``
     converted_from: str | None = None  # the name of the dtype that was computed, where another is stored
 
-    @property
+    @cached_property
     def entry(self) -> str:
         """The name of the column's entry in a shard."""
         return keep_entry(self.key) if isinstance(self.key, str) else entry_name(*self.key)
@@ -34,6 +36,18 @@ class Field:
     def __str__(self) -> str:
         dtype = self.converted_from or dtype_name(self.dtype)
         return f"{dtype} {self.row_shape}{' ragged' * self.is_ragged}"
+
+    def is_of(self, rows: Tensor, *, is_ragged: bool) -> bool:
+        """Whether these rows of its column are stored as they are: plain ones, of what the field says."""
+        return (
+            type(rows) is Tensor
+            and rows.dtype is self.dtype
+            and self.converted_from is None
+            and is_ragged is self.is_ragged
+            and rows.layout is torch.strided
+            and not (rows.is_nested or rows.is_meta or rows.requires_grad or rows.is_neg() or rows.is_conj())
+            and rows.shape[1:] == self.row_shape
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The field as a manifest lists it."""

@@ -78,7 +78,7 @@ def computed_columns(step: Step, codec: Codec) -> BatchColumns:
     """The columns that a step would be stored as."""
     schema, columns = Schema(codec).fit(step)
     step.check_masks()
-    fields = {entry: field for entry, field in schema.fields.items() if isinstance(field.key, tuple)}
+    fields = {field.entry: field for field in schema.columns}
     return {entry: BatchColumn(_rows_on_host(columns[entry]), field) for entry, field in fields.items()}
 
 

@@ -16,20 +16,22 @@ from activation_extractor.errors import ArgumentError, StoreError
 from activation_extractor.sinks._step import Step
 from activation_extractor.sinks._stored_dtype import OverflowCheck
 
+Key = tuple[str, str] | str  # the layer and reducer; the name alone, where the column is a kept one
+
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
     """What the columns and ids of a store are: fixed by the steps that came first."""
 
     codec: Codec
-    fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)  # columns and kept columns, by entry
+    fields: Mapping[Key, Field] = dataclasses.field(default_factory=dict)  # columns and kept columns, by key
     ids: str | None = None  # their type, ``"str"`` or ``"int"``; None where steps have none, and before the first row
     has_rows: bool = False  # whether a step had rows, so that `ids` is fixed
 
     @classmethod
     def of(cls, manifest: Manifest, codec: Codec | None = None) -> Schema:
         """The schema of the store that a manifest describes; `codec` may say in which dtype more is stored."""
-        fields = {field.entry: field for field in (*manifest.columns, *manifest.keep)}
+        fields = {field.key: field for field in (*manifest.columns, *manifest.keep)}
         return cls(codec or manifest.codec, fields, manifest.ids, has_rows=True)
 
     @property
@@ -53,10 +55,15 @@ class Schema:
             ArgumentError: a dtype that the format lacks, or a name that is not UTF-8 text.
         """
         kept = {name: as_bytes(value) if isinstance(value, list) else value for name, value in step.keep.items()}
-        values: list[tuple[tuple[str, str] | str, Tensor | Ragged]] = [*step.values.items(), *kept.items()]
+        values: list[tuple[Key, Tensor | Ragged]] = [*step.values.items(), *kept.items()]
         columns: dict[str, Tensor | Ragged] = {}
         fields = dict(self.fields)
         for key, value in values:
+            known, is_ragged = fields.get(key), isinstance(value, Ragged)
+            rows = value.values if isinstance(value, Ragged) else value
+            if self.codec.dtype is None and known is not None and known.is_of(rows, is_ragged=is_ragged):
+                columns[known.entry] = value  # as nearly all are
+                continue
             column, field = _stored(self.codec, key, value, step)
             columns[_add(fields, field)] = column
         if not step.rows:
@@ -80,9 +87,7 @@ class Schema:
             raise StoreError("ids", "be of one type in a store", f"{ids} after {self.ids}", "Convert one of them.")
 
 
-def _stored(
-    codec: Codec, key: tuple[str, str] | str, value: Tensor | Ragged, step: Step
-) -> tuple[Tensor | Ragged, Field]:
+def _stored(codec: Codec, key: Key, value: Tensor | Ragged, step: Step) -> tuple[Tensor | Ragged, Field]:
     """A column's rows as they are stored, and its field."""
     computed = value.values if isinstance(value, Ragged) else value
     stored = codec.convert(computed, key[0] if isinstance(key, tuple) else None, "in a store")
@@ -95,17 +100,17 @@ def _stored(
     return (Ragged(stored, value.lengths) if isinstance(value, Ragged) else stored), field
 
 
-def _add(fields: dict[str, Field], field: Field) -> str:
+def _add(fields: dict[Key, Field], field: Field) -> str:
     """Add a field to those of a store, or make sure that it is the one that the store has; returns its entry."""
     entry = field.entry
-    known = fields.get(entry)
+    known = fields.get(field.key)
     if known is None:
         try:
             entry.encode()
         except UnicodeEncodeError:  # half of a surrogate pair
             advice = "Give the layer another name."
             raise ArgumentError("the name of a column", "be UTF-8 text", entry, advice) from None
-        fields[entry] = field
+        fields[field.key] = field
     elif known != field:
         advice = "Reduce it, or capture with batches of one shape."
         raise StoreError(entry, "keep one dtype and row shape in a store", f"{field} after {known}", advice)
