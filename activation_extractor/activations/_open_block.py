@@ -31,6 +31,7 @@ from activation_extractor.activations._sharded import Sharding
 from activation_extractor.activations._steps import Steps
 from activation_extractor.errors import InferenceReferenceError, StopEarlyError
 from activation_extractor.layers._modules import ModuleTree
+from activation_extractor.layers._places import Places
 from activation_extractor.layers._selections import Target
 from activation_extractor.reducers._calls import CallArguments
 from activation_extractor.reducers._masks import Masks, Watched
@@ -110,6 +111,7 @@ class OpenBlock:
         self._plan: Plan | None = plan
         self._undo: list[Detach] = []
         self._taps: BlockTaps | None = None
+        self._places: Places | None = None  # where the layers were when this was asked first
 
     def __enter__(self) -> Self:
         """Attach everything; on an error nothing stays attached."""
@@ -158,7 +160,7 @@ class OpenBlock:
         state, recorded, options = self.state, self._shared.recorded, self._shared.options
         state.is_open, state.stance_was_lost = False, eager_stance.is_lost
         detach_all(self._undo)
-        self._plan = None  # what is recorded outlives the block, and must not keep the model
+        self._plan = self._places = None  # what is recorded outlives the block, and must not keep the model
         microbatches, self.results.microbatches = self.results.microbatches, None
         try:
             if microbatches is not None and error is None:
@@ -216,9 +218,13 @@ class OpenBlock:
         A layer deeper in a module that was wrapped keeps its hooks: no other module has its name.
         """
         assert self._plan is not None
+        if not self.state.displaced and self._places is not None and not self._places.may_have_changed():
+            return frozenset()  # what was registered is elsewhere: some models slice a list of layers in each forward
         tree, targets = ModuleTree(self._plan.root), self._plan.targets
         places = ((target, tree.find(target.layer)) for target in targets)
         layers = {target.layer for target, place in places if place is not None and place[1] is not target.module}
+        if not layers and self._places is None:
+            self._places = Places(self._plan.root, {target.layer for target in targets})
         if layers or self.state.displaced:
             hooked = targets if self._taps is None else self._taps.set_aside(layers)
             behind = [target.layer in layers for target in hooked if target.side != "input"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from activation_extractor._private_torch import children_of
-from activation_extractor.layers._modules import WRAPPER_SEGMENTS
+from activation_extractor.layers._modules import WRAPPER_SEGMENTS, unwrap
 
 Link = tuple[dict[str, nn.Module | None], str, nn.Module | None]  # a module's children, the name of one, and that one
 
@@ -27,13 +27,16 @@ class Places:
         return self._is_unknown or any(children.get(name) is not child for children, name, child in self._links)
 
 
-def _follow(root: nn.Module, layer: str, links: dict[tuple[int, str], Link]) -> bool:
+def _follow(module: nn.Module | None, layer: str, links: dict[tuple[int, str], Link]) -> bool:
     """Add what leads to a layer; returns False where that is no plain way."""
-    module: nn.Module | None = root
-    for segment in layer.split(".") if layer else ():
-        children = {} if module is None else children_of(module)
-        if segment not in children or not WRAPPER_SEGMENTS.isdisjoint(children):
+    segments = layer.split(".") if layer else []
+    while module is not None and unwrap(module) is module:
+        children = children_of(module)
+        links |= {(id(children), it): (children, it, None) for it in WRAPPER_SEGMENTS}  # with one it would be a wrapper
+        if not segments:
+            return True
+        if (segment := segments.pop(0)) not in children:
             return False
         module = children[segment]
         links[id(children), segment] = children, segment, module
-    return True
+    return False
