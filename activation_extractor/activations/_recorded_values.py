@@ -38,8 +38,8 @@ class Slot:
         self.mask: Tensor | None = None
         self.turn, self.stamp = -1, 0
 
-    def read(self, name: str, *, detach: bool) -> Tensor:
-        """The tensor, an ordinary one, and the same one each time.
+    def read(self, name: str, *, detach: bool, as_recorded: bool = False) -> Tensor:
+        """The tensor, an ordinary one unless it is wanted `as_recorded`, and the same one each time.
 
         Raises:
             OverwrittenError: it is no copy, and was written to since the layer returned it.
@@ -48,7 +48,7 @@ class Slot:
         assert self.tensor is not None
         self.check()
         if self.version is None:
-            self.tensor = ordinary(self.tensor)
+            self.tensor = self.tensor if as_recorded else ordinary(self.tensor)
         elif version_of(self.tensor) != self.version:
             raise OverwrittenError(name)
         elif detach:
@@ -188,8 +188,8 @@ class Recorded:
         ran = [slot for slot in slots if slot.stamp > 0]
         return ran or [slot for slot in slots if self._state.counts(slot.stamp)]
 
-    def read_last(self, key: Key) -> Tensor:
-        """The tensor of a key with ``calls="last"``, what `read` gives in a list.
+    def read_last(self, key: Key, *, as_recorded: bool = False) -> Tensor:
+        """The tensor of a key with ``calls="last"``, what `read` gives in a list; see `Slot.read`.
 
         Raises:
             KeyError: the key has no value that counts.
@@ -198,7 +198,7 @@ class Recorded:
         last = self._last[key[1]][key[0]]
         if last.tensor is None or not self._state.counts(last.stamp):
             raise KeyError(key)
-        return last.read(key[0], detach=self._detach)
+        return last.read(key[0], detach=self._detach, as_recorded=as_recorded)
 
     def read(self, key: Key) -> list[Tensor]:
         """The tensors of a key, those of `slots`; ordinary tensors, the same ones each time.

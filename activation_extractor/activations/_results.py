@@ -98,8 +98,8 @@ class Results:
         stored = (key[0], "full") if self._options.calls == "join" else key
         return key[1] in self._options.reducers and bool(self._recorded.slots(stored))
 
-    def read(self, key: Key) -> Tensor | list[Tensor]:
-        """The value of a key; a list with ``calls='all'``.
+    def read(self, key: Key, *, as_recorded: bool = False) -> Tensor | list[Tensor]:
+        """The value of a key; a list with ``calls='all'``. With `as_recorded` it may be a tensor of inference mode.
 
         Raises:
             KeyError: it has no value.
@@ -111,7 +111,7 @@ class Results:
         if self._combined.members and key[0] in self._combined:
             return self._combined.read(key)
         if self._options.calls == "last":
-            return self._recorded.read_last(key)
+            return self._recorded.read_last(key, as_recorded=as_recorded)
         if self._options.calls == "all":
             values = self._recorded.read(key)
             if not values:
@@ -162,13 +162,13 @@ class Results:
             return value
         return [call.clone() for call in value] if isinstance(value, list) else value.clone()
 
-    def columns(self) -> dict[Key, Tensor | Ragged]:
+    def columns(self, *, as_recorded: bool = False) -> dict[Key, Tensor | Ragged]:
         """What a step hands to a sink: padding left out of whole activations, a column for each call of 'all'."""
         columns: dict[Key, Tensor | Ragged] = {}
         real = _RealPositions()
         for name in self.names:
             for reducer in self._options.reducers:
-                value = self.read((name, reducer))
+                value = self.read((name, reducer), as_recorded=as_recorded)
                 if isinstance(value, list):
                     for index, call in enumerate(value):
                         columns[f"{name}#{index}", reducer] = self._packed(name, reducer, call, index, real)
@@ -182,8 +182,16 @@ class Results:
         self._combined.settle()
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Let go of everything, and remember what that was."""
         self.cleared.update((name, self.last_stamp(name) or 0) for name in self.recorded_names)
+        self._let_go()
+
+    def begin_step(self) -> None:
+        """Begin with nothing."""
+        self.cleared.clear()
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._state.was_read = True
         self._state.left_out.clear()
         self._recorded.clear()

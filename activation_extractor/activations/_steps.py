@@ -94,8 +94,7 @@ class Steps:
         Raises:
             LayerNotRunError, GradientNotFoundError: see `check_complete`.
         """
-        self._results.clear()
-        self._results.cleared.clear()
+        self._results.begin_step()
         if self.checks:
             self.checks.clear()
         self._rows = set()
@@ -209,11 +208,12 @@ class Steps:
     def _end(self, ids: list[RowId] | None, keep: Mapping[str, KeptColumn]) -> None:
         self.check_complete()
         self.warn_of_left_out(stacklevel=7)
-        columns = self._results.columns()
+        results = self._results
+        columns = results.columns(as_recorded=self._sink is not None and self._sink._takes_inference)
         if self._sink is not None and (columns or ids is not None or keep):
             step = make_step(self._count, columns, ids, keep, self.checks or ())
-            is_of_forwards = all((self._results.last_stamp(it) or 0) > 0 for it in self._results.recorded_names)
-            if columns and ids is None and is_of_forwards and self._rows and step.rows not in self._rows:
+            is_other = ids is None and self._rows and step.rows not in self._rows
+            if columns and is_other and all((results.last_stamp(it) or 0) > 0 for it in results.recorded_names):
                 got = f"{step.rows} in {next(iter(columns))!r} beside {min(self._rows)} in the model's call"
                 advice = "Pass sequence_axis= if a layer has the batch elsewhere, or ids= if a sample has several rows."
                 raise StepError("have the rows of its batch", got, advice)

@@ -47,7 +47,7 @@ class Run(Sink):
         count: how many units the run has, where that was planned: no other one is looked for.
     """
 
-    reads_later = True
+    reads_later = _takes_inference = True
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class Sink(ABC):
     """
 
     reads_later: ClassVar[bool] = False
+    _takes_inference: ClassVar[bool] = False  # whether values may be tensors of inference mode, as they were recorded
 
     def begin(self, about: Mapping[str, Any]) -> None:  # noqa: B027 - most sinks have no use for it
         """Learn what is captured; called whenever a block is entered, before a hook is attached.

@@ -71,8 +71,11 @@ def test_activations_hold_the_latest_step_as_copies(stack, tokens):
     assert sink["h.3", "mean"].abs().max() > 0
 
 
-def test_a_sink_of_ones_own_gets_ordinary_tensors_and_is_closed(stack, tokens):
+@pytest.mark.parametrize("later", [False, True])
+def test_a_sink_of_ones_own_gets_ordinary_tensors_and_is_closed(stack, tokens, later):
     class Log(Sink):
+        reads_later = later
+
         def __init__(self) -> None:
             self.log = []
 
