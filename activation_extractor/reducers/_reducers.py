@@ -23,6 +23,7 @@ from activation_extractor.errors import (
 Reducer = Callable[[Tensor, "Tensor | None"], Tensor]
 _LOWEST = -(2**63)
 _USUAL = (torch.float32, torch.float64)
+_HALF = (torch.float16, torch.bfloat16)
 # Dtypes that torch hardly computes in, and where their numbers are all found.
 _FLOAT8 = [getattr(torch, name) for name in dir(torch) if name.startswith("float8_")]
 _FEW_OPERATIONS = {**dict.fromkeys(_FLOAT8, torch.float32), **dict.fromkeys((torch.uint16, torch.uint32), torch.int64)}
@@ -42,10 +43,11 @@ def mean(activation: Tensor, mask: Tensor | None) -> Tensor:
     Accumulated in at least float32 and returned in the activation's dtype; integers and bools give float32.
     Values in padded slots, NaN included, change nothing.
     """
-    if mask is None and activation.dtype in _USUAL and type(activation) is Tensor:
+    dtype = activation.dtype
+    if mask is None and (dtype in _USUAL or dtype in _HALF) and type(activation) is Tensor:
         try:
             if activation.numel():  # which is asked faster than a length
-                return activation.mean(1)
+                return activation.mean(1) if dtype in _USUAL else activation.mean(1, dtype=torch.float32).to(dtype)
         except RuntimeError:
             if not is_special(activation):
                 raise
@@ -79,7 +81,7 @@ def last(activation: Tensor, mask: Tensor | None) -> Tensor:
     if is_special(activation):
         activation, mask = _dense(activation, mask)
     if mask is None:
-        return activation[:, -1].clone()
+        return activation.select(1, -1).clone()
     return _take(activation, mask.shape[1] - 1 - mask.int().flip(1).argmax(1))
 
 

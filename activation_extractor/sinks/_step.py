@@ -184,7 +184,7 @@ def make_step(
         if not column.dim():
             got = f"a single number in {key!r}"
             raise StepError("have a row for each sample in every column", got, "Leave it out.")
-        counts.append((key, len(column)))
+        counts.append((key, column.shape[0]))
     counts += [(name, len(kept)) for name, kept in keep.items()]
     rows = len(ids) if ids is not None else counts[0][1]
     for key, count in counts:

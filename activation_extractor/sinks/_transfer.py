@@ -40,8 +40,11 @@ class Transfer:
         write to them only on their device's current stream. It waits for `arrival` before it reads the result.
         """
         hosts = {name: tensor if _is_plain(tensor) else tensor.cpu() for name, tensor in tensors.items()}
-        for device in {tensor.device for tensor in hosts.values() if tensor.device.type != "cpu"}:
-            plain = {name: tensor for name, tensor in hosts.items() if tensor.device == device}
+        by_device: dict[torch.device, dict[str, Tensor]] = {}
+        for name, tensor in hosts.items():
+            if not tensor.is_cpu:
+                by_device.setdefault(tensor.device, {})[name] = tensor
+        for device, plain in by_device.items():
             hold(plain.values())  # packing reads them on this stream, wherever they were made
             parcels = [_alike(parcel) for parcel in _parcels(plain)]
             arrived = self._fetch([_packed(groups, plain) for groups in parcels], device, arrival)

@@ -52,7 +52,9 @@ class Unit:
             is_here = hosts[name] is chunks[name]
             host = self._memory.keep(hosts[name]) if is_here else hosts[name]
             lengths = value.lengths.cpu() if isinstance(value, Ragged) else None
-            nbytes = self._columns.setdefault(name, _Column()).add(host, lengths, self.rows)
+            if (column := self._columns.get(name)) is None:
+                column = self._columns[name] = _Column()
+            nbytes = column.add(host, lengths, self.rows)
             self.nbytes += nbytes
             self._more_bytes += _OBJECT_BYTES + (0 if is_here else nbytes) + (0 if lengths is None else lengths.nbytes)
         ids = step.ids or ()
@@ -102,8 +104,8 @@ class _Column:
         if lengths is not None:
             self._lengths.append(lengths)
         self._chunks.append(chunk)
-        self._spans.append((first_row, first_row + len(chunk if lengths is None else lengths)))
-        return chunk.numel() * chunk.element_size()
+        self._spans.append((first_row, first_row + (chunk if lengths is None else lengths).shape[0]))
+        return chunk.nbytes
 
     def entries(self, name: str, unit_rows: int, order: Tensor | None) -> dict[str, list[Tensor]]:
         """The entries of the column in a shard: its values and, where they are needed, offsets and row numbers."""
