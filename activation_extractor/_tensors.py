@@ -44,7 +44,8 @@ def ordinary(tensor: Tensor) -> Tensor:
         if type(tensor) is not Tensor or is_special(tensor):
             return tensor.clone()
         plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        return plain.set_(tensor)
+        plain.set_(tensor)  # type: ignore[call-overload] # as its documentation has it
+        return plain
 
 
 def memory_of(tensor: Tensor) -> dict[int, int]:

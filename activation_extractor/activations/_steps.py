@@ -212,9 +212,9 @@ class Steps:
         columns = results.columns(as_recorded=self._sink is not None and self._sink._takes_inference)
         if self._sink is not None and (columns or ids is not None or keep):
             step = make_step(self._count, columns, ids, keep, self.checks or ())
-            is_other = ids is None and self._rows and step.rows not in self._rows
-            if columns and is_other and all((results.last_stamp(it) or 0) > 0 for it in results.recorded_names):
-                got = f"{step.rows} in {next(iter(columns))!r} beside {min(self._rows)} in the model's call"
+            rows = (self._rows if columns and ids is None else None) or {step.rows}
+            if step.rows not in rows and all((results.last_stamp(it) or 0) > 0 for it in results.recorded_names):
+                got = f"{step.rows} in {next(iter(columns))!r} beside {min(rows)} in the model's call"
                 advice = "Pass sequence_axis= if a layer has the batch elsewhere, or ids= if a sample has several rows."
                 raise StepError("have the rows of its batch", got, advice)
             if not self._sink.reads_later:
