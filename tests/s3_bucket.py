@@ -32,9 +32,14 @@ class Bucket:
     Attributes:
         objects: what the bucket holds; a test may read, change and remove it at any time.
         requests: one line for each request: its method, its path and its range.
+        replaced: the keys of objects in whose place others were put.
+        removed: the keys that were to be removed.
         latency: seconds before each answer.
         page: keys in a page of a listing.
-        before: called with the method and the key of each request, before anything is done about it.
+        before: called with the method and the key of each request, before anything is done about it. What it raises
+            ends the connection.
+        after: the same, after a request was carried out and before it is answered.
+        denied: methods that are answered by 403.
         unavailable: so many requests, of any method, are answered by 503.
         busy: so many requests of a method are answered by 503.
         broken: so many answers to a range break off in the middle.
@@ -48,8 +53,12 @@ class Bucket:
     def __init__(self) -> None:
         self.objects = Objects()
         self.requests: list[str] = []
+        self.replaced: list[str] = []
+        self.removed: list[str] = []
+        self.denied: set[str] = set()
         self.latency, self.page = 0.0, 1000
         self.before: Callable[[str, str], None] = lambda method, key: None
+        self.after = self.before
         self.unavailable, self.busy = 0, Counter[str]()
         self.broken = self.broken_uploads = self.lost_answers = self.conflicts = 0
         self.conditions: Literal["honoured", "ignored", "refused"] = "honoured"
@@ -81,13 +90,16 @@ class Bucket:
     def put(self, key: str, data: bytes, *, only_if_absent: bool) -> bool:
         """Store an object; False if there is one that must be kept. Of calls at one time exactly one finds none."""
         with self.lock:
-            if only_if_absent and key in self.objects:
-                return False
+            if key in self.objects:
+                if only_if_absent:
+                    return False
+                self.replaced.append(key)
             self.objects[key] = data
             return True
 
     def remove(self, key: str) -> None:
         with self.lock:
+            self.removed.append(key)
             self.objects.pop(key, None)
 
     def listing(self, query: dict[str, str]) -> bytes:

@@ -52,6 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         key = unquote(url.path).removeprefix("/bucket").lstrip("/")
         bucket.requests.append(f"{self.command} {self.path} {self.headers.get('Range', '')}")
         time.sleep(bucket.latency)
+        self.key = key
         bucket.before(self.command, key)
         size = int(self.headers.get("Content-Length", 0))
         if self.command == "PUT" and bucket.take("broken_uploads"):
@@ -63,6 +64,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif bucket.is_busy(self.command):
             self.fail(503, "SlowDown")
+        elif self.command in bucket.denied:
+            self.fail(403, "AccessDenied")
         else:
             self.serve(key, dict(parse_qsl(url.query, keep_blank_values=True)), body)
 
@@ -128,6 +131,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(code, f"<Error><Code>{name}</Code></Error>".encode())
 
     def answer(self, code: int, data: bytes, headers: dict[str, str] | None = None) -> None:
+        if code < 300:
+            self.bucket.after(self.command, self.key)
         if self.command in ("PUT", "POST") and code == 200 and self.bucket.take("lost_answers"):
             self.hang_up()
             return
