@@ -5,12 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from collections.abc import Callable
 from hashlib import md5
+from itertools import islice
 from pathlib import Path
 from typing import Literal
-from xml.sax.saxutils import escape
 
 
 class Objects(dict[str, bytes]):
@@ -102,33 +101,24 @@ class Bucket:
             self.removed.append(key)
             self.objects.pop(key, None)
 
-    def listing(self, query: dict[str, str]) -> bytes:
-        """A page of a listing, by the query of ``ListObjectsV2``."""
-        found, after = (
-            dict(self.names(query.get("prefix", ""), query.get("delimiter"))),
-            query.get("continuation-token"),
-        )
-        names = [name for name in found if name > (after or query.get("start-after", ""))]
-        page = names[: self.page]
-        text = f"<Name>bucket</Name><KeyCount>{len(page)}</KeyCount>"
-        text += f"<IsTruncated>{str(len(page) < len(names)).lower()}</IsTruncated>"
-        if len(page) < len(names):
-            text += f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>"
-        return f"<ListBucketResult>{text}{''.join(found[name] for name in page)}</ListBucketResult>".encode()
+    def names(self, query: dict[str, str], after: str = "") -> tuple[dict[str, bytes | None], bool]:
+        """A page of the names below a prefix, each with its object, or None for what the names behind it begin with.
 
-    def names(self, prefix: str, delimiter: str | None) -> Iterator[tuple[str, str]]:
-        """The keys and common prefixes below a prefix, in order, with what a listing says of each."""
+        Args:
+            query: with ``prefix`` and ``delimiter``.
+            after: the last name of the page before.
+
+        Returns:
+            The names in their order, and whether further ones follow.
+        """
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
         with self.lock:
             objects = sorted(self.objects.items())
+        found: dict[str, bytes | None] = {}
         for key, data in objects:
-            if not key.startswith(prefix):
-                continue
-            head, mark, _ = key[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
-            if mark:
-                name = prefix + head + mark
-                yield name, f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>"
-            else:
-                written = datetime.fromtimestamp(self.objects.written[key], timezone.utc)
-                about = f"<Size>{len(data)}</Size><ETag>{escape(self.objects.etags[key])}</ETag>"
-                about += f"<LastModified>{written:%Y-%m-%dT%H:%M:%S.000Z}</LastModified>"
-                yield key, f"<Contents><Key>{escape(key)}</Key>{about}</Contents>"
+            if key.startswith(prefix):
+                head, mark, _ = key[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
+                name = prefix + head + mark if mark else key
+                if name > after:
+                    found[name] = None if mark else data
+        return dict(islice(found.items(), self.page)), len(found) > self.page

@@ -1,4 +1,5 @@
 """A small server on loopback that speaks enough of S3 for a store: GET with ranges, HEAD, listings, PUT, bulk delete.
+It understands what obstore says to Google's buckets too; `azure_server` understands what it says to Azure's.
 
 It can answer late, and fail in the ways that `Bucket` lists. Uploads in parts and copies are refused by 501: a store
 needs neither, since obstore makes neither conditional.
@@ -18,6 +19,7 @@ What obstore 0.12 (object_store 0.14) does about ``put(..., mode="create")``; `t
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -25,6 +27,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from email.utils import formatdate
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,6 +45,7 @@ __all__ = ["Bucket", "reached", "serving", "serving_moto"]
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # or an answer waits 40 ms for the acknowledgement of its headers
+    taken = 412, "PreconditionFailed"
     bucket: Bucket
 
     def log_message(self, *arguments: Any) -> None:
@@ -87,12 +91,14 @@ class Handler(BaseHTTPRequestHandler):
         elif self.command not in ("GET", "HEAD"):
             self.fail(501, "NotImplemented")
         elif not key:
-            self.answer(200, bucket.listing(query))
+            self.answer(200, listing(bucket, query))
         else:
             self.get(key)
 
     def put(self, key: str, body: bytes) -> None:
         bucket, condition = self.bucket, self.headers.get("If-None-Match")
+        if self.headers.get("x-goog-if-generation-match") == "0":  # what gs:// says
+            condition = "*"
         if self.headers.get("x-amz-content-sha256") not in (None, "UNSIGNED-PAYLOAD", sha256(body).hexdigest()):
             self.fail(400, "XAmzContentSHA256Mismatch")  # a buffer was changed while it was sent
         elif condition and bucket.conditions == "refused":
@@ -102,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         elif bucket.put(key, body, only_if_absent=condition == "*" and bucket.conditions == "honoured"):
             self.answer(200, b"", {"ETag": bucket.objects.etags[key]})
         else:
-            self.fail(412, "PreconditionFailed")
+            self.fail(*self.taken)
 
     def get(self, key: str) -> None:
         bucket = self.bucket
@@ -154,6 +160,23 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
 
+def listing(bucket: Bucket, query: dict[str, str]) -> bytes:
+    """A page of a listing, by the query of ``ListObjectsV2``."""
+    page, has_more = bucket.names(query, query.get("continuation-token", query.get("start-after", "")))
+    text = f"<Name>bucket</Name><KeyCount>{len(page)}</KeyCount><IsTruncated>{str(has_more).lower()}</IsTruncated>"
+    if has_more:
+        text += f"<NextContinuationToken>{escape([*page][-1])}</NextContinuationToken>"
+    for name, data in page.items():
+        if data is None:
+            text += f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>"
+        else:
+            written = datetime.fromtimestamp(bucket.objects.written[name], timezone.utc)
+            about = f"<Size>{len(data)}</Size><ETag>{escape(bucket.objects.etags[name])}</ETag>"
+            about += f"<LastModified>{written:%Y-%m-%dT%H:%M:%S.000Z}</LastModified>"
+            text += f"<Contents><Key>{escape(name)}</Key>{about}</Contents>"
+    return f"<ListBucketResult>{text}</ListBucketResult>".encode()
+
+
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
@@ -164,23 +187,27 @@ class Server(ThreadingHTTPServer):
 
 @contextmanager
 def reached(url: str) -> Iterator[None]:
-    """In the block the environment says that the buckets of ``s3://`` lie at a server."""
+    """In the block the environment says that the buckets of ``s3://``, ``gs://`` and ``az://`` lie at a server."""
     from activation_extractor import _storage
 
-    names = {"ENDPOINT_URL": url, "ALLOW_HTTP": "true", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y"}
+    aws = {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y", "REGION": "us-east-1"}
+    key = {"gcs_base_url": url, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+    azure = {"ENDPOINT": url, "STORAGE_ACCOUNT_NAME": "x", "STORAGE_ACCOUNT_KEY": "eQ=="}
+    values = {"AWS": aws, "GOOGLE": {"SERVICE_ACCOUNT_KEY": json.dumps(key)}, "AZURE": azure}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**names, "REGION": "us-east-1"}.items():
-            patch.setenv(f"AWS_{name}", value)
+        for kind, settings in values.items():
+            for name, value in {**settings, "ALLOW_HTTP": "true"}.items():
+                patch.setenv(f"{kind}_{name}", value)
         _storage._opened.cache_clear()
         yield
     _storage._opened.cache_clear()
 
 
 @contextmanager
-def serving() -> Iterator[tuple[Bucket, str]]:
+def serving(handler: type[Handler] = Handler) -> Iterator[tuple[Bucket, str]]:
     """A bucket that is served, and the URL of the server."""
     bucket = Bucket()
-    server = Server(("127.0.0.1", 0), type("BucketHandler", (Handler,), {"bucket": bucket}))
+    server = Server(("127.0.0.1", 0), type("BucketHandler", (handler,), {"bucket": bucket}))
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
