@@ -10,17 +10,17 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from activation_extractor import _files
 from activation_extractor._files import TruncatedError
-from activation_extractor._requests import GAP_BYTES
+from activation_extractor._requests import GAP_BYTES, concurrently
 from activation_extractor.errors import ArgumentError, MissingExtraError, StoreError
 
 SCHEMES = ("s3", "gs", "az", "memory")
@@ -28,6 +28,9 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _BEGINNING = 1 << 16  # bytes of an object that are read where its header is asked for
 _PUT_TIME = "10m"  # obstore's is 30 s, in which a slow line does not bring a shard of 64 MiB
 REACH = "Check the URL, the network, and the credentials in the environment."
+
+_From = TypeVar("_From")
+_To = TypeVar("_To")
 
 
 class RemotePath(PurePosixPath):
@@ -126,6 +129,11 @@ def scan(folder: Path) -> list[Any]:
 def names_in(folder: Path) -> list[str]:
     """The names of what lies directly in a folder; raises what `scan` raises."""
     return [entry.name for entry in scan(folder)] if isinstance(folder, RemotePath) else os.listdir(folder)
+
+
+def for_each(place: Path, call: Callable[[_From], _To], arguments: Sequence[_From]) -> list[_To]:
+    """The results of calls that read below a place: many at a time where that is in a bucket, or else one by one."""
+    return concurrently(call, arguments) if isinstance(place, RemotePath) else list(map(call, arguments))
 
 
 def read_whole(path: Path) -> bytes:

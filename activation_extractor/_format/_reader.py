@@ -102,10 +102,10 @@ class Reader:
             raise StoreError(path, f"hold ids of the manifest's kind, {kind}", found or "none", REPAIR)
         if found is None:
             return None
-        data = self._bytes(shard.extents[IDS])
         if offsets is None:
-            return list(memoryview(data).cast("q").tolist())
-        ends = memoryview(self._bytes(offsets)).cast("q").tolist()
+            return list(memoryview(self._bytes(shard.extents[IDS])[0]).cast("q").tolist())
+        data, at = self._bytes(shard.extents[IDS], offsets)
+        ends = memoryview(at).cast("q").tolist()
         if ends[0] != 0 or ends[-1] != len(data) or ends != sorted(ends):
             raise StoreError(path, f"hold rising offsets of {IDS!r}", "other numbers", REPAIR)
         try:
@@ -116,15 +116,21 @@ class Reader:
         except ValueError as error:
             raise StoreError(path, "hold ids that are UTF-8 text", "other bytes", REPAIR) from error
 
-    def _bytes(self, extent: Extent) -> bytes:
-        """All bytes of an entry."""
+    def _bytes(self, *extents: Extent) -> list[bytes]:
+        """All bytes of each of some entries of a shard."""
+        file = self._files(str(extents[0].path))
+        if isinstance(file, RemoteFile):
+            parts = [bytearray(extent.stop - extent.start) for extent in extents]
+            starts = [extent.start - extents[0].start for extent in extents]
+            run(Values(extents[0], file).requests(zip(parts, starts, strict=True)))
+            return list(map(bytes, parts))
+        return [self._local_bytes(extent) for extent in extents]
+
+    def _local_bytes(self, extent: Extent) -> bytes:
         file = self._files(str(extent.path))
+        assert isinstance(file, _File)
         try:
-            if isinstance(file, RemoteFile):
-                return file.read(extent.start, extent.stop - extent.start)
             return read_at(file.descriptor, extent.start, extent.stop - extent.start)
-        except StoreError:
-            raise
         except (OSError, ValueError) as error:
             raise unreadable(extent.path, error) from error
 

@@ -15,7 +15,7 @@ from activation_extractor._format._manifest import Manifest, store_name
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._shards import SHARDS, list_units, size_of
 from activation_extractor._format._unit_table import UnitTable
-from activation_extractor._storage import located
+from activation_extractor._storage import for_each, located
 from activation_extractor.errors import StoreError
 
 
@@ -57,5 +57,6 @@ def list_shards(
         path = start + unit + codec.suffix
         return reader.shard(path).record(size_of(located(path)), manifest.entries)
 
-    known = [records.get(unit) or record(unit) for unit in units]
-    return UnitTable(start, codec.suffix, units, known, manifest.entries), gaps
+    unlisted = [unit for unit in units if unit not in records]
+    known = {**records, **dict(zip(unlisted, for_each(folder, record, unlisted), strict=True))}
+    return UnitTable(start, codec.suffix, units, [known[unit] for unit in units], manifest.entries), gaps

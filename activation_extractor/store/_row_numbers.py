@@ -17,6 +17,7 @@ from activation_extractor._format._gaps import Gap
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._shards import REPAIR, Shard
 from activation_extractor._format._unit_table import UnitTable
+from activation_extractor._storage import for_each
 from activation_extractor.errors import StoreError
 
 _FAILED = "failed"  # the metadata of rows that the model could not run, by their places in the unit
@@ -44,8 +45,9 @@ def row_numbers(folder: Path, reader: Reader, units: UnitTable, gaps: Sequence[G
     _check_sizes(folder, int(at_unit[-1]) if len(units) else -1, gaps)
     items = rows.copy()  # of the data set, of which each unit is made
     failed: dict[int, np.ndarray[Any, Any]] = {}
-    for at in np.flatnonzero(rows < unit_rows).tolist():
-        places = _failed_places(reader.shard(units.path(at)))
+    short = np.flatnonzero(rows < unit_rows).tolist()
+    found = for_each(folder, lambda at: _failed_places(reader.shard(units.path(at))), short)
+    for at, places in zip(short, found, strict=True):
         if len(places):
             failed[at] = places
             items[at] += len(places)

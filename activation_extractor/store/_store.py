@@ -21,7 +21,7 @@ from activation_extractor._format._manifest import ROWS_PER_UNIT, read_manifest,
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor._requests import ahead
-from activation_extractor._storage import RemotePath, located
+from activation_extractor._storage import RemotePath, for_each, located
 from activation_extractor.errors import ActivationNotFoundError, ArgumentTypeError, StoreError
 from activation_extractor.reducers._keys import EntryKey, entry_keys, pair_of, pairs_of, resolve_key
 from activation_extractor.store._columns import Column
@@ -130,7 +130,8 @@ class Store(ForTraining):
         if self.manifest["ids"] is None:
             if self._gaps:
                 return list(self.row_numbers.tolist())
-            return list(range(sum(self._reader.shard(path).rows for path in self._paths)))
+            counts = for_each(self.path, lambda path: self._reader.shard(path).rows, list(self._paths))
+            return list(range(sum(counts)))
         ids = list(self.iter_ids())
         if len(ids) != self.rows:
             advice = "Run verify(), or restore it from a copy."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,9 @@ from activation_extractor._format._numpy import METADATA_FILE
 from activation_extractor._format._reader import Reader
 from activation_extractor._format._seen_ids import SeenIds
 from activation_extractor._format._shards import SHARDS, Shard, is_shard, is_unit, scan_shards, shard_path, size_of
-from activation_extractor._storage import RemoteFile, RemotePath, located, scan
+from activation_extractor._format._stored_rows import RowId
+from activation_extractor._requests import REQUEST_BYTES, ahead
+from activation_extractor._storage import RemoteFile, RemotePath, for_each, located, scan
 from activation_extractor.errors import StoreError
 
 Kind = Literal["altered", "foreign", "missing", "repeated id", "truncated", "unfinished", "unreadable"]
@@ -70,7 +72,7 @@ def verify_store(path: str | os.PathLike[str]) -> Verification:
     """Read a store whole and list what is damaged, missing or not its own.
 
     It reports every damage rather than the first, and needs memory for the ids of all rows, the header of one shard and
-    a few MiB.
+    a few MiB; in a bucket, where several shards are read at a time, 128 MiB.
 
     Args:
         path: the folder.
@@ -94,7 +96,9 @@ def verify_store(path: str | os.PathLike[str]) -> Verification:
     if end and not (missing or damages) and len(units) == end.units and sum(rows.values()) != end.rows:
         text = f"it says {end.rows:,} rows where the shards have {sum(rows.values()):,}"
         found.append(Damage(folder / end.name, "altered", text))
-    return Verification([*strays, *found, *missing, *damages], len(shards), sum(map(_size, shards.values())))
+    return Verification(
+        [*strays, *found, *missing, *damages], len(shards), sum(for_each(folder, _size, list(shards.values())))
+    )
 
 
 def _end(folder: Path) -> tuple[list[Damage], End | None]:
@@ -149,30 +153,47 @@ def _damages(
 ) -> Iterator[Damage]:
     """What is wrong within shards, by unit; notes in `rows` how many rows each has that can be read."""
     reader, ids = Reader(manifest.codec, store_name(manifest.fingerprint)), SeenIds()
-    for unit, path in shards.items():
-        try:
-            shard = reader.shard(str(path))
-            rows[unit] = shard.rows
-            yield from altered(shard, records.get(unit), manifest.entries)
-            for entry in shard.columns:
-                reader.row_numbers(str(path), entry)
-                if entry + OFFSETS in shard.extents:
-                    reader.offsets(str(path), entry, 0, None)
-            repeated = ids.add(reader.ids(str(path), manifest.ids) or ())
-        except (OSError, ValueError) as error:
-            is_short = isinstance(error, TruncatedError) or isinstance(error.__cause__, TruncatedError)
-            yield Damage(path, "truncated" if is_short else "unreadable", str(error))
-            continue
+    checks = (partial(_check, reader, manifest, path, records.get(unit)) for unit, path in shards.items())
+    if any(isinstance(path, RemotePath) for path in shards.values()):
+        sizes = (records[unit].nbytes if unit in records else REQUEST_BYTES for unit in shards)
+        found = ahead((check, min(size, REQUEST_BYTES)) for check, size in zip(checks, sizes, strict=True))
+    else:
+        found = (check() for check in checks)
+    for (unit, path), (count, damages, unit_ids) in zip(shards.items(), found, strict=True):
+        if count is not None:
+            rows[unit] = count
+        yield from damages
+        repeated = ids.add(unit_ids)
         if repeated is not None:
             yield Damage(path, "repeated id", f"{repeated!r} is the id of another row too")
+
+
+def _check(
+    reader: Reader, manifest: Manifest, path: Path, record: JournalRecord | None
+) -> tuple[int | None, list[Damage], Sequence[RowId]]:
+    """How many rows a shard has, where that can be read; what is wrong with it; and its ids, where it is readable."""
+    rows, damages = None, list[Damage]()
+    try:
+        shard = reader.shard(str(path))
+        rows = shard.rows
+        damages += altered(shard, record, manifest.entries)
+        for entry in shard.columns:
+            reader.row_numbers(str(path), entry)
+            if entry + OFFSETS in shard.extents:
+                reader.offsets(str(path), entry, 0, None)
+        return rows, damages, reader.ids(str(path), manifest.ids) or ()
+    except (OSError, ValueError) as error:
+        is_short = isinstance(error, TruncatedError) or isinstance(error.__cause__, TruncatedError)
+        return rows, [*damages, Damage(path, "truncated" if is_short else "unreadable", str(error))], ()
 
 
 def altered(
     shard: Shard, record: JournalRecord | None = None, regular: frozenset[str] = frozenset()
 ) -> Iterator[Damage]:
     """What is not as it was written: values, by their checksums; a header that differs from the journal's record."""
-    for entry, extent in shard.extents.items():
-        if _crc32(extent) != extent.crc32:
+    for entry, crc in _crc32s(shard):
+        extent = shard.extents[entry]
+        if crc != extent.crc32:
             yield Damage(extent.path, "altered", f"other bytes in {entry!r} than were written")
     if record is not None and record != shard.record(record.nbytes, regular):
         yield Damage(shard.path, "altered", "another shard than the journal lists")
@@ -181,18 +202,35 @@ def altered(
         yield from (_stray(entry) for entry in list(os.scandir(shard.path)) if entry.name not in known)
 
 
-def _crc32(extent: Extent) -> int:
-    if isinstance(extent.path, RemotePath):
-        return _crc32_of(extent, RemoteFile(extent.path).read)
-    descriptor = open_regular(extent.path)
-    try:
-        return _crc32_of(extent, lambda start, size: read_at(descriptor, start, size))
-    finally:
-        os.close(descriptor)
+def _crc32s(shard: Shard) -> Iterator[tuple[str, int]]:
+    """The checksum of each entry."""
+    if isinstance(shard.path, RemotePath):
+        yield from _crc32s_of_object(shard, RemoteFile(shard.path))
+        return
+    for entry, extent in shard.extents.items():
+        descriptor = open_regular(extent.path)
+        try:
+            yield entry, _crc32(extent, descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def _crc32_of(extent: Extent, read: Callable[[int, int], bytes]) -> int:
+def _crc32(extent: Extent, descriptor: int) -> int:
     crc = 0
     for start in range(extent.crc_start, extent.stop, _CHUNK_BYTES):
-        crc = zlib.crc32(read(start, min(_CHUNK_BYTES, extent.stop - start)), crc)
+        crc = zlib.crc32(read_at(descriptor, start, min(_CHUNK_BYTES, extent.stop - start)), crc)
     return crc
+
+
+def _crc32s_of_object(shard: Shard, file: RemoteFile) -> Iterator[tuple[str, int]]:
+    """The same, where entries that follow one another are read at once."""
+    end, chunk, first = max((extent.stop for extent in shard.extents.values()), default=0), memoryview(b""), 0
+    for entry, extent in sorted(shard.extents.items(), key=lambda item: item[1].crc_start):
+        crc, position = 0, extent.crc_start
+        while position < extent.stop:
+            if not first <= position < first + len(chunk):
+                chunk = memoryview(file.fetch(position, min(REQUEST_BYTES, end - position)))
+                first = position
+            part = chunk[position - first : extent.stop - first]
+            crc, position = zlib.crc32(part, crc), position + len(part)
+        yield entry, crc
