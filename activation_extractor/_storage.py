@@ -86,6 +86,8 @@ def located(path: str | os.PathLike[str]) -> Path:
         ArgumentError: a URL of another kind.
         MissingExtraError: obstore is not installed.
     """
+    if type(path) is str and "://" not in path:
+        return Path(path)
     if isinstance(path, RemotePath):
         return cast("Path", path)
     text = _unfolded(path) if isinstance(path, Path) else path

@@ -34,6 +34,7 @@ class Places:
     def __init__(self, field: Field, units: UnitTable, read_shard: Callable[[str], Shard]) -> None:
         self.field, self.units, self._read_shard = field, units, read_shard
         self.held = units.of_entry(field.entry)
+        self._counts = self.held.counts.data
         self._values = array("q", bytes(8 * len(units)))  # the first byte; 0 until it is known
         self._positions = array("q", self._values if field.is_ragged else ())
         self._offsets = array("q", self._values if field.is_ragged else ())
@@ -63,8 +64,9 @@ class Places:
         return Extent(located(self._file(unit, 1)), start, torch.int64, (self._rows(unit) + 1,), _NO_CRC, start)
 
     def _rows(self, unit: int) -> int:
-        which, counts = self.held.which, self.held.counts
-        return int(counts[unit if which is None else bisect_left(which, unit)])
+        which = self.held.which
+        rows: int = self._counts[unit if which is None else bisect_left(which, unit)]
+        return rows
 
     def _file(self, unit: int, which: int) -> str:
         files = self._other_files.get(unit) or self._files or ("", "")

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -277,5 +277,6 @@ class _File:
 
 
 def _open(path: str) -> _File | RemoteFile:
-    place = located(path)
-    return RemoteFile(place) if isinstance(place, RemotePath) else _File(path)
+    if "://" not in path:
+        return _File(path)
+    return RemoteFile(cast("RemotePath", located(path)))
