@@ -14,9 +14,9 @@ from multiprocessing import forkserver
 import pytest
 import torch
 from s3_server import reached, serving
-from small_runs import run, shards
+from small_runs import BATCHES, run, shards, small_model
 
-from activation_extractor import SafetensorsSink, capture, open_store
+from activation_extractor import SafetensorsSink, capture, open_store, plan_units, write_unit
 from activation_extractor.errors import StoreError
 
 pytest.importorskip("obstore", reason="the extra 'remote' is not installed")
@@ -201,3 +201,41 @@ def test_ranks_share_a_store_in_a_bucket(server, start, local):
 def rank(url: str, number: int, world: int) -> None:
     os.environ.update(RANK=str(number), WORLD_SIZE=str(world))
     run(url)
+
+
+def units(url: str, numbers: list[int]) -> None:
+    """Write some of the units that the run has, in this order."""
+    planned = plan_units(BATCHES, rows_per_unit=6)
+    for number in numbers:
+        options = {"reduce": ["mean", "full"], "ids": "id", "keep": "label"}
+        write_unit(small_model(), BATCHES, "h.*", out=url, unit=planned[number], **options)
+
+
+def test_units_may_be_written_in_any_order_by_any_process_and_twice(server, start, local):
+    bucket, _ = server
+    bucket.latency = 0.005
+    processes = [start(units, "s3://bucket/run", order) for order in ([2, 1], [1, 0], [0, 2])]
+    assert [end(process) for process in processes] == [(0, "")] * 3
+    assert shards_there(bucket, "run") == local
+    assert (open_store("s3://bucket/run").verify(), bucket.replaced) == ([], [])
+    assert plan_units(BATCHES, rows_per_unit=6, out="s3://bucket/run") == []
+
+
+def many(url: str) -> None:
+    run(url, [{**BATCHES[0], "id": [f"{number} {row}" for row in range(3)]} for number in range(40)], rows_per_unit=3)
+
+
+def test_a_store_can_be_read_at_any_time_while_it_is_written(server, start):
+    bucket, _ = server
+    bucket.latency = 0.002
+    writer, rows = start(many, "s3://bucket/run"), [0]
+    while writer.is_alive():
+        if "run/manifest.json" in bucket.objects:
+            store = open_store("s3://bucket/run")
+            rows.append(store.rows)
+            assert len(store.ids) == len(store["h.0", "mean"].torch()) == store.rows
+            assert {damage.kind for damage in store.verify()} <= {"unfinished"}
+    assert end(writer) == (0, "")
+    assert rows == sorted(rows)
+    assert len({*rows}) > 3
+    assert open_store("s3://bucket/run").rows == 120
