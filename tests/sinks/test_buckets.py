@@ -173,16 +173,22 @@ def test_lost_answers_conflicts_and_busy_servers_change_nothing(bucket, tmp_path
     assert objects(bucket) == files(tmp_path / "store")
 
 
+def test_the_journal_has_shards_whose_answers_were_lost(bucket):
+    bucket.before = lambda method, key: lose(bucket, method, key, "00000001.safetensors")
+    extracted(URL)
+    assert [*read_records(_storage.located(URL))] == ["00000000", "00000001", "00000002"]
+
+
 def test_a_manifest_whose_answer_was_lost_is_the_writers_own(bucket):
-    bucket.before = lambda method, key: lose(bucket, method, key)
+    bucket.before = lambda method, key: lose(bucket, method, key, "manifest.json")
     net = model()
     with capture(net, "0", sink=SafetensorsSink(URL)):
         net(torch.ones(1, 4))
     assert open_store(URL).rows == 1
 
 
-def lose(bucket, method, key):
-    if method == "PUT" and key.endswith("manifest.json") and key not in bucket.objects:
+def lose(bucket, method, key, name):
+    if method == "PUT" and key.endswith(name) and key not in bucket.objects:
         bucket.lost_answers = 1
 
 
