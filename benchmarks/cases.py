@@ -16,7 +16,7 @@ from benchmarks.inputs import INPUTS
 from benchmarks.llama import LLAMA
 from benchmarks.measure import Case, Group, UnavailableError
 from benchmarks.peer_cases import PEER_CASES
-from benchmarks.scaling import SCALING
+from benchmarks.scaling import SCALING, THREADS
 from benchmarks.sizes import Size
 from benchmarks.start_up import START_UP
 from benchmarks.storage import STORAGE
@@ -37,6 +37,7 @@ GROUPS: list[Group] = [
     *TOKENS,
     *START_UP,
     *INPUTS,
+    *THREADS,  # last, since on a slow machine a round of many threads takes long
 ]
 
 

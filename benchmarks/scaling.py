@@ -69,7 +69,8 @@ def threads(size: Size) -> Iterator[Case]:
         )
 
 
-SCALING: list[Group] = [("layers", layers), ("threads", threads)]
+SCALING: list[Group] = [("layers", layers)]
+THREADS: list[Group] = [("threads", threads)]
 
 
 # -- systems ----------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from torch import nn
 
 from activation_extractor import capture, open_store
 from activation_extractor.errors import MaskError, OtherRunError
+from activation_extractor.reducers import mean
 from activation_extractor.sinks import SafetensorsSink
 
 if fake.IN_CHILD:
@@ -244,6 +245,18 @@ class Order:
                 for size in range(1, 6):  # of the sizes that were freed just now
                     torch.full((BATCH, size, WIDTH), float("nan"), device=accelerator)
         assert_reduced(open_store(tmp_path / "there"), rows, reduce)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("shape", [(8, 512, 64), (1, 20_000, 3), (3, 1, 5), (2, 7, 3, 4)])
+    def test_means_of_half_precision_are_rounded_once(
+        self, accelerator: torch.device, dtype: torch.dtype, shape: tuple[int, ...]
+    ) -> None:
+        for values in (
+            torch.randn(shape, device=accelerator).to(dtype),
+            torch.rand(shape, device=accelerator).to(dtype),
+        ):
+            for activation in (values, values.transpose(0, -1).contiguous().transpose(0, -1)):
+                assert torch.equal(mean(activation, None), activation.mean(1, dtype=torch.float32).to(dtype))
 
     @pytest.mark.parametrize("padding", ["left", "right", None])
     def test_a_pooled_step_waits_for_nothing_its_mask_included(

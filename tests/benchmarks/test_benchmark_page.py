@@ -50,6 +50,7 @@ def test_stored_verdicts_are_those_of_the_stored_intervals(name: str) -> None:
     found = read_json(page.stored(name))
     for result in found["results"]:
         ratio = result["ratio"]["wall"]
-        assert result["verdict"] == verdict(ratio["median"], ratio["low"], result["target"])
+        by_ratio = verdict(ratio["median"], ratio["low"], result["target"])
+        assert result["verdict"] in (by_ratio, "met" if "allowed_us" in result else by_ratio)  # which needs every round
     for count in found["counts"]:
         assert count["verdict"] == verdict(count["value"], count["value"], count["limit"])
