@@ -180,7 +180,7 @@ def test_what_a_writer_may_not_do_is_said_or_not_needed(bucket, local, method):
         run(URL)
         check_whole(bucket, local)
         return
-    with pytest.raises(StoreError, match=r"^'s3://bucket/my/run.* 403 Forbidden.* credentials") as caught:
+    with pytest.raises(StoreError, match=r"^'s3://bucket/my/run.* 403 Forbidden") as caught:
         run(URL)
     assert "\n" not in str(caught.value)
     assert not any(key.endswith((".safetensors", ".json")) for key in bucket.objects)
