@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 
+from benchmarks.buckets import BUCKETS
 from benchmarks.calls import CALLS
 from benchmarks.engines import ENGINES
 from benchmarks.extraction import EXTRACTION
@@ -35,6 +36,7 @@ GROUPS: list[Group] = [
     *LLAMA,
     *STORAGE,
     *TOKENS,
+    *BUCKETS,
     *START_UP,
     *INPUTS,
     *THREADS,  # last, since on a slow machine a round of many threads takes long

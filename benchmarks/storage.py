@@ -289,6 +289,12 @@ def one_shard(rows: int) -> Store:
     return _written(rows=rows, rows_per_unit=rows)
 
 
+@cache
+def many_rows(rows: int, rows_per_unit: int) -> Store:
+    """A store of shards of so many rows."""
+    return _written(rows=rows, rows_per_unit=rows_per_unit)
+
+
 def mapped(store: Store) -> np.ndarray[Any, Any]:
     """The memory map that the rows of a store of one shard would be read from by hand."""
     path = shard_of(store)
