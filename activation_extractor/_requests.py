@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 REQUEST_BYTES = 1 << 23  # the most bytes of one request
 AHEAD_BYTES = 1 << 26  # the most bytes that are under way, or wait to be taken, of one reader
 GAP_BYTES = 1 << 18  # between two spans of an object that are read with them: another request takes longer
 _FIRST_BYTES = 1 << 24  # of these before the first result is taken: a loop that is left early reads little
-_REQUESTS = 32  # at a time, of one reader
+_REQUESTS = 64  # at a time, of one reader; a server that gets a thousand answers some too late
 
 _From = TypeVar("_From")
 _To = TypeVar("_To")
@@ -30,9 +33,41 @@ def ahead(calls: Iterable[tuple[Callable[[], _To], int]]) -> Iterator[_To]:
     """The results of calls in their order, of which some are under way before they are asked for.
 
     Each call comes with the bytes of its result. As many are under way, or wait to be taken, as have `AHEAD_BYTES`
-    together, but at least two and at most 32. Whoever stops early does not wait for the others.
+    together, but at least two and at most 64. Whoever stops early does not wait for the others.
     """
-    pool, waiting = ThreadPoolExecutor(_REQUESTS), deque[tuple[Future[_To], int]]()
+    with _own_pool() as pool:
+        yield from _in_order(calls, pool)
+
+
+def run(calls: Sequence[tuple[Callable[[], None], int]]) -> None:
+    """Make requests, each given with the bytes that it reads, in the way of `ahead`; they wait for no other ones."""
+    if len(calls) == 1:
+        calls[0][0]()
+        return
+    for _ in _in_order(calls, _shared_pool()):
+        pass
+
+
+@contextmanager
+def _own_pool() -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(_REQUESTS)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False)
+
+
+@cache
+def _shared_pool() -> ThreadPoolExecutor:
+    """Threads of this process that stay, since it takes as long to start one as to make a request."""
+    return ThreadPoolExecutor(_REQUESTS, thread_name_prefix="activation_extractor requests")
+
+
+os.register_at_fork(after_in_child=_shared_pool.cache_clear)  # a child process has none of its parent's threads
+
+
+def _in_order(calls: Iterable[tuple[Callable[[], _To], int]], pool: ThreadPoolExecutor) -> Iterator[_To]:
+    waiting = deque[tuple[Future[_To], int]]()
     held = taken = 0
     try:
         for call, nbytes in calls:
@@ -47,16 +82,8 @@ def ahead(calls: Iterable[tuple[Callable[[], _To], int]]) -> Iterator[_To]:
         while waiting:
             yield waiting.popleft()[0].result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def run(calls: Sequence[tuple[Callable[[], None], int]]) -> None:
-    """Make calls that wait for requests, each given with the bytes that it reads, in the way of `ahead`."""
-    if len(calls) == 1:
-        calls[0][0]()
-        return
-    for _ in ahead(calls):
-        pass
+        for future, _ in waiting:
+            future.cancel()
 
 
 def joined(places: Iterable[Place], gap: int = GAP_BYTES) -> Iterator[tuple[list[Place], int]]:

@@ -23,7 +23,7 @@ from activation_extractor.store._token_order import Window
 _Array = np.ndarray[Any, np.dtype[Any]]
 Runs = Sequence[tuple[int, int]]  # of consecutive units: the first of them, and how many there are
 _TEXT_BYTES = 128  # about what a string of a kept column takes
-_PIECES_AHEAD = 4  # that are read before they are asked for, each by many requests
+_AHEAD = AHEAD_BYTES // 4  # counted for each piece that is read before it is asked for, by many requests
 
 
 class Units:
@@ -241,7 +241,10 @@ class Source:
             self._staging = self._staging or self._new_staging(self.at_once)
             return ((*piece, self._stage(list(window.runs(*piece)), self._staging)) for piece in pieces)
         pieces, others = tee(pieces)
-        reads = ((partial(self._stage, list(window.runs(*piece))), AHEAD_BYTES // _PIECES_AHEAD) for piece in others)
+        reads = (  # memory is made by the thread that frees it: what another one frees, malloc keeps for itself
+            (partial(self._stage, list(window.runs(*piece)), self._new_staging(piece[1] - piece[0])), _AHEAD)
+            for piece in others
+        )
         return ((*piece, staged) for piece, staged in zip(pieces, ahead(reads), strict=True))
 
     def read_in_order(self, first: int, count: int, memory: Sequence[list[_Array]]) -> None:

@@ -130,9 +130,9 @@ def test_what_is_under_way_is_bounded():
         time.sleep(0.01)
         return b""
 
-    for nbytes, limit in ((_requests.REQUEST_BYTES, 8), (1, 32), (10 * _requests.AHEAD_BYTES, 2)):
+    for nbytes, limit in ((_requests.REQUEST_BYTES, 8), (1, 64), (10 * _requests.AHEAD_BYTES, 2)):
         under_way = most = 0
-        for _ in _requests.ahead((call, nbytes) for _ in range(100)):
+        for _ in _requests.ahead((call, nbytes) for _ in range(200)):
             with lock:
                 under_way -= 1
         assert 1 < most <= limit + 1
