@@ -156,7 +156,8 @@ def _damages(
     checks = (partial(_check, reader, manifest, path, records.get(unit)) for unit, path in shards.items())
     if any(isinstance(path, RemotePath) for path in shards.values()):
         sizes = (records[unit].nbytes if unit in records else REQUEST_BYTES for unit in shards)
-        found = ahead((check, min(size, REQUEST_BYTES)) for check, size in zip(checks, sizes, strict=True))
+        # A chunk is held twice: while one is received, the one before it is not freed.
+        found = ahead((check, 2 * min(size, REQUEST_BYTES)) for check, size in zip(checks, sizes, strict=True))
     else:
         found = (check() for check in checks)
     for (unit, path), (count, damages, unit_ids) in zip(shards.items(), found, strict=True):
