@@ -24,19 +24,20 @@ def refuse_inlining(function: Any, reason: str) -> None:
     function._torchdynamo_disable, function._torchdynamo_disable_msg = True, reason
 
 
-# The tag of operators that a CUDA graph leaves out, which torch has since 2.8.
-CUDAGRAPH_UNSAFE = "cudagraph_unsafe"
+# The tag of operators that a CUDA graph leaves out, which torch has since 2.8; None before.
+_CUDAGRAPH_UNSAFE: Any = getattr(torch.Tag, "cudagraph_unsafe", None)
+HAS_TAPS = _CUDAGRAPH_UNSAFE is not None
 
 
 def operator_tags() -> tuple[Any, ...]:
     """The tags of operators that are opaque to the compiler, where torch has them."""
-    return (getattr(torch.Tag, CUDAGRAPH_UNSAFE),) if hasattr(torch.Tag, CUDAGRAPH_UNSAFE) else ()
+    return (_CUDAGRAPH_UNSAFE,) if HAS_TAPS else ()
 
 
 def check_taps() -> None:
     """Make sure that this release compiles what taps are made of; raises an UnsupportedTorchError."""
-    if not hasattr(torch.Tag, CUDAGRAPH_UNSAFE):
-        raise UnsupportedTorchError(f"torch.Tag.{CUDAGRAPH_UNSAFE}", torch.__version__)
+    if not HAS_TAPS:
+        raise UnsupportedTorchError("torch.Tag.cudagraph_unsafe", torch.__version__)
 
 
 def is_exporting() -> bool:
@@ -59,14 +60,13 @@ def skip_as_frame(*functions: Any) -> None:
 
 
 # What compiles the frames that begin now: None where nothing does; False where what is compiled already runs. In torch
-# 2.6 each call lets go of an object that others hold: no release is asked that lacks the tag below, as 2.6 does.
-_MAY_ASK = hasattr(torch.Tag, "cudagraph_unsafe")
+# 2.6 each call lets go of an object that others hold: no release is asked that has no taps, as 2.6 does not.
 _frame_compiler: Callable[[], Any] = private("_C._dynamo.eval_frame.get_eval_frame_callback")
 
 
 def is_compiled_caller() -> bool:
     """Whether what runs now was called by a compiled function, outside of its graphs, whose frames are compiled too."""
-    return _MAY_ASK and _frame_compiler() is not None
+    return HAS_TAPS and _frame_compiler() is not None
 
 
 refuse_inlining(is_compiled_caller, "activation_extractor asks whether it is called by a compiled function")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from compiling import Stack, X, assert_same, compiled, eagerly, make, needs_taps, quiet
 
-from activation_extractor import MemorySink, capture, gradients, inputs, instrument, outputs
+from activation_extractor import MemorySink, _private_compiler, capture, gradients, inputs, instrument, outputs
 from activation_extractor.errors import (
     ArgumentError,
     LayerNotRunError,
@@ -234,6 +234,6 @@ def test_nothing_is_left_when_a_block_fails_on_entering():
 
 
 def test_a_release_of_torch_that_lacks_what_taps_need_is_named(monkeypatch):
-    monkeypatch.setattr(torch, "Tag", object())
+    monkeypatch.setattr(_private_compiler, "HAS_TAPS", False)
     with pytest.raises(UnsupportedTorchError, match=f"^torch {re.escape(torch.__version__)} lacks 'torch.Tag.cuda"):
         instrument(make(), "h.*")
