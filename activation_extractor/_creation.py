@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -54,7 +53,7 @@ def exists(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise _refused(path, error) from error
+        raise StoreError(path, "be reachable", error.strerror or str(error), REACH) from error
     return True
 
 
@@ -69,6 +68,8 @@ def create(path: Path, chunks: Sequence[Any]) -> bool:
     if isinstance(path, RemotePath):
         try:
             return _put(path, chunks)
+        except StoreError:
+            raise
         except OSError as error:
             raise _refused(path, error) from error
     with draft(path) as beside:
@@ -116,7 +117,8 @@ def _put(path: RemotePath, chunks: Iterable[Any]) -> bool:
     """
     buffers = [memoryview(chunk).cast("B") for chunk in chunks if len(chunk)]
     if (nbytes := sum(map(len, buffers))) > _MOST_BYTES:
-        raise OSError(None, f"an object of {nbytes:,} bytes: it can have {_MOST_BYTES:,}, so pass a smaller unit_bytes")
+        advice = "Make units smaller, with unit_bytes= or rows_per_unit=."
+        raise StoreError(path, f"have at most {_MOST_BYTES:,} bytes", f"{nbytes:,}", advice)
     for pause in (*_PAUSES, None):
         try:
             if _try_put(path, buffers):
@@ -165,8 +167,6 @@ def _check_creates(folder: Path) -> None:
 
 def _refused(path: RemotePath, error: OSError) -> StoreError:
     reason = error.strerror or str(error)
-    if isinstance(error, StoreError):
-        return error
-    if re.search("501|not ?implemented|not yet implemented", reason, re.IGNORECASE):
+    if error.errno == errno.ENOSYS or "status code: 501" in reason:
         return StoreError(path, "be created only where there is nothing", reason, _DISK)
     return StoreError(path, "be writable", reason, REACH)

@@ -27,7 +27,7 @@ SCHEMES = ("s3", "gs", "az", "memory")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _BEGINNING = 1 << 16  # bytes of an object that are read where its header is asked for
 _PUT_TIME = "10m"  # obstore's is 30 s, in which a slow line does not bring a shard of 64 MiB
-REACH = "Check the URL, the network, and the credentials in the environment."
+REACH = "Check the URL, the network, and the credentials, which the environment holds (~/.aws is not read)."
 
 _From = TypeVar("_From")
 _To = TypeVar("_To")
@@ -108,7 +108,7 @@ def located(path: str | os.PathLike[str]) -> Path:
 def _unfolded(path: Path) -> str:
     """The URL that a `Path` was made of, which leaves a slash out; no folder of this machine may have its name."""
     scheme, *others = path.parts or ("",)
-    is_url = scheme in [f"{known}:" for known in SCHEMES] and not os.path.lexists(scheme)
+    is_url = re.fullmatch("[A-Za-z][A-Za-z0-9+.-]+:", scheme) is not None and not os.path.lexists(scheme)
     return f"{scheme}//{'/'.join(others)}" if is_url else str(path)
 
 
@@ -124,7 +124,8 @@ def scan(folder: Path) -> list[Any]:
 
     with failing(folder):
         found = obstore.list_with_delimiter(bucket_of(folder.bucket), folder.key or None)
-    keys = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
+    # What has the folder's own name is an empty object that makes a folder of it for consoles of providers.
+    keys = [*found["common_prefixes"], *(item["path"] for item in found["objects"] if item["path"] != folder.key)]
     return [RemoteEntry(f"{folder.bucket}/{key}", key.rpartition("/")[2]) for key in keys]
 
 

@@ -57,9 +57,15 @@ def test_what_a_server_forbids_is_not_asked_again(bucket):
     assert bucket.count("PUT") == 11  # obstore's own
 
 
+def test_a_name_with_the_number_of_an_error_in_it_is_no_such_error(bucket):
+    bucket.denied = {"PUT"}
+    with pytest.raises(StoreError, match=r"'s3://bucket/run 501' must be writable, got .*403.* Check the URL"):
+        _creation.create(_storage.located("s3://bucket/run 501"), [b"1"])
+
+
 def test_what_is_larger_than_one_request_is_refused_before_it_is_sent(bucket, monkeypatch):
     monkeypatch.setattr(_creation, "_MOST_BYTES", 3)
-    with pytest.raises(StoreError, match="an object of 4 bytes: it can have 3, so pass a smaller unit_bytes"):
+    with pytest.raises(StoreError, match="must have at most 3 bytes, got 4. Make units smaller"):
         _creation.create(OBJECT, [b"12", b"34"])
     assert not bucket.requests
 
@@ -82,3 +88,14 @@ def test_what_is_removed_need_not_be_there(bucket, tmp_path):
         _creation.remove(path)
         assert not _creation.exists(path)
         _creation.remove(path)
+
+
+def test_the_environment_says_how_long_a_put_may_take(bucket, monkeypatch):
+    bucket.latency = 0.3
+    monkeypatch.setenv("AWS_TIMEOUT", "100ms")
+    with pytest.raises(StoreError, match="must be writable, got .*HTTP error"):
+        _creation.create(OBJECT, [b"1"])
+    monkeypatch.delenv("AWS_TIMEOUT")
+    _storage._opened.cache_clear()
+    assert _creation.create(_storage.located("s3://bucket/other"), [b"1"])
+    assert not _creation.create(OBJECT, [b"1"])  # what was too late is there

@@ -166,14 +166,19 @@ def arranged(entries: Entries, metadata: Mapping[str, str] | None) -> tuple[byte
     return struct.pack("<Q", len(text)) + text, chunks
 
 
-def read_safetensors_shard(path: Path, descriptor: int | None = None) -> Header:
-    """The header of a shard, each number of it checked against the file, which may be open already.
+def read_safetensors_shard(path: Path, opened: int | tuple[bytes, int] | None = None) -> Header:
+    """The header of a shard, each number of it checked against the file.
+
+    The file may be open already, by a descriptor; or its header and its size may be known.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is damaged, or has another format.
     """
-    text, data_start, size = _read_text(path) if descriptor is None else _text_of(descriptor)
+    if isinstance(opened, tuple):
+        text, data_start, size = _text_in(*opened, lambda start, size: opened[0][start : start + size])
+    else:
+        text, data_start, size = _read_text(path) if opened is None else _text_of(opened)
     if text.startswith(_HEAD):  # as the library writes it; what follows is often the same in all shards of a store
         listed, end = _DECODER.raw_decode(text, len(_HEAD) - 1)
         layout = _layout(text[end:])

@@ -155,10 +155,10 @@ def scan_shards(folder: Path) -> list[Any]:
         raise StoreError(path, "be a folder", error.strerror or str(error), "Give the folder of a store.") from error
 
 
-def read_shard(path: Path, codec: Codec, *opened: int) -> Shard:
+def read_shard(path: Path, codec: Codec, *opened: Any) -> Shard:
     """Read the header of a shard, and check each number in it against the file and the other numbers.
 
-    A descriptor may follow, where the file is open and the codec ``reads_open_files``.
+    A descriptor may follow, where the file is open and the codec ``reads_open_files``; or its header and size.
 
     Raises:
         StoreError: the shard is damaged, gone, or of another format.
@@ -189,8 +189,8 @@ def write_shard(
     entries: Entries,
     metadata: Mapping[str, str],
     is_same: Callable[[Entries], bool] = lambda _: False,
-) -> int | None:
-    """Write a unit as a shard that appears whole or not at all; returns its size in bytes.
+) -> tuple[Shard, int] | None:
+    """Write a unit as a shard that appears whole or not at all; returns it, and its size in bytes.
 
     Where another writer had written a shard of the same rows, that one stays, and the result is None. Its bytes may be
     others where `is_same`, which is called with the entries, says that they are as good.
@@ -199,26 +199,30 @@ def write_shard(
         StoreError: the disk or the bucket refuses, or another writer has written other rows.
     """
     path = shard_path(folder, unit, codec)
-    is_new, nbytes, seal = _create(path, codec, entries, {"unit": unit, **metadata})
+    is_new, nbytes, seal, opened = _create(path, codec, entries, {"unit": unit, **metadata})
     if is_new:
-        return nbytes
-    found = read_shard(path, codec).metadata[SEAL]
-    if found != seal and not is_same(entries):
+        return read_shard(path, codec, *opened), nbytes
+    found = read_shard(path, codec)
+    if found.metadata[SEAL] != seal and not is_same(entries):
         advice = "Give each run a folder of its own; where several share one on purpose, call again to go on."
         raise StoreError(path, "hold what this run computed", "other values from another writer", advice)
     # An object may be the very one that was put here, where the bucket's first answer was lost.
-    return nbytes if found == seal and isinstance(path, RemotePath) else None
+    return (found, nbytes) if found.metadata[SEAL] == seal and isinstance(path, RemotePath) else None
 
 
-def _create(path: Path, codec: Codec, entries: Entries, metadata: Mapping[str, str]) -> tuple[bool, int, str]:
-    """Write a shard at a path, if it is free; whether it was, the shard's size in bytes, and its seal."""
+def _create(path: Path, codec: Codec, entries: Entries, metadata: Mapping[str, str]) -> tuple[bool, int, str, Any]:
+    """Write a shard at a path, if it is free.
+
+    Returns whether it was, the shard's size in bytes, its seal, and what `read_shard` needs not to ask a bucket for it.
+    """
     if isinstance(path, RemotePath):
         seal, chunks = shard_in_chunks(entries, metadata)
-        return create(path, chunks), sum(map(len, chunks)), seal
+        nbytes = sum(map(len, chunks))
+        return create(path, chunks), nbytes, seal, [(chunks[0], nbytes)]
     with draft(path) as beside:
         seal = codec.write(beside, entries, metadata)
         nbytes = size_of(beside)
-        return publish(beside, path), nbytes, seal
+        return publish(beside, path), nbytes, seal, []
 
 
 def size_of(path: Path) -> int:

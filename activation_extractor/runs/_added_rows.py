@@ -108,8 +108,7 @@ class AddedRows(Sink):
         self._writer.resume()
         self._reader = Reader(self._codec, store_name(about))
         self._stored = list_units(self._folder, self._codec)
-        for unit in self._stored:
-            self._writer.remember_ids(self._reader.ids(self._path(unit)))
+        self._writer.remember_units(self._stored, lambda unit: self._reader.ids(self._path(unit)))
         self._number = int(self._stored[-1]) + 1 if self._stored else 0
         self._writer.hold_back = bool(self._stored)
 

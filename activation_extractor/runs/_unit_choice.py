@@ -23,7 +23,7 @@ class UnitChoice:
         compares: whether a unit that is stored is compared in full, by its number; else by its ids alone.
         stored_rows: how many rows the units have that were found in the store.
         committed: the units that were computed.
-        overtaken: how many of these others had stored by then.
+        overtaken: how many of these others had stored by then, where other ranks look for them.
         is_shared: whether other ranks look for what is computed here.
         is_first: whether all batches come, for the first time: the rows and ids of units that are stored are noted.
     """
@@ -68,7 +68,7 @@ class UnitChoice:
             metadata, order = {BATCHES: str(len(unit.places)), INPUTS: unit.inputs}, None
         name, is_same = unit_name(unit.number), partial(unit.is_same, self._stored)
         self._writer.commit(unit.gathered, name, metadata, order, is_same, unit.told.to_text())
-        self.overtaken += self._stored.has(unit.number)
+        self.overtaken += self.is_shared and self._stored.has(unit.number)
         self.committed.add(unit.number)
         self._unseen.append(unit.number)
         while self.is_shared and len(self._unseen) > _MOST_UNSEEN and not self._writer.hold_back:

@@ -45,8 +45,8 @@ def check_free(path: Path, advice: str = _APPEND) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        advice = REACH if isinstance(path, RemotePath) else "Choose another folder."
-        raise StoreError(path, "be a folder", error.strerror or str(error), advice) from error
+        what, advice = ("reachable", REACH) if isinstance(path, RemotePath) else ("a folder", "Choose another folder.")
+        raise StoreError(path, f"be {what}", error.strerror or str(error), advice) from error
     if is_free:
         return
     if has_manifest(path):

@@ -28,7 +28,7 @@ from activation_extractor._format._manifest import (
     write_manifest,
 )
 from activation_extractor._format._seen_ids import SeenIds, merged
-from activation_extractor._format._shards import SHARDS, list_units, read_shard, shard_path, write_shard
+from activation_extractor._format._shards import SHARDS, list_units, write_shard
 from activation_extractor._format._stored_rows import RowId
 from activation_extractor._requests import ahead
 from activation_extractor._storage import RemotePath
@@ -119,6 +119,12 @@ class StoreWriter:
         if True in (added := self._ids.has(listed)):
             raise _repeated(self.folder, listed[added.index(True)])
 
+    def remember_units(self, units: Iterable[str], ids_of: Callable[[str], Iterable[RowId] | None]) -> None:
+        """Remember the ids of units, which `ids_of` reads; raises what `remember_ids` raises."""
+        is_remote = isinstance(self.folder, RemotePath)
+        for ids in ahead((partial(ids_of, unit), 0) for unit in units) if is_remote else map(ids_of, units):
+            self.remember_ids(ids)
+
     def take_ids(self, ids: Sequence[RowId]) -> None:
         """Note that rows of these ids came in this run; raises a StoreError where one is remembered, or comes twice."""
         stored = self._stored_ids.has(ids)
@@ -137,10 +143,7 @@ class StoreWriter:
     def find_ids(self, ids_of: Callable[[str], Iterable[RowId] | None]) -> None:
         """Remember the ids of a store of with-blocks; `ids_of` reads those of units that no file of digests names."""
         self._id_files = IdFiles(self.folder, list_units(self.folder, self.codec))
-        left = self._id_files.left
-        is_remote = isinstance(self.folder, RemotePath)
-        for ids in ahead((partial(ids_of, unit), 0) for unit in left) if is_remote else map(ids_of, left):
-            self.remember_ids(ids)
+        self.remember_units(self._id_files.left, ids_of)
 
     def keep_ids(self, units: Sequence[str]) -> bool:
         """Write a file of the digests that are in memory, unless they are few; returns whether it did.
@@ -214,7 +217,7 @@ class StoreWriter:
 
     def then(self, job: Callable[[], object]) -> None:
         """Do something once the units that were committed so far are on the disk; nothing, where one could not be."""
-        self._submit(partial(_done, job), 0)
+        self._submit(partial(self._do, job), 0)
 
     def finish(self) -> None:
         """Wait until everything is written; raises a StoreError where a unit could not be."""
@@ -241,10 +244,15 @@ class StoreWriter:
         """Write a unit; the writer's thread does this."""
         if self._published is None:
             self._published = self._publish(manifest)
-        nbytes = write_shard(self.folder, self.codec, name, unit.entries(order), metadata, is_same)
-        if nbytes is not None:
-            shard = read_shard(shard_path(self.folder, name, self.codec), self.codec)
+        written = write_shard(self.folder, self.codec, name, unit.entries(order), metadata, is_same)
+        if written is not None:
+            shard, nbytes = written
             self.journal.add(replace(shard.record(nbytes, self._published.entries), data=data))
+
+    def _do(self, job: Callable[[], object]) -> None:
+        """Do something that may ask what the journal says of the units so far."""
+        self.journal.close()
+        job()
 
     def _publish(self, manifest: Manifest) -> Manifest:
         """Write the manifest; returns the one in the folder, which another writer of the run may have written."""
@@ -258,10 +266,6 @@ class StoreWriter:
         found = check_same(self.folder, manifest)
         Schema.of(found).check(Schema.of(manifest))
         return found
-
-
-def _done(job: Callable[[], object]) -> None:
-    job()
 
 
 def take_once(folder: Path, known: SeenIds, ids: Iterable[RowId]) -> None:

@@ -8,6 +8,7 @@ import stat
 
 import pytest
 
+from activation_extractor import _storage
 from activation_extractor._format._journal import Journal, JournalRecord, read_records
 from activation_extractor.errors import StoreError
 
@@ -193,3 +194,17 @@ def test_many_records_are_read_as_they_were_written(journal):
     told = [record(f"{number:08d}", rows=number) for number in range(2000)]
     journal.write_bytes(lines(*told))
     assert list(read(journal.parent.parent).values()) == told
+
+
+def test_in_a_bucket_many_records_are_read_by_few_requests(bucket):
+    pytest.importorskip("obstore", reason="the extra 'remote' is not installed")
+    store = _storage.located("s3://bucket/store")
+    journal = Journal(store, "20260101T000000000000-00000000")
+    for number in range(1000):
+        journal.add(JournalRecord(f"{number:08d}", 8, 100, "0"))
+    journal.close()
+    bucket.requests.clear()
+    assert len(read_records(store)) == 1000
+    assert bucket.count("GET") <= 8  # the listing among them
+    assert len(bucket.objects) <= 16
+    assert sum(map(len, bucket.objects.values())) < 6 * 1000 * 70

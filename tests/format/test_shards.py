@@ -74,7 +74,8 @@ def tree(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def test_a_shard_holds_what_it_was_given_and_lies_where_its_unit_says(folder, codec):
-    nbytes = write_shard(folder, codec, UNIT, ENTRIES, ABOUT)
+    shard, nbytes = write_shard(folder, codec, UNIT, ENTRIES, ABOUT)
+    assert shard == read_shard(shard_path(folder, UNIT, codec), codec)
     path = folder / "shards" / (UNIT + codec.suffix)
     assert shard_path(folder, UNIT, codec) == path
     assert list((folder / "shards").iterdir()) == [path]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from activation_extractor import NpzSink, SafetensorsSink, _creation, _storage, capture, extract, open_store
-from activation_extractor._format._journal import Journal, JournalRecord, read_records
+from activation_extractor._format._journal import read_records
 from activation_extractor.errors import OtherRunError, StoreError
 from activation_extractor.store import verify_store
 
@@ -76,6 +77,34 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_in_the_same_bytes(bucket, t
 def iter_until(given, stop):
     yield from given[:stop]
     raise RuntimeError("the power goes")
+
+
+def test_a_further_unit_takes_few_requests_and_its_header_is_not_read_back(bucket):
+    def requests(count):
+        bucket.requests.clear()
+        extracted(f"{URL}/{count}", batches(count), rows_per_unit=4)
+        return [len(bucket.requests), bucket.count("GET")]
+
+    few, many = requests(6), requests(16)
+    assert many[1] == few[1]
+    assert many[0] - few[0] <= 3 * 10
+
+
+def test_a_run_goes_into_a_folder_that_a_console_has_made(bucket):
+    for key in ("my/", "my/store/", "my/store/shards/"):
+        bucket.objects[key] = b""
+    extracted(URL)
+    assert not verify_store(URL)
+
+
+def test_rows_that_are_added_find_stored_ids_by_many_requests_at_a_time(bucket):
+    extracted(URL, rows_per_unit=1)
+    bucket.requests.clear()
+    bucket.latency = 0.02
+    began = time.monotonic()
+    assert extracted(URL, batches(7), rows_per_unit=1, append=True).rows == 28
+    assert bucket.count("GET") > 48
+    assert time.monotonic() - began < 0.02 * bucket.count("GET")
 
 
 def test_a_complete_run_writes_nothing_again(bucket):
@@ -259,19 +288,6 @@ def test_a_shard_that_is_deleted_is_computed_again(bucket, tmp_path):
     assert objects(bucket) == files(tmp_path / "store")
 
 
-def test_journals_of_many_units_are_read_in_few_requests(bucket):
-    journal = Journal(_storage.located(URL), "20260101T000000000000-00000000")
-    for number in range(1000):
-        journal.add(JournalRecord(f"{number:08d}", 8, 100, "0"))
-    journal.close()
-    parts = [key for key in bucket.objects if "/journal/" in key]
-    bucket.requests.clear()
-    assert len(read_records(_storage.located(URL))) == 1000
-    assert bucket.count("GET") <= 8  # the listing among them
-    assert len(parts) <= 16
-    assert sum(len(bucket.objects[key]) for key in parts) < 6 * 1000 * 70
-
-
 def test_a_journal_that_was_copied_to_a_disk_is_read_there(bucket, tmp_path):
     extracted(URL)
     for key, data in bucket.objects.items():
@@ -282,14 +298,3 @@ def test_a_journal_that_was_copied_to_a_disk_is_read_there(bucket, tmp_path):
     assert store.rows == 24
     assert len(read_records(tmp_path / "my" / "store")) == 3
     assert not verify_store(tmp_path / "my" / "store")
-
-
-def test_the_environment_says_how_long_a_put_may_take(bucket, monkeypatch):
-    bucket.latency = 0.3
-    monkeypatch.setenv("AWS_TIMEOUT", "100ms")
-    with pytest.raises(StoreError, match="must be writable, got .*HTTP error"):
-        _creation.create(_storage.located(URL), [b"1"])
-    monkeypatch.delenv("AWS_TIMEOUT")
-    _storage._opened.cache_clear()
-    assert _creation.create(_storage.located("s3://bucket/other"), [b"1"])
-    assert not _creation.create(_storage.located(URL), [b"1"])  # what was too late is there

@@ -180,7 +180,7 @@ def test_a_place_without_a_store_and_a_server_that_is_not_there_are_sentences(bu
 
 
 def test_urls_of_other_kinds_are_sentences(monkeypatch):
-    for url in ("http://a/b", "ftp://a/b", "hf://a"):
+    for url in ("http://a/b", "ftp://a/b", "hf://a", Path("https://a/b"), Path("hf://a")):
         with pytest.raises(ArgumentError, match=r"^the URL of a store must begin with one of s3://, gs://, az://, mem"):
             open_store(url)
     for url in ("s3://", "memory://", "s3://a/../b"):
