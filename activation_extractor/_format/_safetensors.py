@@ -13,15 +13,15 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from activation_extractor._display import dtype_name
 from activation_extractor._files import TruncatedError, open_regular, read_at, replacing, sync
+from activation_extractor._format._checksum_threads import beside
 from activation_extractor._format._headers import (
     SEAL,
     Entries,
@@ -38,10 +38,7 @@ from activation_extractor._format._headers import (
 from activation_extractor._storage import RemoteFile, RemotePath, beginning
 from activation_extractor.errors import ArgumentError
 
-_Result = TypeVar("_Result")
-
 _ALIGNMENT = 64
-_SMALL_BYTES = 2**18  # of a shard whose checksums take less time than to ask another thread for them
 _FIRST_BYTES = 4096
 _LONGEST_HEADER = 100_000_000  # as in the reference reader
 _METADATA = "__metadata__"
@@ -105,7 +102,7 @@ def write_safetensors_shard(path: Path, entries: Entries, metadata: Mapping[str,
     """
     none = dict.fromkeys(entries, 0)
     with open(path, "xb") as file:
-        take_crcs = _beside(lambda: {name: crc32_of(chunks) for name, chunks in entries.items()}, entries)
+        take_crcs = beside(lambda: {name: crc32_of(chunks) for name, chunks in entries.items()}, entries)
         try:
             stream_safetensors(file, entries, _with_crc32(sealed(metadata, entries, none), none))
         finally:  # the other thread reads the values, which the caller may write to
@@ -124,25 +121,6 @@ def shard_in_chunks(entries: Entries, metadata: Mapping[str, str]) -> tuple[str,
     metadata = sealed(metadata, entries, crcs)
     header, chunks = arranged(entries, _with_crc32(metadata, crcs))
     return metadata[SEAL], [header, *map(bytes_of, chunks)]
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    """The threads that take checksums in this process; they start when they are needed, and are few."""
-    return ThreadPoolExecutor(2, thread_name_prefix="activation_extractor checksums")
-
-
-os.register_at_fork(after_in_child=_threads.cache_clear)  # a child process has none of its parent's threads
-
-
-def _beside(job: Callable[[], _Result], entries: Entries) -> Callable[[], _Result]:
-    """Begin a job on another thread, unless it is small or there can be no thread; returns what gives its result."""
-    if sum(chunk.nbytes for chunks in entries.values() for chunk in chunks) <= _SMALL_BYTES:
-        return job
-    try:
-        return _threads().submit(job).result
-    except RuntimeError:  # the main thread has ended, or the system refuses a thread
-        return job
 
 
 def _with_crc32(metadata: Mapping[str, str], crcs: Mapping[str, int]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from threads import ends, is_blocked, on_a_thread
 from torch import nn
 
 from activation_extractor import SafetensorsSink, capture, open_store
-from activation_extractor._format import _safetensors, _shards
+from activation_extractor._format import _checksum_threads, _safetensors, _shards
 from activation_extractor.sinks import _host_memory, _store_writer
 
 MODEL, ROW = nn.Sequential(nn.Linear(4, 4)), torch.ones(1, 4)
@@ -117,7 +117,7 @@ def test_an_error_ends_the_run_and_the_next_run_is_right(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("error", [MemoryError("no room"), OSError(28, "No space left on device")], ids=repr)
 def test_a_checksum_that_cannot_be_taken_is_the_error_of_the_run(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(_safetensors, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(_checksum_threads, "_SMALL_BYTES", 0)
     with monkeypatch.context() as patch:
         patch.setattr(_safetensors, "crc32_of", failing(error))
         with pytest.raises((MemoryError, OSError), match="no room|No space"):
@@ -125,7 +125,7 @@ def test_a_checksum_that_cannot_be_taken_is_the_error_of_the_run(tmp_path, monke
 
 
 def test_checksums_of_many_shards_are_taken_by_few_threads(tmp_path, monkeypatch):
-    monkeypatch.setattr(_safetensors, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(_checksum_threads, "_SMALL_BYTES", 0)
     record(tmp_path / "first", 1)
     threads, start = [], threading.Thread.start
     monkeypatch.setattr(threading.Thread, "start", lambda thread: (threads.append(thread.name), start(thread))[1])
@@ -135,7 +135,7 @@ def test_checksums_of_many_shards_are_taken_by_few_threads(tmp_path, monkeypatch
 
 
 def test_checksums_are_taken_where_no_thread_can_be_had(tmp_path, monkeypatch):
-    monkeypatch.setattr(_safetensors, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(_checksum_threads, "_SMALL_BYTES", 0)
     monkeypatch.setattr(ThreadPoolExecutor, "submit", failing(RuntimeError("cannot schedule new futures")))
     record(tmp_path / "out", 2)
     assert open_store(tmp_path / "out").verify() == []
@@ -143,11 +143,11 @@ def test_checksums_are_taken_where_no_thread_can_be_had(tmp_path, monkeypatch):
 
 FORKED = """
 import os, sys, torch
-from activation_extractor._format import _safetensors
+from activation_extractor._format import _checksum_threads
 from activation_extractor._format._safetensors import write_safetensors_shard
 from pathlib import Path
 
-_safetensors._SMALL_BYTES = 0
+_checksum_threads._SMALL_BYTES = 0
 write_safetensors_shard(Path(sys.argv[1], "parent"), {"a": [torch.zeros(9)]}, {})
 child = os.fork()
 if not child:
