@@ -61,12 +61,12 @@ class Reader:
         @lru_cache(_MAX_OPEN_FILES)
         def open_values(path: str, entry: str) -> Values:
             extent = shards(path).extents[entry]
-            return Values(extent, files(str(extent.path)))
+            return _values(extent, files(str(extent.path)))
 
         @lru_cache(_MAX_OPEN_FILES)
         def open_place(extent_of: Callable[[int], Extent], unit: int) -> Values:
             extent = extent_of(unit)
-            return Values(extent, files(str(extent.path)))
+            return _values(extent, files(str(extent.path)))
 
         self._files, self._shards, self._values, self._places = files, shards, open_values, dict[Field, Places]()
         self.open_place = open_place  # what one of the methods of `Places` finds
@@ -122,7 +122,7 @@ class Reader:
         if isinstance(file, RemoteFile):
             parts = [bytearray(extent.stop - extent.start) for extent in extents]
             starts = [extent.start - extents[0].start for extent in extents]
-            run(Values(extents[0], file).requests(zip(parts, starts, strict=True)))
+            run(RemoteValues(extents[0], file).requests(zip(parts, starts, strict=True)))
             return list(map(bytes, parts))
         return [self._local_bytes(extent) for extent in extents]
 
@@ -166,7 +166,7 @@ def checked_offsets(path: str, entry: str, index: Values, positions: int, start:
 class Values:
     """The values of one entry of a shard."""
 
-    def __init__(self, extent: Extent, file: _File | RemoteFile) -> None:
+    def __init__(self, extent: Extent, file: _File) -> None:
         self.extent, self.row_bytes, self._file = extent, extent.row_bytes, file
 
     def row(self, index: int) -> Tensor:
@@ -204,9 +204,6 @@ class Values:
     def mapped(self) -> Tensor:
         """All rows as a view of the file: nothing is read before it is touched, and writes stay in memory."""
         extent = self.extent
-        if isinstance(extent.path, RemotePath):
-            advice = "Read it with column[...] or column.blocks(), or copy the store to a disk."
-            raise StoreError(extent.path, "lie on this machine to be mapped", "an object in a bucket", advice)
         if extent.start == extent.stop:
             return torch.empty(extent.shape, dtype=extent.dtype)
         if extent.start % extent.dtype.itemsize:  # possible in an npz file that another program has written
@@ -219,11 +216,34 @@ class Values:
         mapped: Tensor = flat.view(extent.dtype).view(extent.shape)
         return mapped
 
-    def fetch(self, start: int, stop: int) -> Any:
-        """The bytes from one of the values up to another, in an object of a bucket; a buffer that cannot be written."""
-        assert isinstance(self._file, RemoteFile)
+    def _fill(self, data: Any, position: int) -> None:
+        """Fill a buffer of bytes from a position of the file on."""
         try:
-            return self._file.fetch(self.extent.start + start, stop - start)
+            count = os.preadv(self._file.descriptor, [data], position)
+            while count < len(data):  # at the end of the file, or since no call reads more than 2 GiB
+                more = os.preadv(self._file.descriptor, [memoryview(data)[count:]], position + count)
+                if not more:
+                    raise ValueError("a file that was cut short")
+                count += more
+        except (OSError, ValueError) as error:
+            raise unreadable(self.extent.path, error) from error
+
+
+class RemoteValues(Values):
+    """The values of one entry of a shard that is an object of a bucket."""
+
+    def __init__(self, extent: Extent, file: RemoteFile) -> None:
+        self.extent, self.row_bytes, self._object = extent, extent.row_bytes, file
+
+    def mapped(self) -> Tensor:
+        """Raises a StoreError, since there is no file."""
+        advice = "Read it with column[...] or column.blocks(), or copy the store to a disk."
+        raise StoreError(self.extent.path, "lie on this machine to be mapped", "an object in a bucket", advice)
+
+    def fetch(self, start: int, stop: int) -> Any:
+        """The bytes from one of the values up to another; a buffer that cannot be written."""
+        try:
+            return self._object.fetch(self.extent.start + start, stop - start)
         except StoreError:
             raise
         except (OSError, ValueError) as error:
@@ -235,28 +255,15 @@ class Values:
         return [(partial(self._fill_remotely, group), nbytes) for group, nbytes in joined(wanted)]
 
     def _fill_remotely(self, places: Sequence[tuple[Any, int]]) -> None:
-        assert isinstance(self._file, RemoteFile)
         try:
-            self._file.fill_many(places)
+            self._object.fill_many(places)
         except StoreError:
             raise
         except (OSError, ValueError) as error:
             raise unreadable(self.extent.path, error) from error
 
     def _fill(self, data: Any, position: int) -> None:
-        """Fill a buffer of bytes from a position of the file on."""
-        if isinstance(self._file, RemoteFile):
-            run(self.requests([(data, position - self.extent.start)]))
-            return
-        try:
-            count = os.preadv(self._file.descriptor, [data], position)
-            while count < len(data):  # at the end of the file, or since no call reads more than 2 GiB
-                more = os.preadv(self._file.descriptor, [memoryview(data)[count:]], position + count)
-                if not more:
-                    raise ValueError("a file that was cut short")
-                count += more
-        except (OSError, ValueError) as error:
-            raise unreadable(self.extent.path, error) from error
+        run(self.requests([(data, position - self.extent.start)]))
 
 
 class _File:
@@ -274,6 +281,10 @@ class _File:
     def __del__(self) -> None:
         if self.descriptor >= 0:
             self._close(self.descriptor)
+
+
+def _values(extent: Extent, file: _File | RemoteFile) -> Values:
+    return Values(extent, file) if isinstance(file, _File) else RemoteValues(extent, file)
 
 
 def _open(path: str) -> _File | RemoteFile:

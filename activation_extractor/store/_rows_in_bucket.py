@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import islice, tee
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from activation_extractor._format._fields import Field
-from activation_extractor._format._reader import Reader
+from activation_extractor._format._reader import Reader, RemoteValues
 from activation_extractor._format._unit_table import UnitTable
 from activation_extractor._requests import AHEAD_BYTES, REQUEST_BYTES, ahead, concurrently, run
 from activation_extractor.store._rows_on_disk import OFFSETS_AT_ONCE, TENSOR_BYTES, Parts, Rows, bounds
@@ -170,11 +170,14 @@ class RemoteParts(Parts):
                 before, start = before + stop - start, stop
 
     def _fetch(self, number: int, start: int, stop: int) -> Any:
-        return self._values(number).fetch(start, stop)
+        return self._remote_values(number).fetch(start, stop)
+
+    def _remote_values(self, number: int) -> RemoteValues:
+        return cast("RemoteValues", self._values(number))
 
     def read_many(self, wanted: Mapping[int, Sequence[tuple[Any, int]]]) -> None:
         """Fill buffers, by the number of a part, each from a byte of its values on."""
-        found = concurrently(self._values, list(wanted))
+        found = concurrently(self._remote_values, list(wanted))
         run([one for values, places in zip(found, wanted.values(), strict=True) for one in values.requests(places)])
 
 
