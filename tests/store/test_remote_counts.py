@@ -6,9 +6,8 @@ import time
 
 import pytest
 import torch
-from s3_server import serving
 
-from activation_extractor import SafetensorsSink, _storage, extract, open_store
+from activation_extractor import SafetensorsSink, extract, open_store
 from activation_extractor._format._stored_rows import Ragged
 from activation_extractor.sinks import Step
 from activation_extractor.store import verify_store
@@ -17,18 +16,6 @@ pytest.importorskip("obstore", reason="the extra 'remote' is not installed")
 
 SHARDS = 64
 URL = "s3://bucket/store"
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    with serving() as (bucket, url):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        for name, value in (("ALLOW_HTTP", "true"), ("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "y")):
-            monkeypatch.setenv(f"AWS_{name}", value)
-        monkeypatch.setenv("AWS_REGION", "us-east-1")
-        _storage._opened.cache_clear()
-        yield bucket
-        _storage._opened.cache_clear()
 
 
 @pytest.fixture

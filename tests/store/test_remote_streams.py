@@ -7,9 +7,8 @@ import time
 
 import pytest
 import torch
-from s3_server import serving
 
-from activation_extractor import SafetensorsSink, _requests, _storage, open_store
+from activation_extractor import SafetensorsSink, _requests, open_store
 from activation_extractor.errors import StoreError
 from activation_extractor.sinks import Ragged, Step
 
@@ -18,18 +17,6 @@ pytest.importorskip("obstore", reason="the extra 'remote' is not installed")
 MIB = 1 << 20
 URL = "s3://bucket/store"
 DENSE, RAGGED, SHORT = ("a", "mean"), ("b", "full"), ("c", "mean")
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    with serving() as (bucket, url):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        for name, value in (("ALLOW_HTTP", "true"), ("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "y")):
-            monkeypatch.setenv(f"AWS_{name}", value)
-        monkeypatch.setenv("AWS_REGION", "us-east-1")
-        _storage._opened.cache_clear()
-        yield bucket
-        _storage._opened.cache_clear()
 
 
 def stored(tmp_path, bucket, units=3, rows=40, width=64, lengths=(0, 7)):

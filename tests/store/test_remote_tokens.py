@@ -8,11 +8,10 @@ from itertools import islice
 
 import pytest
 import torch
-from s3_server import serving
 from token_stores import IDS, KEY, LENGTHS, MEAN, OTHER, numbers, token_store
 from torch.utils.data import DataLoader
 
-from activation_extractor import _storage, open_store
+from activation_extractor import open_store
 from activation_extractor.errors import StoreError
 
 pytest.importorskip("obstore", reason="the extra 'remote' is not installed")
@@ -21,18 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:User
 URL = "s3://bucket/store"
 COUNT = sum(LENGTHS)
 SMALL = {"batch_size": 4, "buffer_bytes": 1200, "block_bytes": 24}
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    with serving() as (bucket, url):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        for name, value in (("ALLOW_HTTP", "true"), ("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "y")):
-            monkeypatch.setenv(f"AWS_{name}", value)
-        monkeypatch.setenv("AWS_REGION", "us-east-1")
-        _storage._opened.cache_clear()
-        yield bucket
-        _storage._opened.cache_clear()
 
 
 def stored(folder, bucket, lengths=LENGTHS, **options):
