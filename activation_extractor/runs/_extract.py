@@ -115,7 +115,8 @@ def extract(
             (keyword arguments), a tuple or list (positional arguments) or a tensor. Tensors are moved to the model's
             device. A whole data set in one tensor is cut first: ``x.split(32)``.
         layers: any selection that `capture` takes.
-        out: a new or empty folder, or the store of an earlier call with the same arguments.
+        out: a new or empty folder, or the store of an earlier call with the same arguments; or a place in a bucket,
+            ``s3://bucket/name``, also with gs, az or memory.
         reduce: what to keep of an activation, as for `capture`.
         ids: the field of the batches that holds the row ids, its key in a mapping or its position in a tuple; or a
             callable that takes a batch and returns them. Without it rows are numbered. Fields that are named here and
@@ -146,7 +147,7 @@ def extract(
         dtype: store floating point numbers of activations as ``torch.float16``, ``torch.bfloat16`` or
             ``torch.float32``; None stores them as they were computed. See `StoreSink`.
         queue_bytes: how many bytes units may hold, those that wait to be written and the current one; the model waits
-            while there are more.
+            while there are more. As many again may be on their way to a bucket, up to eight units at a time.
         resume: resume the store in the folder, if there is one; with False the folder must be new or empty. ``"full"``
             compares all of the data, see above.
         share: which part of the run this process does, where others do the rest, each with the same call: ``(rank,

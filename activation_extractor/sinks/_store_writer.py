@@ -39,6 +39,7 @@ from activation_extractor.sinks._schema import Schema
 from activation_extractor.sinks._step import Step
 from activation_extractor.sinks._transfer import Transfer
 from activation_extractor.sinks._units import Unit
+from activation_extractor.sinks._uploads import Uploads
 
 _WRITER = "writer"  # in the manifest of a store in a bucket that no other writer shares
 QUEUE_BYTES = 128 * 2**20
@@ -77,6 +78,7 @@ class StoreWriter:
         self._has_folders = False
         self._published: Manifest | None = None
         self._background = Background(queue_bytes)
+        self._uploads = Uploads(queue_bytes) if isinstance(folder, RemotePath) else None
         self._held_back: list[tuple[Callable[[], None], int]] | None = None
 
     def new_unit(self) -> Unit:
@@ -222,6 +224,7 @@ class StoreWriter:
     def finish(self) -> None:
         """Wait until everything is written; raises a StoreError where a unit could not be."""
         self._background.finish()
+        self._end_uploads()
         self.journal.close()
 
     def _make_manifest(self, schema: Schema) -> Manifest:
@@ -244,15 +247,29 @@ class StoreWriter:
         """Write a unit; the writer's thread does this."""
         if self._published is None:
             self._published = self._publish(manifest)
-        written = write_shard(self.folder, self.codec, name, unit.entries(order), metadata, is_same)
-        if written is not None:
+        store = partial(self._store, name, unit.entries(order), metadata, is_same, data)
+        if self._uploads is None:
+            store()
+        else:
+            self._uploads.put(store, unit.held_bytes)
+
+    def _store(
+        self, name: str, entries: Entries, metadata: Mapping[str, str], is_same: IsSame, data: str | None
+    ) -> None:
+        written = write_shard(self.folder, self.codec, name, entries, metadata, is_same)
+        if written is not None and self._published is not None:
             shard, nbytes = written
             self.journal.add(replace(shard.record(nbytes, self._published.entries), data=data))
 
     def _do(self, job: Callable[[], object]) -> None:
         """Do something that may ask what the journal says of the units so far."""
+        self._end_uploads()
         self.journal.close()
         job()
+
+    def _end_uploads(self) -> None:
+        if self._uploads is not None:
+            self._uploads.finish()
 
     def _publish(self, manifest: Manifest) -> Manifest:
         """Write the manifest; returns the one in the folder, which another writer of the run may have written."""

@@ -205,7 +205,7 @@ def test_lost_answers_conflicts_and_busy_servers_change_nothing(bucket, tmp_path
 def test_the_journal_has_shards_whose_answers_were_lost(bucket):
     bucket.before = lambda method, key: lose(bucket, method, key, "00000001.safetensors")
     extracted(URL)
-    assert [*read_records(_storage.located(URL))] == ["00000000", "00000001", "00000002"]
+    assert sorted(read_records(_storage.located(URL))) == ["00000000", "00000001", "00000002"]
 
 
 def test_a_manifest_whose_answer_was_lost_is_the_writers_own(bucket):
