@@ -64,7 +64,7 @@ class Run(Sink):
     ) -> None:
         self.folder, self._codec, self._fingerprint = folder, codec, fingerprint
         self._model, self.items, self._may_grow = model, items, may_grow
-        self.writer = StoreWriter(folder, codec, queue_bytes=queue_bytes, shares_store=resume)
+        self.writer = StoreWriter(folder, codec, queue_bytes=queue_bytes, shares_store=resume, may_leave_gaps=True)
         self._has_store = may_resume(folder, resume=resume)
         self.units: RunUnits | None = None
         self._waiting: list[Arrived] = []  # batches that came before their size was known

@@ -43,8 +43,7 @@ class StoreSink(Sink):
         unit_bytes: from how many bytes on a unit is written; also from 4,096 rows on.
         rows_per_unit: write a unit from this many rows on instead.
         queue_bytes: how many bytes units may hold, those that wait to be written and the current one. The next step
-            waits while there are more, but for one unit that is written while the next one is gathered. As many again
-            may be on their way to a bucket, up to eight units at a time.
+            waits while there are more, but for one unit that is written while the next one is gathered.
         append: add to the store in the folder, if it is of the same model, layers and reducers.
         dtype: store floating point numbers of activations as ``torch.float16``, ``torch.bfloat16`` or
             ``torch.float32``, rounded on their device; None stores them as they were computed. A finite value that

@@ -52,14 +52,17 @@ class StoreWriter:
     """Writes one run into one store.
 
     `rows` and `nbytes` count what was added. Units, finished ones and the current one, hold up to `queue_bytes`. With
-    `shares_store` other writers of the same run may be at work in the folder.
+    `shares_store` other writers of the same run may be at work in the folder. Units appear one after the other, unless
+    a run that ends early `may_leave_gaps`: then several are on their way to a bucket at a time.
 
     Attributes:
         unit_size: the member of the manifest that says how large all units are; set it before the first `commit`.
         journal: what it says of the shards that it has written.
     """
 
-    def __init__(self, folder: Path, codec: Codec, *, queue_bytes: int, shares_store: bool) -> None:
+    def __init__(
+        self, folder: Path, codec: Codec, *, queue_bytes: int, shares_store: bool, may_leave_gaps: bool = False
+    ) -> None:
         self.folder, self.codec = folder, codec
         codec.check_place(folder)
         # No other writer has this name, and names sort by the time at which writing began.
@@ -78,7 +81,7 @@ class StoreWriter:
         self._has_folders = False
         self._published: Manifest | None = None
         self._background = Background(queue_bytes)
-        self._uploads = Uploads(queue_bytes) if isinstance(folder, RemotePath) else None
+        self._uploads = Uploads(queue_bytes) if may_leave_gaps and isinstance(folder, RemotePath) else None
         self._held_back: list[tuple[Callable[[], None], int]] | None = None
 
     def new_unit(self) -> Unit:
