@@ -67,8 +67,8 @@ class UnitChoice:
         if is_of_batches:
             metadata, order = {BATCHES: str(len(unit.places)), INPUTS: unit.inputs}, None
         name, is_same = unit_name(unit.number), partial(unit.is_same, self._stored)
+        self.overtaken += self.is_shared and self._stored.has(unit.number)  # before it is written here
         self._writer.commit(unit.gathered, name, metadata, order, is_same, unit.told.to_text())
-        self.overtaken += self.is_shared and self._stored.has(unit.number)
         self.committed.add(unit.number)
         self._unseen.append(unit.number)
         while self.is_shared and len(self._unseen) > _MOST_UNSEEN and not self._writer.hold_back:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from activation_extractor import open_store, plan_units, write_unit
 from activation_extractor.errors import ArgumentError, ArgumentTypeError, OtherRunError, StoreError
+from activation_extractor.sinks._store_writer import StoreWriter
 
 
 def write(out, unit, batches=None, model=None, **options):
@@ -48,6 +49,17 @@ def test_a_task_that_runs_again_computes_nothing(tmp_path):
     calls()
     first, again = write(tmp_path, unit), write(tmp_path, unit)
     assert (calls(), first.is_new, again) == (2, True, dataclasses.replace(first, is_new=False))
+
+
+def test_a_unit_that_is_on_the_disk_at_once_is_new_too(tmp_path, monkeypatch):
+    def commit(writer, *args):
+        real(writer, *args)
+        writer.finish()
+
+    real = StoreWriter.commit
+    monkeypatch.setattr(StoreWriter, "commit", commit)
+    unit = plan_units(batches_of("loader"), rows_per_unit=8, ids="id")[3]
+    assert write(tmp_path, unit).is_new
 
 
 def test_a_task_that_runs_twice_at_once_does_no_harm(tmp_path):
