@@ -112,11 +112,14 @@ def test_a_busy_server_is_asked_again_and_given_up_at_last(served):
 
 
 @pytest.mark.parametrize("data", [b"ab", bytes(20 << 20)], ids=["a small object", "a large object"])
-def test_an_upload_that_breaks_off_stores_nothing_and_is_sent_again(served, data):
+def test_an_upload_that_breaks_off_stores_nothing_and_may_be_sent_again(served, data):
     bucket, store = served
     seen = []
     bucket.broken_uploads, bucket.before = 1, lambda method, key: seen.append(list(bucket.objects))
-    create(store, "a", data)
+    try:
+        create(store, "a", data)
+    except GenericError:  # obstore sends it again itself, unless it was in the middle of writing to the connection
+        create(store, "a", data)
     assert (bucket.objects["a"] == data, seen) == (True, [[], []])
     bucket.broken_uploads = 3
     with pytest.raises(GenericError):
